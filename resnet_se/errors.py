@@ -1,0 +1,27 @@
+"""What a user's mistake raises, and how a wrong name finds its nearest valid one.
+
+Everything that a person can get wrong (a key, a value, a file) raises `UserError`.  The
+commands print its message without a traceback and exit with status 2; any other exception
+is a bug or a fault of the machine and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class UserError(ValueError):
+    """A mistake in the configuration, the data or the command line.
+
+    The message names the argument, what was expected, what came, and what to do.
+    """
+
+
+def nearest(name: str, choices: Iterable[str]) -> str:
+    """A hint to append to an error: the closest of `choices`, else all of them."""
+    choices = sorted(choices)
+    close = get_close_matches(name, choices, n=1, cutoff=0.5)
+    if close:
+        return f"did you mean {close[0]!r}?"
+    return f"valid choices: {', '.join(choices) or '(none)'}"
