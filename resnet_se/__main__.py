@@ -1,0 +1,36 @@
+"""The console script: `resnet-se train …` is `python -m resnet_se.train …`."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+
+from resnet_se.errors import nearest
+
+COMMANDS = {
+    "train": "train, test once, write the run directory",
+    "evaluate": "test a run's checkpoint again, with any TTA",
+    "models": "the presets' parameters, MMAC and layers",
+}
+
+
+def main() -> None:
+    """Hands the rest of the command line to the command's own `main`."""
+    command = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    if command in ("-h", "--help"):
+        width = max(map(len, COMMANDS))
+        print("usage: resnet-se COMMAND [arguments]\n")
+        for name, what in COMMANDS.items():
+            print(f"  {name:<{width}}  {what}")
+        return
+    if command not in COMMANDS:
+        hint = nearest(command, COMMANDS)
+        print(f"error: unknown command {command!r}; {hint}", file=sys.stderr)
+        sys.exit(2)
+    # Hydra and argparse read what is left, as after `python -m`.
+    sys.argv = [f"resnet-se {command}", *sys.argv[2:]]
+    import_module(f"resnet_se.{command}").main()
+
+
+if __name__ == "__main__":
+    main()

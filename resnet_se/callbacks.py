@@ -1,0 +1,129 @@
+"""Callbacks: the run's own record of its epochs, and progress where there is no terminal."""
+
+from __future__ import annotations
+
+import csv
+import io
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import ProgressBar, RichProgressBar
+
+from resnet_se.results import atomic_file
+
+
+class History(L.Callback):
+    """One row an epoch in `metrics.csv`, and the time that training took.
+
+    The rows and times are part of every checkpoint, so that a resumed run's file reads as
+    if it had never stopped, whichever logger is used.  Seconds are wall-clock; those
+    without validation give the throughput.
+
+    Args:
+        path: the CSV file; columns `epoch, step, seconds` and the logged metrics.
+    """
+
+    def __init__(self, path: str):
+        self.path = Path(path)
+        self.rows: list[dict[str, float]] = []
+        self.seconds = 0.0
+        self.train_seconds = 0.0
+        self.images = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "rows": self.rows,
+            "seconds": self.seconds,
+            "train_seconds": self.train_seconds,
+            "images": self.images,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+
+    @property
+    def images_per_second(self) -> float | None:
+        """Training throughput, validation and start-up left out."""
+        return self.images / self.train_seconds if self.train_seconds else None
+
+    def on_train_epoch_start(self, trainer: L.Trainer, *_: Any) -> None:
+        self._start = time.perf_counter()
+        self._validating = 0.0
+        self._validated = False
+
+    def on_validation_start(self, trainer: L.Trainer, *_: Any) -> None:
+        self._validation_start = time.perf_counter()
+
+    def on_validation_end(self, trainer: L.Trainer, *_: Any) -> None:
+        if trainer.training and not trainer.sanity_checking:
+            self._validating += time.perf_counter() - self._validation_start
+            self._validated = True
+
+    def on_train_epoch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        took = time.perf_counter() - self._start
+        self.seconds += took
+        self.train_seconds += took - self._validating
+        batches = trainer.num_training_batches * trainer.world_size
+        self.images += batches * trainer.datamodule.batch_size
+        metrics = {
+            name: float(value)
+            for name, value in trainer.callback_metrics.items()
+            if self._validated or not name.startswith("val/")
+        }
+        row = {
+            "epoch": trainer.current_epoch,
+            "step": trainer.global_step,
+            "seconds": round(self.seconds, 3),
+        }
+        self.rows.append({**row, **metrics})
+        if trainer.is_global_zero:
+            self._write()
+
+    def _write(self) -> None:
+        columns = list(dict.fromkeys(key for row in self.rows for key in row))
+        text = io.StringIO()
+        writer = csv.DictWriter(text, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.rows)
+        with atomic_file(self.path) as file:
+            file.write(text.getvalue().encode())
+
+
+def progress() -> ProgressBar:
+    """A live bar with metrics on a terminal, plain lines elsewhere (files, CI, pipes)."""
+    return RichProgressBar() if sys.stdout.isatty() else PlainProgress()
+
+
+class PlainProgress(ProgressBar):
+    """One line an epoch, and one every half minute within a long epoch."""
+
+    EVERY_SECONDS = 30.0
+
+    def on_train_epoch_start(self, trainer: L.Trainer, *_: Any) -> None:
+        self._start = self._last = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, index: int
+    ) -> None:
+        now = time.perf_counter()
+        if now - self._last > self.EVERY_SECONDS:
+            self._last = now
+            self._say(trainer, f"step {index + 1}/{trainer.num_training_batches}")
+
+    def on_train_epoch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        metrics = "  ".join(
+            f"{name} {float(value):.4g}"
+            for name, value in sorted(trainer.callback_metrics.items())
+        )
+        self._say(trainer, f"{metrics}  {time.perf_counter() - self._start:.1f} s")
+
+    def _say(self, trainer: L.Trainer, text: str) -> None:
+        if trainer.is_global_zero:
+            epoch = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
+            print(f"{epoch}  {text}", flush=True)
+
+    def disable(self) -> None:
+        """Lightning's bars must offer it; ranks other than zero stay silent anyway."""

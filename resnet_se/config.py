@@ -1,0 +1,234 @@
+"""The configuration: where it lies, how it is checked, and the run directory it names.
+
+Hydra composes `conf/`; this module adds what it leaves open: every key is checked against
+the signature it is meant for, an unknown name gets its nearest valid one, and a mistake
+prints one clear message instead of a traceback.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import (
+    ConfigCompositionException,
+    HydraException,
+    InstantiationException,
+    MissingConfigException,
+)
+from hydra.utils import get_object
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from resnet_se.errors import UserError, nearest
+
+_PACKAGE = Path(__file__).resolve().parent
+CONF = next(
+    folder
+    for folder in (_PACKAGE / "conf", _PACKAGE.parent / "conf")  # wheel, checkout
+    if folder.is_dir()
+)
+
+# What names the run, or says where and how to watch it, but cannot change its result.
+NOT_HASHED = (
+    "seed",  # stands in the directory's name
+    "tags",
+    "runs_dir",
+    "run_dir",
+    "logger",
+    "data.num_workers",
+    "data.source.root",  # the data's own identity is hashed instead
+    "data.source.download",
+    "trainer.accelerator",
+    "trainer.devices",
+    "trainer.default_root_dir",
+    "callbacks.progress",
+    "callbacks.history.path",
+    "callbacks.checkpoint.dirpath",
+)
+HYDRA_KEYS = {"_target_", "_partial_", "_convert_", "_recursive_", "_args_"}
+
+
+# --- resolvers ---------------------------------------------------
+
+
+def _epochs(value: float, *, _root_: DictConfig) -> float:
+    """`${epochs:N}`: N of the paper's epochs under the chosen budget."""
+    return round(float(value) * _root_.budget.scale, 4)
+
+
+def _whole_epochs(value: float, *, _root_: DictConfig) -> int:
+    """`${whole_epochs:N}`: the same as an integer of at least 1."""
+    return max(1, round(float(value) * _root_.budget.scale))
+
+
+OmegaConf.register_new_resolver("epochs", _epochs, replace=True)
+OmegaConf.register_new_resolver("whole_epochs", _whole_epochs, replace=True)
+
+
+# --- checks ------------------------------------------------------
+
+
+def check_config(cfg: DictConfig) -> None:
+    """Every key of a composed configuration has a reader.
+
+    Raises:
+        UserError: a key that is none of the top level's, or not an argument of the
+            `_target_` beside it, or an entry of a group of targets that has none.
+    """
+    primary = OmegaConf.load(CONF / "train.yaml")
+    groups = {
+        key
+        for entry in primary.pop("defaults")
+        if isinstance(entry, DictConfig)
+        for key in entry
+        if not key.startswith("override")
+    }
+    known = (set(primary) | groups) - {"hydra", "experiment", "debug"}
+    for key in cfg:
+        if key not in known:
+            raise UserError(f"unknown key {key!r}; {nearest(str(key), known)}")
+    for key in ("callbacks", "logger"):
+        names = set(OmegaConf.load(CONF / "callbacks/default.yaml"))
+        for name, node in (cfg[key] or {}).items():
+            if node is not None and "_target_" not in node:
+                raise UserError(
+                    f"{key}.{name}: no _target_ there; {nearest(str(name), names)}"
+                )
+    budget = {"scale", "limit_batches"}
+    for name in cfg.budget:
+        if name not in budget:
+            raise UserError(f"budget.{name}: unknown; {nearest(str(name), budget)}")
+    if isinstance(cfg.seed, bool) or not isinstance(cfg.seed, int) or cfg.seed < 0:
+        raise UserError(f"seed: expected an integer >= 0, got {cfg.seed!r}")
+    for path, node in _targets(cfg, ""):
+        _check_arguments(path, node)
+
+
+def _targets(node: Any, path: str) -> Iterator[tuple[str, DictConfig]]:
+    """All mappings with a `_target_`, depth first, and their dotted paths."""
+    if isinstance(node, DictConfig) and not node._is_none():
+        if "_target_" in node:
+            yield path, node
+        for key in node:
+            if not OmegaConf.is_missing(node, key):
+                yield from _targets(node[key], f"{path}.{key}".lstrip("."))
+    elif isinstance(node, ListConfig) and not node._is_none():
+        for i, item in enumerate(node):
+            yield from _targets(item, f"{path}[{i}]")
+
+
+def _check_arguments(path: str, node: DictConfig) -> None:
+    try:
+        target = get_object(node["_target_"])
+    except Exception as error:
+        raise UserError(f"{path}._target_: {node['_target_']!r}: {error}") from None
+    known = inspect.signature(target).parameters
+    if any(p.kind is p.VAR_KEYWORD for p in known.values()):
+        return  # what it passes on to checks them
+    for key in node:
+        if key not in known and key not in HYDRA_KEYS:
+            raise UserError(
+                f"{path}.{key}: {node['_target_']} has no such argument; "
+                f"{nearest(str(key), known)}"
+            )
+
+
+# --- the run directory -------------------------------------------
+
+
+def config_hash(cfg: DictConfig, data_key: str) -> str:
+    """Eight hex digits of what determines a run's result, its seed left out.
+
+    Args:
+        cfg: the composed configuration.
+        data_key: the identity of the data (`ImageDataModule.locate`).
+    """
+    cfg = OmegaConf.create(OmegaConf.to_container(cfg))
+    cfg.run_dir = ""  # set later; what refers to it must not change with it
+    plain = OmegaConf.to_container(cfg, resolve=True)
+    for dotted in NOT_HASHED:
+        *parents, last = dotted.split(".")
+        node = plain
+        for parent in parents:
+            node = node.get(parent) or {}
+        node.pop(last, None)
+    text = json.dumps([plain, data_key], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def experiment_name() -> str:
+    """The experiment that was chosen on the command line, or `custom`."""
+    return HydraConfig.get().runtime.choices.get("experiment") or "custom"
+
+
+# --- running -----------------------------------------------------
+
+
+def run(task: Callable[[DictConfig], Any], config_name: str) -> None:
+    """Runs `task` under Hydra; a user's mistake is one message and exit status 2."""
+    show_all = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises, the lines below print
+    try:
+        hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(
+            task
+        )()
+    except (UserError, HydraException, OmegaConfBaseException) as error:
+        if show_all:
+            raise
+        print(f"error: {explain(error, config_name)}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+def explain(error: BaseException, config_name: str = "train") -> str:
+    """What went wrong, in the user's terms, with the nearest valid name."""
+    if isinstance(error, InstantiationException):
+        key = re.search(r"full_key: (\S+)", str(error))
+        cause = error.__cause__ or error
+        if isinstance(cause, UserError):
+            return str(cause)
+        return f"{key[1] if key else 'config'}: {cause}"
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        group, _, name = error.missing_cfg_file.rpartition("/")
+        choices = [option for option in error.options or [] if option]
+        return f"{group}={name}: no such choice; {nearest(name, choices)}"
+    override = re.search(r"Could not override '([^']+)'", str(error))
+    if isinstance(error, ConfigCompositionException) and override:
+        return _explain_key(override[1], config_name)
+    return str(error)
+
+
+def _explain_key(dotted: str, config_name: str) -> str:
+    """Where a dotted key of the command line leaves the configuration."""
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        node = hydra.compose(config_name)
+    path: list[str] = []
+    for part in dotted.split("."):
+        if not isinstance(node, DictConfig) or node._is_none():
+            break
+        if part not in node:
+            where = ".".join([*path, part])
+            choices = {str(key) for key in node} - HYDRA_KEYS
+            if target := node.get("_target_"):
+                known = inspect.signature(get_object(target)).parameters
+                if part in known:
+                    return f"{dotted} is not set in conf/: write +{dotted}=… to add it"
+                choices |= set(known)
+            elif not path:
+                choices |= {folder.name for folder in CONF.iterdir() if folder.is_dir()}
+            return f"unknown key {where!r}; {nearest(part, choices)}"
+        path.append(part)
+        node = node[part]
+    return f"{dotted}: not in this configuration; write +{dotted}=… to add it"

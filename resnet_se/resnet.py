@@ -1,0 +1,241 @@
+"""Residual networks with Squeeze-and-Excitation for small images.
+
+* Residual network, 3×3 basic blocks, CIFAR stem: He et al. 2016, arXiv 1512.03385 (§4.2)
+* Squeeze-and-Excitation and its positions: Hu et al. 2018, arXiv 1709.01507 (§3, §6.5)
+
+One class, `ResNet`, is the whole family; the presets are `conf/model/*.yaml`.  The paper
+reproduced here counts as Keras does: every convolution and both SE layers have a bias, and
+the BatchNorm statistics are its "non-trainable parameters" (see `parameter_counts`).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from resnet_se.errors import UserError, nearest
+
+SE_POSITIONS = ("standard", "pre", "post", "identity")
+
+
+class SqueezeExcite(nn.Module):
+    """Rescales each channel by a gate computed from all of them (Hu et al. 2018, §3).
+
+    z = mean over H, W of x;  x ← x · σ(W₂ relu(W₁ z)), W₁: C → C/reduction, W₂: back.
+    """
+
+    def __init__(self, channels: int, reduction: int):
+        super().__init__()
+        if not 1 <= reduction <= channels:
+            raise UserError(
+                f"reduction: expected 1..{channels} (the width of the block it stands "
+                f"in), got {reduction}"
+            )
+        self.squeeze = nn.Linear(channels, channels // reduction)
+        self.excite = nn.Linear(channels // reduction, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) → (B, C, H, W)."""
+        z = x.mean(dim=(2, 3))  # (B, C)
+        gate = self.excite(F.relu(self.squeeze(z))).sigmoid()  # (B, C)
+        return x * gate[:, :, None, None]
+
+
+class BasicBlock(nn.Module):
+    """relu(shortcut(x) + branch(x)), the branch two 3×3 convolutions with BatchNorm.
+
+    The SE block stands where Hu et al. 2018, Figure 5 puts it: on the branch's output
+    (`standard`), on the branch's input (`pre`), on the block's output after the ReLU
+    (`post`) or on the shortcut (`identity`).
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        channels: int,
+        *,
+        stride: int,
+        reduction: int | None,
+        se_position: str,
+        bias: bool,
+        bn: dict[str, float],
+    ):
+        super().__init__()
+
+        def se(at: str, width: int) -> nn.Module:
+            here = reduction is not None and se_position == at
+            return SqueezeExcite(width, reduction) if here else nn.Identity()
+
+        def conv_bn(c_in: int, kernel: int, stride: int) -> list[nn.Module]:
+            conv = nn.Conv2d(
+                c_in, channels, kernel, stride, padding=kernel // 2, bias=bias
+            )
+            return [conv, nn.BatchNorm2d(channels, **bn)]
+
+        self.branch = nn.Sequential(
+            se("pre", in_channels),
+            *conv_bn(in_channels, 3, stride),
+            nn.ReLU(inplace=True),
+            *conv_bn(channels, 3, 1),
+            se("standard", channels),
+        )
+        same_shape = stride == 1 and in_channels == channels
+        self.shortcut = nn.Sequential(
+            *([] if same_shape else conv_bn(in_channels, 1, stride)),
+            se("identity", channels),
+        )
+        self.after = se("post", channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C_in, H, W) → (B, C, ⌈H/stride⌉, ⌈W/stride⌉)."""
+        return self.after(F.relu(self.shortcut(x) + self.branch(x)))
+
+
+class ResNet(nn.Module):
+    """Stem, stages of basic blocks, global average pooling, dropout, one linear layer.
+
+    Args:
+        depths: blocks in each stage.
+        widths: channels of each stage; the stem has `widths[0]`.
+        strides: stride of each stage's first block.
+        reduction: SE reduction ratio r of every block, or None for no SE.
+        se_position: one of `SE_POSITIONS`.
+        conv_bias: biases on all convolutions (the paper has them; He et al. do not).
+        bn_momentum: weight of the new batch in BatchNorm's running statistics, PyTorch's
+            convention, in (0, 1]; Keras's default 0.99 is 0.01 here.
+        bn_eps: added to the variance; Keras's default is 1e-3.
+        dropout: probability of dropping a feature before the last layer, in [0, 1).
+        num_classes: K, the number of logits.
+        in_channels: channels of the input.
+
+    Raises:
+        UserError: an argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        depths: Sequence[int],
+        widths: Sequence[int],
+        strides: Sequence[int],
+        reduction: int | None = 16,
+        se_position: str = "standard",
+        conv_bias: bool = True,
+        bn_momentum: float = 0.1,
+        bn_eps: float = 1e-5,
+        dropout: float = 0.0,
+        num_classes: int = 10,
+        in_channels: int = 3,
+    ):
+        super().__init__()
+        lengths = (len(depths), len(widths), len(strides))
+        if len(set(lengths)) != 1 or lengths[0] == 0:
+            raise UserError(
+                "depths, widths, strides: expected one entry each per stage, got "
+                f"{lengths[0]}, {lengths[1]} and {lengths[2]}"
+            )
+        sizes = {"depths": depths, "widths": widths, "strides": strides}
+        for name, values in sizes.items():
+            if min(values) < 1:
+                raise UserError(f"{name}: expected positive integers, got {values}")
+        if reduction is not None and not 1 <= reduction <= min(widths):
+            raise UserError(
+                f"reduction: expected 1..{min(widths)} (the narrowest width) or null, "
+                f"got {reduction}"
+            )
+        if se_position not in SE_POSITIONS:
+            hint = nearest(str(se_position), SE_POSITIONS)
+            raise UserError(f"se_position: unknown {se_position!r}; {hint}")
+        if not 0 < bn_momentum <= 1:
+            raise UserError(f"bn_momentum: expected 0 < m <= 1, got {bn_momentum}")
+        if bn_eps <= 0:
+            raise UserError(f"bn_eps: expected a positive number, got {bn_eps}")
+        if not 0 <= dropout < 1:
+            raise UserError(f"dropout: expected 0 <= p < 1, got {dropout}")
+        if num_classes < 2:
+            raise UserError(f"num_classes: expected at least 2, got {num_classes}")
+
+        bn = {"momentum": bn_momentum, "eps": bn_eps}
+        self.num_layers = 1 + 2 * sum(depths) + 1  # stem, two a block, head
+        self.stem = nn.Sequential(
+            nn.Conv2d(in_channels, widths[0], 3, padding=1, bias=conv_bias),
+            nn.BatchNorm2d(widths[0], **bn),
+            nn.ReLU(inplace=True),
+        )
+        blocks: list[BasicBlock] = []
+        c_in = widths[0]
+        for depth, width, stride in zip(depths, widths, strides, strict=True):
+            for i in range(depth):
+                blocks.append(
+                    BasicBlock(
+                        c_in,
+                        width,
+                        stride=stride if i == 0 else 1,
+                        reduction=reduction,
+                        se_position=se_position,
+                        bias=conv_bias,
+                        bn=bn,
+                    )
+                )
+                c_in = width
+        self.blocks = nn.Sequential(*blocks)
+        self.dropout = nn.Dropout(dropout)
+        self.head = nn.Linear(c_in, num_classes)
+        self.apply(_init_weights)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalised images (B, 3, H, W) → logits (B, K)."""
+        x = self.stem(x)
+        x = self.blocks(x)
+        x = x.mean(dim=(2, 3))  # (B, C)
+        return self.head(self.dropout(x))  # (B, K)
+
+
+def _init_weights(module: nn.Module) -> None:
+    """He normal for convolutions (He et al. 2015, arXiv 1502.01852), zero biases."""
+    if isinstance(module, nn.Conv2d):
+        nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+def parameter_counts(net: nn.Module) -> dict[str, int]:
+    """Parameters as Keras counts them: {trainable, non_trainable, total}.
+
+    The non-trainable ones are BatchNorm's running means and variances; the integer
+    counter that PyTorch keeps beside them is none.
+    """
+    trainable = sum(p.numel() for p in net.parameters() if p.requires_grad)
+    frozen = sum(p.numel() for p in net.parameters() if not p.requires_grad)
+    buffers = sum(b.numel() for b in net.buffers() if b.is_floating_point())
+    non_trainable = frozen + buffers
+    return {
+        "trainable": trainable,
+        "non_trainable": non_trainable,
+        "total": trainable + non_trainable,
+    }
+
+
+@torch.no_grad()
+def forward_macs(net: nn.Module, size: int = 32, in_channels: int = 3) -> int:
+    """Multiply-accumulates of one image's forward pass (convolutions and linear layers).
+
+    Counted from the operators that run, on the `meta` device: nothing is computed.
+    """
+    shadow = copy.deepcopy(net).to("meta").eval()
+    with FlopCounterMode(display=False) as counter:
+        shadow(torch.empty(1, in_channels, size, size, device="meta"))
+    return counter.get_total_flops() // 2  # a multiply and an add are two FLOPs
+
+
+def describe(net: ResNet, size: int = 32) -> dict[str, int]:
+    """What a table or `result.json` says of a network: counts, MACs, weighted layers."""
+    return {
+        **parameter_counts(net),
+        "macs": forward_macs(net, size),
+        "layers": net.num_layers,
+    }

@@ -1,0 +1,162 @@
+"""The record of a run: `result.json`, its schema, and how it is written and read.
+
+A run directory is `runs/<experiment>/seed<k>-<hash of the resolved configuration>`.
+`result.json` needs nothing of this package to be read; whoever changes the meaning of a
+field raises `SCHEMA`.  Its fields:
+
+    schema          this number
+    status          running | finished | failed | interrupted, with `error` where it failed
+    experiment, seed, config_hash, overrides, tags
+    git             commit, dirty (null outside a repository)
+    versions        python and the packages that compute
+    hardware        accelerator, device, cpu, cores, precision
+    data            name, origin, fingerprint, sizes, split_seed, fallback, …
+    model           trainable, non_trainable, total, macs, layers
+    train           epochs, steps, seconds, images_per_second, peak_memory_mb, stopped
+    val             acc, loss (of the best checkpoint)
+    test            acc, acc_tta, loss, ece, per_class, images
+    best_epoch      0-based epoch of the checkpoint that was tested
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+
+from resnet_se.errors import UserError
+
+SCHEMA = 1
+STATUSES = ("running", "finished", "failed", "interrupted")
+VERSIONED = ("torch", "torchvision", "lightning", "hydra-core", "torchmetrics")
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[BinaryIO]:
+    """A binary file that replaces `path` only once it is whole and on disk."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o644)  # mkstemp's files are private
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def write_result(run_dir: Path, result: dict[str, Any]) -> None:
+    """Writes `run_dir/result.json` whole or not at all; NaN and infinities become null."""
+    text = json.dumps(_finite(result), indent=2, allow_nan=False)
+    with atomic_file(run_dir / "result.json") as file:
+        file.write(text.encode() + b"\n")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def read_result(run_dir: Path) -> dict[str, Any] | None:
+    """The run's record, or None where there is none yet.
+
+    Raises:
+        UserError: the file is damaged, or of a schema that this version does not know.
+    """
+    path = run_dir / "result.json"
+    try:
+        result = json.loads(path.read_bytes())
+        schema, status = result["schema"], result["status"]
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path}: not a result ({error!r}); delete it to go on"
+        ) from None
+    if schema != SCHEMA:
+        raise UserError(f"{path}: schema {SCHEMA} expected, got {schema!r}")
+    if status not in STATUSES:
+        raise UserError(f"{path}: status expected in {STATUSES}, got {status!r}")
+    return result
+
+
+def environment() -> dict[str, Any]:
+    """The `git` and `versions` fields of this process."""
+    packages = {name: version(name) for name in VERSIONED}
+    return {
+        "git": git_state(Path(__file__).parent),
+        "versions": {"python": platform.python_version(), **packages},
+    }
+
+
+def git_state(folder: Path) -> dict[str, Any] | None:
+    """The commit that `folder` is tracked at and whether it differs; None without git."""
+
+    def git(*command: str) -> str | None:
+        try:
+            done = subprocess.run(
+                ["git", "-C", str(folder), *command],
+                capture_output=True,
+                text=True,
+                timeout=10,
+            )
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    # An installed package may lie inside somebody else's repository: ask for a file of ours.
+    if not git("ls-files", "--error-unmatch", "__init__.py"):
+        return None
+    return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "-s"))}
+
+
+def hardware(device: torch.device, precision: str) -> dict[str, Any]:
+    """The `hardware` field: what the run computes on."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
+    return {
+        "accelerator": device.type,
+        "device": name,
+        "cpu": _processor(),
+        "cores": len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count(),
+        "precision": str(precision),
+    }
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def peak_memory_mb(device: torch.device) -> float:
+    """Peak memory so far in MB (10⁶ bytes): the card's, else the process's resident set."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e6
+    import resource  # not on Windows
+
+    unit = 1 if platform.system() == "Darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6

@@ -1,0 +1,419 @@
+"""Trains, tests the best checkpoint once, and writes the run directory.
+
+    python -m resnet_se.train experiment=NAME group=choice key=value
+    python -m resnet_se.train -m 'experiment=glob(e*)' seed=0,1,2
+
+Training is idempotent: the same command again skips a finished run, resumes a broken one
+from its `last.ckpt`, and starts otherwise.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+import traceback
+import warnings
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from rich.table import Table
+
+from resnet_se import plots
+from resnet_se.callbacks import History
+from resnet_se.classifier import METRICS, Classifier
+from resnet_se.config import (
+    check_config,
+    config_hash,
+    experiment_name,
+    explain,
+    run,
+)
+from resnet_se.datamodule import ImageDataModule
+from resnet_se.errors import UserError, nearest
+from resnet_se.resnet import describe
+from resnet_se.results import (
+    SCHEMA,
+    atomic_file,
+    environment,
+    hardware,
+    peak_memory_mb,
+    read_result,
+    write_result,
+)
+
+console = Console()
+
+
+# --- building ----------------------------------------------------
+
+
+def build_data(cfg: DictConfig) -> ImageDataModule:
+    """The data module of a configuration; reads nothing yet."""
+    # Partial: Hydra would turn the dataclass into a configuration again.
+    make = instantiate(cfg.data, _partial_=True)
+    return make(augment=instantiate(cfg.augment), seed=cfg.seed)
+
+
+def build_classifier(cfg: DictConfig, num_classes: int) -> Classifier:
+    """Network, optimizer, schedule, mixing and TTA as one module.
+
+    Raises:
+        UserError: `model.num_classes` is set and is not the data's.
+    """
+    asked = cfg.model.get("num_classes", num_classes)
+    if asked != num_classes:
+        raise UserError(
+            f"model.num_classes: the data have {num_classes} classes, got {asked}"
+        )
+    L.seed_everything(cfg.seed, workers=True, verbose=False)
+    return Classifier(
+        net=instantiate(cfg.model, num_classes=num_classes),
+        optimizer=instantiate(cfg.optimizer),
+        scheduler=instantiate(cfg.scheduler),
+        num_classes=num_classes,
+        mixing=instantiate(cfg.mixing),
+        tta=instantiate(cfg.tta) if cfg.tta else None,
+        seed=cfg.seed,
+    )
+
+
+def build_trainer(cfg: DictConfig, precision: str) -> L.Trainer:
+    """Lightning's Trainer with the configured callbacks and loggers.
+
+    Raises:
+        UserError: a callback monitors a metric that is never logged.
+    """
+    callbacks = [instantiate(c) for c in cfg.callbacks.values() if c is not None]
+    for callback in callbacks:
+        monitor = getattr(callback, "monitor", None)
+        if monitor is not None and monitor not in METRICS:
+            raise UserError(
+                f"{type(callback).__name__}.monitor: {monitor!r} is never logged; "
+                f"{nearest(monitor, METRICS)}"
+            )
+    loggers = [instantiate(c) for c in (cfg.logger or {}).values() if c is not None]
+    return instantiate(
+        cfg.trainer, callbacks=callbacks, logger=loggers or False, precision=precision
+    )
+
+
+def choose_precision(cfg: DictConfig, net: torch.nn.Module, size: tuple) -> str:
+    """`trainer.precision`, with `auto` settled.
+
+    A GPU takes bf16-mixed where its hardware has bf16.  On a CPU bf16 wins on some
+    processors and loses on others, so a few training steps of either are timed.
+    """
+    if cfg.trainer.precision != "auto":
+        return cfg.trainer.precision
+    accelerator = cfg.trainer.accelerator
+    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+        return "bf16-mixed" if torch.cuda.is_bf16_supported(False) else "32-true"
+    if accelerator != "cpu" and torch.backends.mps.is_available():
+        return "32-true"
+    float32, bf16 = _step_seconds(net, size)
+    chosen = "bf16-mixed" if bf16 < float32 else "32-true"
+    ratio = float32 / bf16
+    console.print(f"precision: {chosen} (bf16 runs at {ratio:.1f}× float32 here)")
+    return chosen
+
+
+def _step_seconds(net: torch.nn.Module, size: tuple) -> tuple[float, float]:
+    """A CPU training step of 32 images in float32 and in bf16 autocast: best of five."""
+    x = torch.randn(32, 3, *size).to(memory_format=torch.channels_last)
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    times: dict[bool, list[float]] = {False: [], True: []}
+    for _ in range(7):  # in turns, the first two warm up
+        for bf16, taken in times.items():
+            start = time.perf_counter()
+            with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+                loss = net(x).float().logsumexp(dim=1).mean()
+            loss.backward()
+            taken.append(time.perf_counter() - start)
+    net.zero_grad()
+    net.load_state_dict(before)  # BatchNorm has seen noise
+    return min(times[False][2:]), min(times[True][2:])
+
+
+# --- the run -----------------------------------------------------
+
+
+def train(cfg: DictConfig) -> dict[str, Any]:
+    """Runs one configuration to its `result.json` and returns it, from disk if it is done.
+
+    Raises:
+        UserError: a mistake in the configuration or the data; recorded where a run
+            directory could be named.
+    """
+    check_config(cfg)
+    data = build_data(cfg)
+    key = data.locate()
+    if data.fell_back:
+        cfg.data.source = cfg.data.fallback
+        _banner(data.fell_back)
+    digest = config_hash(cfg, key)
+    run_dir = Path(cfg.runs_dir) / experiment_name() / f"seed{cfg.seed}-{digest}"
+    cfg.run_dir = str(run_dir.resolve())
+
+    previous = read_result(run_dir)
+    _check_directory(run_dir, digest, key)
+    if previous and previous["status"] == "finished":
+        console.print(f"skipped: {run_dir} is finished")
+        print_closing_table(previous, run_dir)
+        return previous
+
+    result = {
+        "schema": SCHEMA,
+        "status": "running",
+        "experiment": experiment_name(),
+        "seed": cfg.seed,
+        "config_hash": digest,
+        "overrides": list(HydraConfig.get().overrides.task),
+        "tags": list(cfg.tags),
+        **environment(),
+    }
+    write_result(run_dir, result)
+    with atomic_file(run_dir / "config.yaml") as file:
+        file.write(OmegaConf.to_yaml(cfg, resolve=True).encode())
+    error_file = run_dir / "error.txt"
+    error_file.unlink(missing_ok=True)
+    try:
+        _train_and_test(cfg, data, run_dir, result, previous)
+        result["status"] = "finished"
+    except (KeyboardInterrupt, SystemExit):
+        result |= {"status": "interrupted", "error": "interrupted from outside"}
+        raise
+    except BaseException as error:
+        result |= {"status": "failed", "error": explain(error)}
+        error_file.write_text(traceback.format_exc())
+        raise
+    finally:
+        _finish_wandb(failed=result["status"] != "finished")
+        write_result(run_dir, result)
+    print_closing_table(result, run_dir)
+    return result
+
+
+def _check_directory(run_dir: Path, digest: str, key: str) -> None:
+    """Refuses to mix two configurations in one directory."""
+    path = run_dir / "config.yaml"
+    if not path.is_file():
+        return
+    try:
+        found = config_hash(OmegaConf.load(path), key)
+    except Exception as error:
+        raise UserError(f"{path}: not a configuration of a run: {error}") from None
+    if found != digest:
+        raise UserError(
+            f"{run_dir}: holds a run of another configuration (its config.yaml has the "
+            f"hash {found}, the name says {digest}); move it away to start afresh"
+        )
+
+
+def _train_and_test(
+    cfg: DictConfig,
+    data: ImageDataModule,
+    run_dir: Path,
+    result: dict[str, Any],
+    previous: dict[str, Any] | None,
+) -> None:
+    """Fits, tests the best checkpoint, and fills `result` in."""
+    started = time.perf_counter()
+    data.setup()
+    model = build_classifier(cfg, data.num_classes)
+    last, best = (run_dir / f"checkpoints/{name}.ckpt" for name in ("last", "best"))
+    ckpt = last if last.is_file() else cfg.ckpt_path and Path(cfg.ckpt_path)
+    if ckpt:
+        check_checkpoint(ckpt, model)
+        console.print(f"resuming from {ckpt}")
+    before = (previous or {}).get("hardware", {})
+    precision = before.get("precision") or choose_precision(
+        cfg, model.net, data.image_size
+    )
+    trainer = build_trainer(cfg, precision)
+    device = trainer.strategy.root_device
+    result |= {
+        "hardware": hardware(device, precision),
+        "data": data.describe(),
+        "model": describe(model.net, data.image_size[0]),
+    }
+    write_result(run_dir, result)
+    _print_header(cfg, result, run_dir)
+
+    trainer.fit(model, datamodule=data, ckpt_path=ckpt, weights_only=True)
+    history = next((c for c in trainer.callbacks if isinstance(c, History)), None)
+    result["train"] = {
+        "epochs": trainer.current_epoch,
+        "steps": trainer.global_step,
+        "seconds": history and round(history.seconds, 2),
+        "images_per_second": history and history.images_per_second,
+        "peak_memory_mb": round(peak_memory_mb(device), 1),
+        "stopped": "early_stopping"
+        if trainer.current_epoch < trainer.max_epochs
+        else "max_epochs",
+    }
+    best = best if best.is_file() else None
+    result["best_epoch"] = load_checkpoint(best)["epoch"] if best else None
+    result |= evaluate_classifier(trainer, model, data, best)
+    result["seconds_in_all"] = round(time.perf_counter() - started, 2)
+    save_predictions(run_dir / "predictions.npz", model.predictions)
+    plots.save_run_plots(
+        run_dir / "plots",
+        history=history.rows if history else [],
+        images=data.test_part[0],
+        labels=model.predictions["labels"],
+        logits=model.predictions["logits"],
+        classes=data.images.classes,
+    )
+
+
+def evaluate_classifier(
+    trainer: L.Trainer, model: Classifier, data: ImageDataModule, ckpt: Path | None
+) -> dict[str, Any]:
+    """The `val` and `test` fields of a checkpoint (None: the weights as they are)."""
+    trainer.validate(
+        model, datamodule=data, ckpt_path=ckpt, weights_only=True, verbose=False
+    )
+    val = {k: float(v) for k, v in trainer.callback_metrics.items()}
+    trainer.test(model, datamodule=data, verbose=False)
+    test = {k: float(v) for k, v in trainer.callback_metrics.items()}
+    return {
+        "val": {"acc": val["val/acc"], "loss": val["val/loss"]},
+        "test": {
+            "acc": test["test/acc"],
+            "acc_tta": test.get("test/acc_tta"),
+            "loss": test["test/loss"],
+            "ece": test["test/ece"],
+            "per_class": dict(
+                zip(data.images.classes, model.per_class.tolist(), strict=True)
+            ),
+            "images": len(model.predictions["labels"]),
+        },
+    }
+
+
+def save_predictions(path: Path, predictions: dict[str, torch.Tensor]) -> None:
+    """`labels` (N,), `logits` (N, K) and, with TTA, `tta` probabilities (N, K)."""
+    with atomic_file(path) as file:
+        np.savez_compressed(file, **{k: v.numpy() for k, v in predictions.items()})
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """A checkpoint's contents; plain values and tensors only.
+
+    Raises:
+        UserError: the file is missing or damaged.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"ckpt_path: no such file: {path}") from None
+    except Exception as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"{path}: not a readable checkpoint ({reason}); delete it to start afresh"
+        ) from None
+
+
+def check_checkpoint(path: Path, model: Classifier) -> None:
+    """Refuses a checkpoint of another architecture, naming where it differs.
+
+    Raises:
+        UserError: its tensors are not the model's.
+    """
+    theirs = load_checkpoint(path).get("state_dict", {})
+    ours = model.state_dict()
+    for name in sorted(ours.keys() | theirs.keys()):
+        a, b = (tuple(s[name].shape) if name in s else None for s in (ours, theirs))
+        if a != b:
+            raise UserError(
+                f"{path}: a checkpoint of another architecture: {name} expected "
+                f"{a or 'nowhere'}, got {b or 'nothing'}"
+            )
+
+
+def _finish_wandb(failed: bool) -> None:
+    # Without this the jobs of a multirun merge into one wandb run.
+    if wandb := sys.modules.get("wandb"):
+        wandb.finish(exit_code=int(failed))
+
+
+# --- what a person sees ------------------------------------------
+
+
+def _banner(reason: str) -> None:
+    console.rule("[bold yellow]synthetic images instead of CIFAR-10", style="yellow")
+    console.print(reason)
+    console.print("The figures below say nothing about CIFAR-10.", style="bold yellow")
+    console.rule(style="yellow")
+
+
+def _print_header(cfg: DictConfig, result: dict[str, Any], run_dir: Path) -> None:
+    model, data, machine = result["model"], result["data"], result["hardware"]
+    console.print(
+        f"{result['experiment']} · seed {cfg.seed} · {model['total']:,} parameters · "
+        f"{model['macs'] / 1e6:.1f} MMAC · {data['origin']}, {data['train']:,} to train "
+        f"on · {machine['accelerator']}, {machine['precision']} · {run_dir}",
+        soft_wrap=True,
+        highlight=False,
+    )
+
+
+def print_closing_table(result: dict[str, Any], run_dir: Path) -> None:
+    """Accuracy, with TTA, parameters, time, images per second, where the files are."""
+    test, fit, data = result["test"], result["train"], result["data"]
+    table = Table(title=f"{result['experiment']}, seed {result['seed']}")
+    table.show_header = False
+    table.add_column()
+    table.add_column(justify="right", overflow="fold")
+    speed = fit["images_per_second"]
+    tta = test["acc_tta"]
+    rows = [
+        ("data", data["origin"]),
+        ("test accuracy", f"{test['acc']:.2%} of {test['images']:,} images"),
+        ("test accuracy with TTA", "–" if tta is None else f"{tta:.2%}"),
+        ("validation accuracy", f"{result['val']['acc']:.2%}"),
+        ("best epoch / epochs", f"{result['best_epoch'] + 1} / {fit['epochs']}")
+        if result["best_epoch"] is not None
+        else ("epochs", f"{fit['epochs']}"),
+        ("parameters", f"{result['model']['total']:,}"),
+        ("training time", "–" if fit["seconds"] is None else _clock(fit["seconds"])),
+        ("images per second", "–" if speed is None else f"{speed:,.0f}"),
+        (
+            "hardware",
+            f"{result['hardware']['device']}, {result['hardware']['cores']} "
+            f"cores, {result['hardware']['precision']}",
+        ),
+        ("files", os.path.relpath(run_dir)),
+    ]
+    if data["fallback"]:
+        rows.insert(0, ("[yellow]CIFAR-10 was not found", "[yellow]synthetic images"))
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s"
+
+
+def main() -> None:
+    """Console entry: `resnet-se train …`."""
+    # Lightning's notices about devices and its advertisements hide what matters.
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", ".*does not have many workers.*")
+    run(train, "train")
+
+
+if __name__ == "__main__":
+    main()

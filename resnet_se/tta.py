@@ -1,0 +1,97 @@
+"""Test-time augmentation: the mean of the softmax probabilities over several views.
+
+The paper averages predictions over augmented versions of the test images and names no
+views; these (flips, shifts of a few pixels, small rotations) are our reading.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from resnet_se.errors import UserError, nearest
+
+
+@dataclass(frozen=True)
+class View:
+    """One way to look at an image; what moves in from outside is a reflection.
+
+    Args:
+        flip: mirror left and right.
+        shift: pixels to the right and down, integers.
+        rotation: degrees, anticlockwise.
+    """
+
+    flip: bool = False
+    shift: tuple[int, int] = (0, 0)
+    rotation: float = 0.0
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) → (B, C, H, W)."""
+        height, width = x.shape[-2:]
+        if self.flip:
+            x = x.flip(-1)
+        if self.shift != (0, 0):
+            dx, dy = self.shift
+            pad = (max(dx, 0), max(-dx, 0), max(dy, 0), max(-dy, 0))
+            x = F.pad(x, pad, mode="reflect")  # (B, C, H + |dy|, W + |dx|)
+            top, left = max(-dy, 0), max(-dx, 0)
+            x = x[..., top : top + height, left : left + width]  # (B, C, H, W)
+        if self.rotation:
+            x = _rotate(x, self.rotation)
+        return x
+
+
+def _rotate(x: Tensor, degrees: float) -> Tensor:
+    """Anticlockwise about the centre, bilinear, reflecting at the border."""
+    height, width = x.shape[-2:]
+    cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    # affine_grid maps output to input in coordinates of ±1 across each side.
+    theta = x.new_tensor(
+        [[cos, -sin * height / width, 0], [sin * width / height, cos, 0]]
+    )
+    grid = F.affine_grid(
+        theta.expand(len(x), 2, 3), list(x.shape), align_corners=False
+    ).to(x.dtype)
+    return F.grid_sample(x, grid, padding_mode="reflection", align_corners=False)
+
+
+class TTA:
+    """Averages class probabilities over `views`.
+
+    Args:
+        views: one mapping of `View`'s arguments each; `{}` is the image as it is.
+
+    Raises:
+        UserError: no views, or one with an unknown or ill-typed argument.
+    """
+
+    def __init__(self, views: Sequence[Mapping]):
+        if not views:
+            raise UserError("tta.views: expected at least one view; {} is the identity")
+        self.views = [_view(i, view) for i, view in enumerate(views)]
+
+    def __call__(self, net: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """Images (B, C, H, W) → probabilities (B, K), float32, rows sum to one."""
+        total = sum(net(view(x)).float().softmax(dim=1) for view in self.views)
+        return total / len(self.views)  # (B, K)
+
+
+def _view(index: int, arguments: Mapping) -> View:
+    known = View.__dataclass_fields__
+    for key in arguments:
+        if key not in known:
+            hint = nearest(str(key), known)
+            raise UserError(f"tta.views[{index}]: unknown key {key!r}; {hint}")
+    try:
+        shift = tuple(int(s) for s in arguments.get("shift", (0, 0)))
+        rotation = float(arguments.get("rotation", 0.0))
+    except (TypeError, ValueError) as error:
+        raise UserError(f"tta.views[{index}]: {error}") from None
+    if len(shift) != 2:
+        raise UserError(f"tta.views[{index}].shift: expected [dx, dy], got {shift}")
+    return View(bool(arguments.get("flip", False)), shift, rotation)
