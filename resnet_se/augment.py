@@ -1,10 +1,11 @@
 """Training augmentation: one description, `Augmentation`, for whichever engine runs it.
 
-The paper (Data Augmentation) has rotation ±15°, shifts ±10 %, horizontal flip, shear and
-zoom, and names random crops and colour jitter in its introduction.  A setting of zero
-leaves its transform out.  The engine here is torchvision's `transforms.v2`, image by image;
-every image draws from its own stream, keyed by (seed, epoch, index), so what it looks like
-depends neither on the number of workers nor on where a run was interrupted.
+The paper (Data Augmentation) has rotation ±15°, shifts ±10 %, horizontal flip, shear
+and zoom, and names random crops and colour jitter in its introduction.  A setting of
+zero leaves its transform out.  The engine here is torchvision's `transforms.v2`, image
+by image; every image draws from its own stream, keyed by (seed, epoch, index), so what
+it looks like depends neither on the number of workers nor on where a run was
+interrupted.
 """
 
 from __future__ import annotations
@@ -58,12 +59,12 @@ class Augmentation:
         for name, top in limits.items():
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float):
-                raise UserError(f"augment.{name}: expected a number, got {value!r}")
+                raise UserError(f"{name}: expected a number, got {value!r}")
             if not 0 <= value <= top:
-                raise UserError(f"augment.{name}: expected 0..{top}, got {value}")
+                raise UserError(f"{name}: expected 0..{top}, got {value}")
 
     def transform(self, height: int, width: int) -> v2.Transform | None:
-        """The torchvision transform, uint8 (3, H, W) → same, or None if it does nothing.
+        """The torchvision transform of uint8 (3, H, W), or None if it does nothing.
 
         Pixels that an affine map brings in from outside are black, Keras's
         `fill_mode="constant"`; a crop's are reflections.
@@ -99,7 +100,7 @@ def derive_seed(*parts: int) -> int:
 
 @contextmanager
 def torch_stream(*parts: int):
-    """Inside, torch's CPU generator is seeded by `parts`; afterwards it is as it was."""
+    """Inside, torch's CPU generator is seeded by `parts`; then it is as before."""
     generator = torch.default_generator
     before = generator.get_state()
     generator.manual_seed(derive_seed(*parts))
@@ -110,7 +111,7 @@ def torch_stream(*parts: int):
 
 
 def channel_statistics(images: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of each channel of uint8 (N, C, H, W), as 0..1: (C,)."""
+    """Mean and standard deviation (C,), in 0..1, of uint8 images (N, C, H, W)."""
     # From the 256-bin histograms: exact, and without a float copy of the data set.
     levels = torch.arange(256, dtype=torch.float64) / 255
     counts = torch.stack(

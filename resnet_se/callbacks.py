@@ -1,4 +1,4 @@
-"""Callbacks: the run's own record of its epochs, and progress where there is no terminal."""
+"""Callbacks: the run's own record of its epochs, and progress without a terminal."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from resnet_se.results import atomic_file
 class History(L.Callback):
     """One row an epoch in `metrics.csv`, and the time that training took.
 
-    The rows and times are part of every checkpoint, so that a resumed run's file reads as
-    if it had never stopped, whichever logger is used.  Seconds are wall-clock; those
+    The rows and times are part of every checkpoint, so that a resumed run's file reads
+    as if it had never stopped, whichever logger is used.  Seconds are wall-clock; those
     without validation give the throughput.
 
     Args:
@@ -93,7 +93,7 @@ class History(L.Callback):
 
 
 def progress() -> ProgressBar:
-    """A live bar with metrics on a terminal, plain lines elsewhere (files, CI, pipes)."""
+    """A live bar with metrics on a terminal, plain lines elsewhere."""
     return RichProgressBar() if sys.stdout.isatty() else PlainProgress()
 
 

@@ -1,10 +1,11 @@
 """The Lightning module: one loss, its metrics, the optimizer and the schedule.
 
-Metric names, the only ones that are logged and that a callback can monitor, are `METRICS`.
+`METRICS` are the names that are logged, and all that a callback can monitor.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -38,7 +39,7 @@ METRICS = (
 )
 
 
-class Diverged(RuntimeError):
+class Diverged(UserError):
     """The training loss became NaN or infinite."""
 
 
@@ -53,8 +54,8 @@ class Classifier(L.LightningModule):
         mixing: images and labels → images and soft targets.
         tta: views averaged in the test beside the plain image, or None.
         seed: of dropout and mixing, which draw from (seed, epoch, rank).
-        channels_last: keep images and weights in that memory format; faster on CPUs with
-            oneDNN and on GPUs with tensor cores.
+        channels_last: keep images and weights in that memory format; faster on CPUs
+            with oneDNN and on GPUs with tensor cores.
     """
 
     def __init__(
@@ -116,7 +117,7 @@ class Classifier(L.LightningModule):
         if self.global_step % 50 == 0:
             self._stop_if_diverged()
         if batch_idx + 1 == self.trainer.num_training_batches:
-            # Here and not at the epoch's end: callbacks that write the epoch down read it.
+            # Not at the epoch's end: callbacks that write the epoch down read it.
             lr = self.trainer.optimizers[0].param_groups[0]["lr"]
             self._log_epoch("train", **{"train/lr": lr})
         return loss
@@ -125,14 +126,16 @@ class Classifier(L.LightningModule):
         self.metrics[part]["loss"].update(loss, weight=len(labels))
         self.metrics[part]["acc"].update(logits, labels)
 
-    def _stop_if_diverged(self) -> None:
+    def _stop_if_diverged(self, val_loss: float = 0.0) -> None:
         step = int(self.first_bad_step)
-        if step >= 0:
-            raise Diverged(
-                f"the training loss is not finite since step {step} (epoch "
-                f"{self.current_epoch}); the last good state is in checkpoints/last.ckpt "
-                "if an epoch was completed; try a lower optimizer.lr or a longer warm-up"
-            )
+        if step < 0 and math.isfinite(val_loss):
+            return
+        what = f"validation loss {val_loss}, weights" if step < 0 else "training loss"
+        raise Diverged(
+            f"{what} not finite at step {self.global_step if step < 0 else step} (epoch "
+            f"{self.current_epoch}, from 0); checkpoints/last.ckpt keeps the last good "
+            "epoch, if there was one; try a lower optimizer.lr or a longer warm-up"
+        )
 
     def _log_epoch(self, part: str, **more: float) -> None:
         values = self.metrics[f"{part}_part"].compute()
@@ -157,6 +160,7 @@ class Classifier(L.LightningModule):
             return
         loss = float(self.metrics["val_part"]["loss"].compute())
         if self.trainer.training:
+            self._stop_if_diverged(loss)
             self.lr_schedulers().observe(loss)
         self._log_epoch("val")
 
@@ -194,8 +198,6 @@ class Classifier(L.LightningModule):
     def configure_optimizers(self) -> dict[str, Any]:
         optimizer = self.make_optimizer(self.net)
         epochs = self.trainer.max_epochs
-        if epochs is None or epochs < 1:
-            raise UserError(f"trainer.max_epochs: expected at least 1, got {epochs}")
         steps = self.trainer.estimated_stepping_batches / epochs
         schedule = self.make_schedule(optimizer, steps, epochs)
         return {

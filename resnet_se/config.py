@@ -1,8 +1,8 @@
 """The configuration: where it lies, how it is checked, and the run directory it names.
 
-Hydra composes `conf/`; this module adds what it leaves open: every key is checked against
-the signature it is meant for, an unknown name gets its nearest valid one, and a mistake
-prints one clear message instead of a traceback.
+Hydra composes `conf/`; this module adds what it leaves open: every key is checked
+against the signature it is meant for, an unknown name gets its nearest valid one, and a
+mistake prints one clear message instead of a traceback.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import json
 import os
 import re
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,7 @@ NOT_HASHED = (
     "callbacks.history.path",
     "callbacks.checkpoint.dirpath",
 )
+EXPECTED = (UserError, HydraException, OmegaConfBaseException)
 HYDRA_KEYS = {"_target_", "_partial_", "_convert_", "_recursive_", "_args_"}
 
 
@@ -108,8 +110,10 @@ def check_config(cfg: DictConfig) -> None:
     for name in cfg.budget:
         if name not in budget:
             raise UserError(f"budget.{name}: unknown; {nearest(str(name), budget)}")
-    if isinstance(cfg.seed, bool) or not isinstance(cfg.seed, int) or cfg.seed < 0:
-        raise UserError(f"seed: expected an integer >= 0, got {cfg.seed!r}")
+    for name, low in (("seed", 0), ("trainer.max_epochs", 1)):
+        value = OmegaConf.select(cfg, name)
+        if isinstance(value, bool) or not isinstance(value, int) or value < low:
+            raise UserError(f"{name}: expected an integer >= {low}, got {value!r}")
     for path, node in _targets(cfg, ""):
         _check_arguments(path, node)
 
@@ -175,21 +179,37 @@ def experiment_name() -> str:
 
 
 def run(task: Callable[[DictConfig], Any], config_name: str) -> None:
-    """Runs `task` under Hydra; a user's mistake is one message and exit status 2."""
+    """Runs `task` under Hydra; a user's mistake is one message and exit status 2.
+
+    Any other exception shows its traceback and gives status 1, Ctrl-C gives 130.
+    """
     show_all = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises, the lines below print
+    errors: list[Exception] = []
+
+    def job(cfg: DictConfig) -> Any:
+        try:
+            return task(cfg)
+        except Exception as error:  # the other jobs of a sweep go on
+            errors.append(error)
+            if show_all or not isinstance(error, EXPECTED):
+                traceback.print_exc()
+            print(f"error: {explain(error, config_name)}", file=sys.stderr)
+
     try:
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(
-            task
+            job
         )()
-    except (UserError, HydraException, OmegaConfBaseException) as error:
+    except EXPECTED as error:  # before any job: the configuration does not compose
         if show_all:
             raise
         print(f"error: {explain(error, config_name)}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        print("interrupted; the same command goes on from here", file=sys.stderr)
         sys.exit(130)
+    if errors:
+        sys.exit(2 if isinstance(errors[-1], EXPECTED) else 1)
 
 
 def explain(error: BaseException, config_name: str = "train") -> str:
@@ -197,9 +217,9 @@ def explain(error: BaseException, config_name: str = "train") -> str:
     if isinstance(error, InstantiationException):
         key = re.search(r"full_key: (\S+)", str(error))
         cause = error.__cause__ or error
-        if isinstance(cause, UserError):
-            return str(cause)
-        return f"{key[1] if key else 'config'}: {cause}"
+        # Our constructors name the argument, the configuration knows whose it is.
+        between = "." if isinstance(cause, UserError) else ": "
+        return f"{key[1]}{between}{cause}" if key else str(cause)
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, name = error.missing_cfg_file.rpartition("/")
         choices = [option for option in error.options or [] if option]

@@ -1,9 +1,9 @@
 """The data as Lightning sees it: split, augmentation, loaders, normalisation.
 
-uint8 images (N, 3, H, W) → split, stratified and fixed by its own seed → augmentation of
-the training part, image by image in worker processes → uint8 batches → normalised float
-(B, 3, H, W) on the training device, with mean and standard deviation measured on the
-training part.
+uint8 images (N, 3, H, W) → split, stratified and fixed by its own seed → augmentation
+of the training part, image by image in worker processes → uint8 batches → normalised
+float (B, 3, H, W) on the training device, with mean and standard deviation measured on
+the training part.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def stratified_split(
     A class of n images gives max(1, round(n × fraction)) of them to validation.
 
     Raises:
-        UserError: `fraction` is not in (0, 1), or a class would have none left to train.
+        UserError: `fraction` is not in (0, 1), or a class would have none left.
     """
     if not 0 < fraction < 1:
         raise UserError(f"data.val_fraction: expected 0 < f < 1, got {fraction}")
@@ -87,8 +87,8 @@ class AugmentedImages(Dataset):
 class ShuffledBatches(Sampler):
     """Batches of (epoch, index) in an order drawn from (seed, epoch); drops the rest.
 
-    Lightning calls `set_epoch`, also when it resumes, so that a resumed run goes on with
-    the order it would have had.
+    Lightning calls `set_epoch`, also when it resumes, so that a resumed run goes on
+    with the order it would have had.
     """
 
     def __init__(self, size: int, batch_size: int, seed: int):
@@ -141,7 +141,7 @@ class ImageDataModule(L.LightningDataModule):
             is nothing to augment.
         train_subset: train on about this many images, stratified and fixed by
             `split_seed`; null for all.
-        fallback: a source to go on with where `source` has no data, or null for an error.
+        fallback: a source to go on with where `source` has no data, or null: an error.
 
     Raises:
         UserError: a range, or data that are not there (`DataNotFound`).
@@ -180,6 +180,7 @@ class ImageDataModule(L.LightningDataModule):
         self.fallback = fallback
         self.fell_back: str | None = None
         self.images: ImageSet | None = None
+        self.train_part: tuple[Tensor, Tensor] | None = None
 
     def locate(self) -> str:
         """Finds or downloads the data and returns their identity, without decoding.
@@ -187,6 +188,8 @@ class ImageDataModule(L.LightningDataModule):
         Falls back to `fallback`, where there is one, and says so in `fell_back`.
         """
         try:
+            if self.fallback is not None:
+                self.images = self.source.load()  # only a download can tell
             return self.source.key()
         except DataNotFound as error:
             if self.fallback is None:
@@ -196,9 +199,9 @@ class ImageDataModule(L.LightningDataModule):
             return self.source.key()
 
     def setup(self, stage: str | None = None) -> None:
-        if self.images is not None:
+        if self.train_part is not None:
             return
-        self.images = images = self.source.load()
+        self.images = images = self.images or self.source.load()
         train, val = stratified_split(
             images.train_labels, self.val_fraction, self.split_seed
         )

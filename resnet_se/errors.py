@@ -1,8 +1,8 @@
 """What a user's mistake raises, and how a wrong name finds its nearest valid one.
 
 Everything that a person can get wrong (a key, a value, a file) raises `UserError`.  The
-commands print its message without a traceback and exit with status 2; any other exception
-is a bug or a fault of the machine and keeps its traceback.
+commands print its message without a traceback and exit with status 2; any other
+exception is a bug or a fault of the machine and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class UserError(ValueError):
 def nearest(name: str, choices: Iterable[str]) -> str:
     """A hint to append to an error: the closest of `choices`, else all of them."""
     choices = sorted(choices)
-    close = get_close_matches(name, choices, n=1, cutoff=0.5)
+    close = get_close_matches(name, choices, n=1, cutoff=0.6)
     if close:
         return f"did you mean {close[0]!r}?"
     return f"valid choices: {', '.join(choices) or '(none)'}"

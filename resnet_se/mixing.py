@@ -25,7 +25,7 @@ def soft_targets(labels: Tensor, num_classes: int, smoothing: float = 0.0) -> Te
 
 
 def cutmix_box(height: int, width: int, keep: float) -> tuple[int, int, int, int]:
-    """A random box (top, bottom, left, right), cut off at the edges, of area ≈ 1 − keep."""
+    """A random box (top, bottom, left, right) of area ≈ 1 − keep, cut at the edges."""
     half_h = int(height * math.sqrt(1 - keep)) // 2
     half_w = int(width * math.sqrt(1 - keep)) // 2
     y = int(torch.randint(height, ()))
@@ -57,13 +57,11 @@ class Mixing:
 
     def __post_init__(self) -> None:
         if not 0 <= self.smoothing < 1:
-            raise UserError(
-                f"mixing.smoothing: expected 0 <= s < 1, got {self.smoothing}"
-            )
+            raise UserError(f"smoothing: expected 0 <= s < 1, got {self.smoothing}")
         for name in ("mixup_alpha", "cutmix_alpha"):
             if getattr(self, name) < 0:
                 raise UserError(
-                    f"mixing.{name}: expected 0 or more, got {getattr(self, name)}"
+                    f"{name}: expected 0 or more, got {getattr(self, name)}"
                 )
 
     def __call__(
@@ -84,13 +82,13 @@ class Mixing:
 
 
 def mixup(images: Tensor, targets: Tensor, keep: float) -> tuple[Tensor, Tensor]:
-    """Each image and target: keep × itself + (1 − keep) × its neighbour in the batch."""
+    """Images and targets: keep × itself + (1 − keep) × its neighbour in the batch."""
     images = images.lerp(images.roll(1, 0), 1 - keep)
     return images, targets.lerp(targets.roll(1, 0), 1 - keep)
 
 
 def cutmix(images: Tensor, targets: Tensor, keep: float) -> tuple[Tensor, Tensor]:
-    """A box of each image comes from its neighbour; targets follow the box's true area."""
+    """A box of each image is its neighbour's; targets follow the box's true area."""
     height, width = images.shape[-2:]
     top, bottom, left, right = cutmix_box(height, width, keep)
     images = images.clone()

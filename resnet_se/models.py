@@ -25,7 +25,7 @@ def presets() -> dict[str, dict[str, int]]:
     found = {}
     with initialize_config_dir(str(CONF), version_base="1.3"):
         for path in sorted((CONF / "model").glob("*.yaml")):
-            cfg = compose("train", overrides=[f"model={path.stem}", "experiment=null"])
+            cfg = compose("train", overrides=[f"model={path.stem}", "~experiment"])
             with torch.device("meta"):  # counts need no weights
                 found[path.stem] = describe(instantiate(cfg.model))
     return found
@@ -40,8 +40,8 @@ def main() -> None:
         print(json.dumps(found, indent=2))
         return
     table = Table(title="presets of conf/model, 32×32 images, 10 classes")
-    table.add_column("model")
-    for name in ("trainable", "non-trainable", "total", "MMAC", "layers"):
+    table.add_column("model", no_wrap=True)
+    for name in ("trainable", "non-train.", "total", "MMAC", "layers"):
         table.add_column(name, justify="right")
     for name, row in presets().items():
         table.add_row(

@@ -1,9 +1,10 @@
 """Optimizers' parameter groups and learning-rate schedules.
 
-A schedule is `lr(t) = lr₀ × warm-up(t) × decay(t) × plateau`, t in epochs and continuous;
-each factor is a pure function of progress but the last, which `ReduceLROnPlateau` keeps.
-The factors multiply, so that a plateau's reduction survives the next step (the paper uses
-warm-up, decays at epochs 100 and 250, and ReduceLROnPlateau at the same time).
+A schedule is `lr(t) = lr₀ × warm-up(t) × decay(t) × plateau`, t in epochs and
+continuous; each factor is a pure function of progress but the last, which
+`ReduceLROnPlateau` keeps.  The factors multiply, so that a plateau's reduction survives
+the next step (the paper uses warm-up, decays at epochs 100 and 250, and
+ReduceLROnPlateau at the same time).
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def make_optimizer(
 
     Args:
         lr: base learning rate, > 0.
-        weight_decay: ≥ 0; for SGD and Adam the L2 penalty's factor, for AdamW decoupled.
+        weight_decay: ≥ 0; for SGD and Adam the L2 penalty, for AdamW decoupled.
         decay_norm_and_bias: whether BatchNorm's parameters and biases (all of `ndim` 1)
             are decayed too.
         options: further arguments of `cls`.

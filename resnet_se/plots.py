@@ -1,4 +1,4 @@
-"""Pictures of a run: training curves, confusion matrix, the mistakes it is surest of."""
+"""Pictures of a run: training curves, confusion matrix, its surest mistakes."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def confusion(labels: Tensor, predicted: Tensor, classes: Sequence[str]) -> Figu
 def mistakes(
     images: Tensor, labels: Tensor, logits: Tensor, classes: Sequence[str]
 ) -> Figure:
-    """The 24 wrongly classified images with the highest probability of the wrong class."""
+    """The 24 mistakes with the highest probability of the wrong class."""
     probability, predicted = logits.softmax(dim=1).max(dim=1)
     wrong = (predicted != labels).nonzero().squeeze(1)
     worst = wrong[probability[wrong].argsort(descending=True)][:24].tolist()

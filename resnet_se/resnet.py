@@ -1,11 +1,12 @@
 """Residual networks with Squeeze-and-Excitation for small images.
 
-* Residual network, 3×3 basic blocks, CIFAR stem: He et al. 2016, arXiv 1512.03385 (§4.2)
-* Squeeze-and-Excitation and its positions: Hu et al. 2018, arXiv 1709.01507 (§3, §6.5)
+* Residual network, 3×3 basic blocks, CIFAR stem: He et al. 2016, arXiv 1512.03385, §4.2
+* Squeeze-and-Excitation and its positions: Hu et al. 2018, arXiv 1709.01507, §3, §6.5
 
-One class, `ResNet`, is the whole family; the presets are `conf/model/*.yaml`.  The paper
-reproduced here counts as Keras does: every convolution and both SE layers have a bias, and
-the BatchNorm statistics are its "non-trainable parameters" (see `parameter_counts`).
+One class, `ResNet`, is the whole family; the presets are `conf/model/*.yaml`.  The
+paper reproduced here counts as Keras does: every convolution and both SE layers have a
+bias, and the BatchNorm statistics are its "non-trainable parameters" (see
+`parameter_counts`).
 """
 
 from __future__ import annotations
@@ -106,8 +107,8 @@ class ResNet(nn.Module):
         reduction: SE reduction ratio r of every block, or None for no SE.
         se_position: one of `SE_POSITIONS`.
         conv_bias: biases on all convolutions (the paper has them; He et al. do not).
-        bn_momentum: weight of the new batch in BatchNorm's running statistics, PyTorch's
-            convention, in (0, 1]; Keras's default 0.99 is 0.01 here.
+        bn_momentum: weight of the new batch in BatchNorm's running statistics, in
+            (0, 1], PyTorch's convention; Keras's default 0.99 is 0.01 here.
         bn_eps: added to the variance; Keras's default is 1e-3.
         dropout: probability of dropping a feature before the last layer, in [0, 1).
         num_classes: K, the number of logits.
@@ -222,7 +223,7 @@ def parameter_counts(net: nn.Module) -> dict[str, int]:
 
 @torch.no_grad()
 def forward_macs(net: nn.Module, size: int = 32, in_channels: int = 3) -> int:
-    """Multiply-accumulates of one image's forward pass (convolutions and linear layers).
+    """Multiply-accumulates of one image's forward pass: convolutions, linear layers.
 
     Counted from the operators that run, on the `meta` device: nothing is computed.
     """
@@ -233,7 +234,7 @@ def forward_macs(net: nn.Module, size: int = 32, in_channels: int = 3) -> int:
 
 
 def describe(net: ResNet, size: int = 32) -> dict[str, int]:
-    """What a table or `result.json` says of a network: counts, MACs, weighted layers."""
+    """The `model` field of `result.json`: counts, MACs, weighted layers."""
     return {
         **parameter_counts(net),
         "macs": forward_macs(net, size),

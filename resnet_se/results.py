@@ -5,7 +5,7 @@ A run directory is `runs/<experiment>/seed<k>-<hash of the resolved configuratio
 field raises `SCHEMA`.  Its fields:
 
     schema          this number
-    status          running | finished | failed | interrupted, with `error` where it failed
+    status          running | finished | failed | interrupted; `error` says why
     experiment, seed, config_hash, overrides, tags
     git             commit, dirty (null outside a repository)
     versions        python and the packages that compute
@@ -59,7 +59,7 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
 
 
 def write_result(run_dir: Path, result: dict[str, Any]) -> None:
-    """Writes `run_dir/result.json` whole or not at all; NaN and infinities become null."""
+    """Writes `run_dir/result.json` whole or not at all; NaN, infinities become null."""
     text = json.dumps(_finite(result), indent=2, allow_nan=False)
     with atomic_file(run_dir / "result.json") as file:
         file.write(text.encode() + b"\n")
@@ -108,7 +108,7 @@ def environment() -> dict[str, Any]:
 
 
 def git_state(folder: Path) -> dict[str, Any] | None:
-    """The commit that `folder` is tracked at and whether it differs; None without git."""
+    """The commit that `folder` is tracked at, and if it differs; None without git."""
 
     def git(*command: str) -> str | None:
         try:
@@ -122,7 +122,7 @@ def git_state(folder: Path) -> dict[str, Any] | None:
             return None
         return done.stdout.strip() if done.returncode == 0 else None
 
-    # An installed package may lie inside somebody else's repository: ask for a file of ours.
+    # An installed package may lie in somebody else's repository: ask for our file.
     if not git("ls-files", "--error-unmatch", "__init__.py"):
         return None
     return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "-s"))}
@@ -153,7 +153,7 @@ def _processor() -> str:
 
 
 def peak_memory_mb(device: torch.device) -> float:
-    """Peak memory so far in MB (10⁶ bytes): the card's, else the process's resident set."""
+    """Peak memory so far in MB (10⁶ bytes): the card's, or the process's."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e6
     import resource  # not on Windows

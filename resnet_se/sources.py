@@ -208,7 +208,6 @@ class CIFAR10:
         if _is_archive(root):
             raise self._not_found("no such file")
         try:
-            root.mkdir(parents=True, exist_ok=True)
             _download(Official.url, Official.tgz_md5, root / Official.filename)
         except (OSError, HTTPException) as error:  # URLError is an OSError
             raise self._not_found(f"the download failed: {error}") from error
@@ -371,6 +370,7 @@ def _download(url: str, md5: str, target: Path) -> None:
     digest = hashlib.md5(usedforsecurity=False)
     length = int(response.headers.get("Content-Length", 0)) or None
     progress = _progress(f"downloading {url}", length)
+    target.parent.mkdir(parents=True, exist_ok=True)
     with response, _atomic(target) as file, progress as advance:
         while piece := response.read(1 << 16):
             file.write(piece)
@@ -471,12 +471,13 @@ def _classes_of(files: dict, root: Path) -> dict[str, dict[str, list[str]]]:
         is_file = files[name] is not None
         if split in SPLITS and len(rest) > is_file:  # not a file beside the classes
             tree[split].setdefault(rest[0], []).extend([name] * is_file)
-    for split, other in (SPLITS, SPLITS[::-1]):
+    for split in SPLITS:
         if not tree[split]:
             expected = f"{split}/<class>/ folders in {root}"
             found = sorted({name.split("/")[0] for name in files})
             got = f"only {', '.join(found[:10]) or 'nothing'}"
             raise _wrong("root", expected, got + ", …" * (len(found) > 10))
+    for split, other in (SPLITS, SPLITS[::-1]):
         for name in sorted(tree[split]):
             if name not in tree[other]:
                 expected = f"{split}/{name} to be in {other}/ as well in {root}"
@@ -561,7 +562,7 @@ def _cached(key: str, build: Callable[[], ImageSet]) -> ImageSet:
     """What `build` returns, from the cache where it is there and whole."""
     path = cache_folder() / f"{key}.npz"
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             tensors = [torch.from_numpy(arrays[name]) for name in TENSORS]
             name, origin, *classes = arrays["text"].tolist()
         return ImageSet(name, origin, tuple(classes), *tensors)

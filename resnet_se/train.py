@@ -3,8 +3,8 @@
     python -m resnet_se.train experiment=NAME group=choice key=value
     python -m resnet_se.train -m 'experiment=glob(e*)' seed=0,1,2
 
-Training is idempotent: the same command again skips a finished run, resumes a broken one
-from its `last.ckpt`, and starts otherwise.
+Training is idempotent: the same command again skips a finished run, resumes a broken
+one from its `last.ckpt`, and starts otherwise.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ def choose_precision(cfg: DictConfig, net: torch.nn.Module, size: tuple) -> str:
 
 
 def _step_seconds(net: torch.nn.Module, size: tuple) -> tuple[float, float]:
-    """A CPU training step of 32 images in float32 and in bf16 autocast: best of five."""
+    """A CPU training step of 32 images, float32 and bf16 autocast: best of five."""
     x = torch.randn(32, 3, *size).to(memory_format=torch.channels_last)
     before = {k: v.clone() for k, v in net.state_dict().items()}
     times: dict[bool, list[float]] = {False: [], True: []}
@@ -147,7 +147,7 @@ def _step_seconds(net: torch.nn.Module, size: tuple) -> tuple[float, float]:
 
 
 def train(cfg: DictConfig) -> dict[str, Any]:
-    """Runs one configuration to its `result.json` and returns it, from disk if it is done.
+    """Runs one configuration to its `result.json` and returns it; from disk if done.
 
     Raises:
         UserError: a mistake in the configuration or the data; recorded where a run
@@ -188,9 +188,9 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     try:
         _train_and_test(cfg, data, run_dir, result, previous)
         result["status"] = "finished"
-    except (KeyboardInterrupt, SystemExit):
+    except (KeyboardInterrupt, SystemExit):  # Lightning turns the one into the other
         result |= {"status": "interrupted", "error": "interrupted from outside"}
-        raise
+        raise KeyboardInterrupt from None
     except BaseException as error:
         result |= {"status": "failed", "error": explain(error)}
         error_file.write_text(traceback.format_exc())
@@ -232,7 +232,7 @@ def _train_and_test(
     last, best = (run_dir / f"checkpoints/{name}.ckpt" for name in ("last", "best"))
     ckpt = last if last.is_file() else cfg.ckpt_path and Path(cfg.ckpt_path)
     if ckpt:
-        check_checkpoint(ckpt, model)
+        check_checkpoint(load_checkpoint(ckpt), ckpt, model)
         console.print(f"resuming from {ckpt}")
     before = (previous or {}).get("hardware", {})
     precision = before.get("precision") or choose_precision(
@@ -279,9 +279,12 @@ def evaluate_classifier(
     trainer: L.Trainer, model: Classifier, data: ImageDataModule, ckpt: Path | None
 ) -> dict[str, Any]:
     """The `val` and `test` fields of a checkpoint (None: the weights as they are)."""
-    trainer.validate(
-        model, datamodule=data, ckpt_path=ckpt, weights_only=True, verbose=False
-    )
+    if ckpt:
+        checkpoint = load_checkpoint(ckpt)
+        check_checkpoint(checkpoint, ckpt, model)
+        model.load_state_dict(checkpoint["state_dict"])
+        data.load_state_dict(checkpoint[type(data).__qualname__])
+    trainer.validate(model, datamodule=data, verbose=False)
     val = {k: float(v) for k, v in trainer.callback_metrics.items()}
     trainer.test(model, datamodule=data, verbose=False)
     test = {k: float(v) for k, v in trainer.callback_metrics.items()}
@@ -323,13 +326,13 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         ) from None
 
 
-def check_checkpoint(path: Path, model: Classifier) -> None:
+def check_checkpoint(checkpoint: dict[str, Any], path: Path, model: Classifier) -> None:
     """Refuses a checkpoint of another architecture, naming where it differs.
 
     Raises:
         UserError: its tensors are not the model's.
     """
-    theirs = load_checkpoint(path).get("state_dict", {})
+    theirs = checkpoint.get("state_dict", {})
     ours = model.state_dict()
     for name in sorted(ours.keys() | theirs.keys()):
         a, b = (tuple(s[name].shape) if name in s else None for s in (ours, theirs))
@@ -360,8 +363,9 @@ def _print_header(cfg: DictConfig, result: dict[str, Any], run_dir: Path) -> Non
     model, data, machine = result["model"], result["data"], result["hardware"]
     console.print(
         f"{result['experiment']} · seed {cfg.seed} · {model['total']:,} parameters · "
-        f"{model['macs'] / 1e6:.1f} MMAC · {data['origin']}, {data['train']:,} to train "
-        f"on · {machine['accelerator']}, {machine['precision']} · {run_dir}",
+        f"{model['macs'] / 1e6:.1f} MMAC · {data['origin']}, "
+        f"{data['train']:,} to train on · {machine['accelerator']}, "
+        f"{machine['precision']} · {run_dir}",
         soft_wrap=True,
         highlight=False,
     )
@@ -406,12 +410,19 @@ def _clock(seconds: float) -> str:
     return f"{minutes} min {rest:02d} s"
 
 
+def quiet() -> None:
+    """Silences notices that hide what matters to a person."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)  # devices, advertisements
+    # The evaluation loaders only slice tensors: workers would slow them down.
+    warnings.filterwarnings("ignore", ".*does not have many workers.*")
+    # Lightning 2.6 with torch 2.15; nothing a user could act on.
+    warnings.filterwarnings("ignore", ".*isinstance\\(treespec, LeafSpec\\).*")
+
+
 def main() -> None:
     """Console entry: `resnet-se train …`."""
-    # Lightning's notices about devices and its advertisements hide what matters.
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", ".*does not have many workers.*")
+    quiet()
     run(train, "train")
 
 

@@ -72,7 +72,7 @@ class TTA:
 
     def __init__(self, views: Sequence[Mapping]):
         if not views:
-            raise UserError("tta.views: expected at least one view; {} is the identity")
+            raise UserError("views: expected at least one view; {} is the identity")
         self.views = [_view(i, view) for i, view in enumerate(views)]
 
     def __call__(self, net: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
@@ -86,12 +86,12 @@ def _view(index: int, arguments: Mapping) -> View:
     for key in arguments:
         if key not in known:
             hint = nearest(str(key), known)
-            raise UserError(f"tta.views[{index}]: unknown key {key!r}; {hint}")
+            raise UserError(f"views[{index}]: unknown key {key!r}; {hint}")
     try:
         shift = tuple(int(s) for s in arguments.get("shift", (0, 0)))
         rotation = float(arguments.get("rotation", 0.0))
     except (TypeError, ValueError) as error:
-        raise UserError(f"tta.views[{index}]: {error}") from None
+        raise UserError(f"views[{index}]: {error}") from None
     if len(shift) != 2:
-        raise UserError(f"tta.views[{index}].shift: expected [dx, dy], got {shift}")
+        raise UserError(f"views[{index}].shift: expected [dx, dy], got {shift}")
     return View(bool(arguments.get("flip", False)), shift, rotation)

@@ -41,7 +41,7 @@ def cache(tmp_path, monkeypatch):
 
 
 def make_tree(root, classes=("ant", "bee"), per_class=3, size=8, seed=0):
-    """Lossless images below `root`; returns {(split, class, name): (H, W, 3) pixels}."""
+    """Lossless images below `root`: {(split, class, name): (H, W, 3) pixels}."""
     rng, pixels = np.random.default_rng(seed), {}
     for split in ("train", "test"):
         for name in classes:
@@ -158,7 +158,7 @@ def test_pixels_labels_and_order_are_those_of_the_files(tmp_path):
 
 def test_folder_and_archives_agree_under_a_common_folder_or_not(tmp_path):
     tree = tmp_path / "tree"
-    make_tree(tree / "pets")
+    make_tree(tree / "pets", ("ant", "ant-2", "bee"))  # "ant-2/" sorts before "ant/"
     inside = tree / "pets"
     copies = [
         tree,
@@ -450,7 +450,7 @@ def cut_between_members(data):
         ),
         (
             broken_tree(lambda t: shutil.rmtree(t / "train/ant")),
-            ["test/ant", "no train/ant", "did you mean"],
+            ["test/ant", "no train/ant", "valid choices: bee, cow"],
         ),
         (
             broken_tree(lambda t: [p.unlink() for p in (t / "test/cow").iterdir()]),
@@ -503,7 +503,7 @@ def test_size_is_checked_when_the_source_is_made(size):
 
 @pytest.fixture
 def official(tmp_path, monkeypatch):
-    """A tiny CIFAR-10 in the official format, whose md5 sums torchvision then expects."""
+    """A tiny CIFAR-10 in the official format, with its md5 sums put in torchvision."""
     folder = tmp_path / "official" / Official.base_folder
     folder.mkdir(parents=True)
     rng, pixels = np.random.default_rng(0), []
@@ -667,6 +667,7 @@ def test_failed_download_is_data_not_found(tmp_path, monkeypatch):
     serve(monkeypatch, urllib.error.URLError("Name or service not known"))
     with pytest.raises(DataNotFound, match="Name or service not known"):
         CIFAR10(str(tmp_path / "data")).load()
+    assert not (tmp_path / "data").exists()
 
 
 def test_wrong_download_leaves_no_file(tmp_path, monkeypatch):
@@ -723,7 +724,9 @@ def test_real_cifar10_has_its_known_counts_and_moments(monkeypatch):
     mean = (share * levels).sum(1)
     std = ((share * levels**2).sum(1) - mean**2).sqrt()
     assert mean.tolist() == pytest.approx([0.4913, 0.4821, 0.4465], abs=1e-3)
-    assert std.tolist() == pytest.approx([0.2452, 0.2428, 0.2606], abs=1e-3)
+    jpeg, lossless = [0.2452, 0.2428, 0.2606], [0.2470, 0.2435, 0.2616]
+    expected = jpeg if "JPEG" in images.origin else lossless
+    assert std.tolist() == pytest.approx(expected, abs=1e-3)
 
 
 # ------------------------------------------------------------------------ synthetic

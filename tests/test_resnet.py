@@ -1,0 +1,266 @@
+"""Laws of the network: the paper's counts, each SE position by hand, shapes, errors."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from resnet_se.errors import UserError
+from resnet_se.models import presets
+from resnet_se.resnet import (
+    SE_POSITIONS,
+    BasicBlock,
+    ResNet,
+    SqueezeExcite,
+    forward_macs,
+    parameter_counts,
+)
+
+# trainable, non-trainable, MMAC at 32×32, weighted layers
+CHECK_VALUES = {
+    "se_resnet80": (4_617_010, 11_200, 728.6, 80),
+    "se_resnet74": (4_617_010, 11_200, 672.0, 74),
+    "se_resnet68": (4_617_010, 11_200, 615.4, 68),
+    "se_resnet_table": (4_950_662, 5_760, 782.0, 10),
+    "se_resnet20": (275_631, 1_568, 40.8, 20),
+    "se_resnet56": (865_017, 4_256, 125.8, 56),
+    "se_resnet20w4": (4_364_574, 6_272, 647.7, 20),
+}
+STAGES = {  # depths, widths
+    "80": ((20, 6, 13), (32, 64, 128)),
+    "74": ((12, 12, 12), (32, 64, 128)),
+    "68": ((4, 18, 11), (32, 64, 128)),
+    "_table": ((1, 1, 1, 1), (64, 128, 256, 512)),
+    "20": ((3, 3, 3), (16, 32, 64)),
+    "56": ((9, 9, 9), (16, 32, 64)),
+    "20w4": ((3, 3, 3), (64, 128, 256)),
+}
+
+
+@pytest.fixture(scope="module")
+def rows():
+    return presets()
+
+
+def tiny(**options):
+    """Two blocks, the second with stride 2 and a projection; SE in both."""
+    arguments = {"depths": [1, 1], "widths": [4, 8], "strides": [1, 2], "reduction": 2}
+    return ResNet(**(arguments | options))
+
+
+def make_block(position, *, c_in=4, channels=8, stride=2, reduction=2):
+    """A block whose every number is drawn, BatchNorm's running statistics too."""
+    torch.manual_seed(0)
+    block = BasicBlock(
+        c_in,
+        channels,
+        stride=stride,
+        reduction=reduction,
+        se_position=position,
+        bias=True,
+        bn={"momentum": 0.1, "eps": 1e-3},
+    )
+    for module in block.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias)
+            nn.init.normal_(module.running_mean)
+            nn.init.uniform_(module.running_var, 0.5, 1.5)
+    return block
+
+
+# --- counts ------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", CHECK_VALUES)
+def test_preset_has_the_papers_counts(rows, name):
+    trainable, non_trainable, mmac, layers = CHECK_VALUES[name]
+    row = rows[name]
+    assert row["trainable"] == trainable
+    assert row["non_trainable"] == non_trainable
+    assert row["total"] == trainable + non_trainable
+    assert round(row["macs"] / 1e6, 1) == mmac
+    assert row["layers"] == layers
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_vanilla_twin_lacks_exactly_the_se_layers(rows, name):
+    se, vanilla = rows[f"se_resnet{name}"], rows[f"vanilla_resnet{name}"]
+    removed = sum(
+        depth * (c * (c // 16) + c // 16 + (c // 16) * c + c)  # W₁, b₁, W₂, b₂
+        for depth, c in zip(*STAGES[name], strict=True)
+    )
+    assert se["trainable"] - vanilla["trainable"] == removed
+    for same in ("non_trainable", "layers"):
+        assert se[same] == vanilla[same]
+
+
+def test_every_preset_is_checked_and_the_headline_twin_is_the_papers(rows):
+    twins = {name.replace("se_", "vanilla_") for name in CHECK_VALUES}
+    assert set(rows) == set(CHECK_VALUES) | twins
+    assert rows["vanilla_resnet80"]["trainable"] == 4_581_898
+    assert round(rows["vanilla_resnet80"]["macs"] / 1e6, 1) == 728.6
+
+
+def test_macs_of_a_tiny_network_by_hand():
+    stem = 8 * 8 * 4 * 3 * 9
+    first = 2 * 8 * 8 * 4 * 4 * 9 + 2 * 4 * 2  # two convolutions, SE
+    second = 4 * 4 * 8 * (4 * 9 + 8 * 9 + 4 * 1) + 2 * 8 * 4  # and a projection
+    assert forward_macs(tiny(num_classes=3), size=8) == stem + first + second + 8 * 3
+
+
+def test_a_frozen_parameter_counts_as_non_trainable():
+    net = tiny()
+    before = parameter_counts(net)
+    net.head.requires_grad_(False)
+    moved = 8 * 10 + 10
+    assert parameter_counts(net) == {
+        "trainable": before["trainable"] - moved,
+        "non_trainable": before["non_trainable"] + moved,
+        "total": before["total"],
+    }
+
+
+# --- squeeze and excitation --------------------------------------
+
+
+def se_by_hand(se, x):
+    z = x.flatten(2).sum(2) / (x.shape[2] * x.shape[3])  # (B, C)
+    hidden = (z @ se.squeeze.weight.T + se.squeeze.bias).clamp(min=0)
+    gate = 1 / (1 + torch.exp(-(hidden @ se.excite.weight.T + se.excite.bias)))
+    return torch.einsum("bchw,bc->bchw", x, gate)
+
+
+def block_by_hand(block, position, x, stride):
+    """The block with SE written out for each position (Hu et al. 2018, Figure 5)."""
+    modules = list(block.modules())
+    convs = [m for m in modules if isinstance(m, nn.Conv2d)]  # 3×3, 3×3, projection
+    norms = [m for m in modules if isinstance(m, nn.BatchNorm2d)]
+    [se] = [m for m in modules if isinstance(m, SqueezeExcite)]
+
+    def conv_bn(i, x, stride, padding):
+        conv, norm = convs[i], norms[i]
+        x = F.conv2d(x, conv.weight, conv.bias, stride=stride, padding=padding)
+        mean, var = norm.running_mean.clone(), norm.running_var.clone()
+        scale = norm.weight, norm.bias, norm.training, 0.1, 1e-3
+        return F.batch_norm(x, mean, var, *scale)
+
+    branch = se_by_hand(se, x) if position == "pre" else x
+    branch = conv_bn(0, branch, stride, 1).clamp(min=0)
+    branch = conv_bn(1, branch, 1, 1)
+    if position == "standard":
+        branch = se_by_hand(se, branch)
+    shortcut = conv_bn(2, x, stride, 0) if len(convs) == 3 else x
+    if position == "identity":
+        shortcut = se_by_hand(se, shortcut)
+    y = (shortcut + branch).clamp(min=0)
+    return se_by_hand(se, y) if position == "post" else y
+
+
+def test_squeeze_excite_is_its_formula():
+    torch.manual_seed(0)
+    se, x = SqueezeExcite(6, 3), torch.randn(2, 6, 5, 3)
+    assert se.squeeze.out_features == 2
+    torch.testing.assert_close(se(x), se_by_hand(se, x))
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize(("c_in", "stride"), [(8, 1), (4, 1), (8, 2), (4, 2)])
+@pytest.mark.parametrize("position", SE_POSITIONS)
+def test_block_is_its_position_by_hand(position, c_in, stride, training):
+    block = make_block(position, c_in=c_in, stride=stride).train(training)
+    x = torch.randn(3, c_in, 7, 6)
+    before = x.clone()
+    expected = block_by_hand(block, position, x, stride)
+    torch.testing.assert_close(block(x), expected)
+    assert torch.equal(x, before)  # the ReLUs in place do not reach the input
+
+
+@pytest.mark.parametrize("position", SE_POSITIONS)
+def test_without_reduction_there_is_no_se(position):
+    net = tiny(reduction=None, se_position=position)
+    assert not any(isinstance(m, SqueezeExcite) for m in net.modules())
+    with_se = tiny(se_position=position).modules()
+    assert sum(isinstance(m, SqueezeExcite) for m in with_se) == 2
+
+
+# --- the whole network -------------------------------------------
+
+
+@pytest.mark.parametrize("size", [(33, 31), (17, 17), (8, 5), (1, 1)])
+@pytest.mark.parametrize("stride", [1, 2, 3])
+def test_odd_sizes_divide_upwards(size, stride):
+    net = tiny(strides=[1, stride], num_classes=7).eval()
+    x = torch.randn(2, 3, *size)
+    expected = (2, 8, *(math.ceil(side / stride) for side in size))
+    assert net.blocks(net.stem(x)).shape == expected
+    assert net(x).shape == (2, 7)
+
+
+def test_head_is_linear_in_the_mean_over_positions():
+    net = tiny().eval()
+    x = torch.randn(2, 3, 9, 7)
+    pooled = net.blocks(net.stem(x)).flatten(2).mean(2)
+    expected = pooled @ net.head.weight.T + net.head.bias
+    torch.testing.assert_close(net(x), expected)
+
+
+def test_dropout_acts_in_training_only():
+    torch.manual_seed(0)
+    x = torch.randn(4, 3, 8, 8)
+    net, plain = tiny(dropout=0.5), tiny()
+    plain.load_state_dict(net.state_dict())
+    assert torch.equal(
+        plain(x), plain(x)
+    )  # in training, BatchNorm alone repeats itself
+    assert not torch.equal(net(x), net(x))
+    plain.load_state_dict(net.state_dict())
+    assert torch.equal(net.eval()(x), plain.eval()(x))
+
+
+def test_batch_norm_arguments_reach_every_layer():
+    net = tiny(bn_momentum=0.01, bn_eps=1e-3)
+    norms = [m for m in net.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert len(norms) == 1 + 2 * 2 + 1  # stem, two a block, projection
+    assert {(m.momentum, m.eps) for m in norms} == {(0.01, 1e-3)}
+    x = torch.randn(4, 3, 8, 8)
+    net(x)  # the momentum is the weight of the new batch
+    mean = net.stem[0](x).mean(dim=(0, 2, 3))
+    torch.testing.assert_close(net.stem[1].running_mean, 0.01 * mean)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_conv_bias_is_all_or_none(bias):
+    convs = [m for m in tiny(conv_bias=bias).modules() if isinstance(m, nn.Conv2d)]
+    assert {m.bias is not None for m in convs} == {bias}
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"reduction": 5}, "reduction: expected 1..4 .* got 5"),
+        ({"reduction": 0}, "reduction: expected 1..4 .* got 0"),
+        ({"se_position": "standart"}, "'standart'; did you mean 'standard'"),
+        ({"depths": [1]}, "depths, widths, strides: .* 1, 2 and 2"),
+        ({"depths": [], "widths": [], "strides": []}, "got 0, 0 and 0"),
+        ({"depths": [1, 0]}, "depths: expected positive"),
+        ({"widths": [-4, 8]}, "widths: expected positive"),
+        ({"strides": [1, 0]}, "strides: expected positive"),
+        ({"dropout": 1.0}, "dropout: .* got 1.0"),
+        ({"dropout": -0.1}, "dropout: .* got -0.1"),
+        ({"bn_momentum": 0.0}, "bn_momentum: .* got 0.0"),
+        ({"bn_momentum": 1.1}, "bn_momentum: .* got 1.1"),
+        ({"bn_eps": 0.0}, "bn_eps: .* got 0.0"),
+        ({"num_classes": 1}, "num_classes: .* got 1"),
+    ],
+)
+def test_value_out_of_range_is_named(options, words):
+    with pytest.raises(UserError, match=words):
+        tiny(**options)
+
+
+def test_squeeze_excite_refuses_a_reduction_above_its_width():
+    with pytest.raises(UserError, match=r"reduction: expected 1\.\.8 .* got 16"):
+        SqueezeExcite(8, 16)
