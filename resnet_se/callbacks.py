@@ -11,6 +11,7 @@ from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import ProgressBar, RichProgressBar
+from lightning.pytorch.trainer.states import TrainerFn
 
 from resnet_se.results import atomic_file
 
@@ -58,7 +59,7 @@ class History(L.Callback):
         self._validation_start = time.perf_counter()
 
     def on_validation_end(self, trainer: L.Trainer, *_: Any) -> None:
-        if trainer.training and not trainer.sanity_checking:
+        if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
             self._validating += time.perf_counter() - self._validation_start
             self._validated = True
 

@@ -12,6 +12,7 @@ from typing import Any
 import lightning as L
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
@@ -84,7 +85,7 @@ class Classifier(L.LightningModule):
             {
                 part: MetricCollection(
                     {
-                        "loss": MeanMetric(),
+                        "loss": MeanMetric(nan_strategy="disable"),
                         "acc": MulticlassAccuracy(num_classes, average="micro"),
                     }
                 )
@@ -130,11 +131,12 @@ class Classifier(L.LightningModule):
         step = int(self.first_bad_step)
         if step < 0 and math.isfinite(val_loss):
             return
-        what = f"validation loss {val_loss}, weights" if step < 0 else "training loss"
+        what = "training" if step >= 0 else "validation"
         raise Diverged(
-            f"{what} not finite at step {self.global_step if step < 0 else step} (epoch "
-            f"{self.current_epoch}, from 0); checkpoints/last.ckpt keeps the last good "
-            "epoch, if there was one; try a lower optimizer.lr or a longer warm-up"
+            f"{what} loss not finite at step {step if step >= 0 else self.global_step} "
+            f"(epoch {self.current_epoch}, both from 0); checkpoints/last.ckpt keeps "
+            "the last good epoch, if there was one; try a lower optimizer.lr or a "
+            "longer warm-up"
         )
 
     def _log_epoch(self, part: str, **more: float) -> None:
@@ -146,7 +148,7 @@ class Classifier(L.LightningModule):
     # --- validation --------------------------------------------------
 
     def on_validation_epoch_start(self) -> None:
-        if self.trainer.training:
+        if self.trainer.state.fn == TrainerFn.FITTING:
             self._stop_if_diverged()  # before a checkpoint of it could be written
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
@@ -159,7 +161,7 @@ class Classifier(L.LightningModule):
             self.metrics["val_part"].reset()
             return
         loss = float(self.metrics["val_part"]["loss"].compute())
-        if self.trainer.training:
+        if self.trainer.state.fn == TrainerFn.FITTING:
             self._stop_if_diverged(loss)
             self.lr_schedulers().observe(loss)
         self._log_epoch("val")

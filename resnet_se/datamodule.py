@@ -9,7 +9,7 @@ the training part.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import lightning as L
@@ -124,7 +124,20 @@ class ImagesInOrder(Dataset):
 
     def loader(self) -> DataLoader:
         starts = range(0, len(self.images), EVAL_BATCH_SIZE)
-        return DataLoader(self, batch_size=None, sampler=starts)
+        return _loader(self, starts)
+
+
+def _loader(dataset: Dataset, batches: Iterable, **options: Any) -> DataLoader:
+    """A loader of a dataset whose items are whole batches."""
+    # Its own generator: a loader draws a seed whenever it starts, and torch's stream,
+    # which dropout and mixing use, must not depend on when that is.
+    return DataLoader(
+        dataset,
+        batch_size=None,
+        sampler=batches,
+        generator=torch.Generator(),
+        **options,
+    )
 
 
 class ImageDataModule(L.LightningDataModule):
@@ -252,10 +265,9 @@ class ImageDataModule(L.LightningDataModule):
         workers = self.num_workers
         if workers is None:
             workers = (os.cpu_count() or 1) // 2 if dataset.transform else 0
-        return DataLoader(
+        return _loader(
             dataset,
-            batch_size=None,
-            sampler=batches,
+            batches,
             num_workers=workers,
             persistent_workers=workers > 0,
             pin_memory=torch.cuda.is_available(),

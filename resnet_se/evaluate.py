@@ -44,7 +44,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
         hint = nearest(str(cfg.ckpt), CHECKPOINTS)
         raise UserError(f"ckpt: unknown {cfg.ckpt!r}; {hint}")
     of_run = OmegaConf.load(run_dir / "config.yaml")
-    if cfg.tta is not None:
+    if "tta" in cfg:
         of_run.tta = cfg.tta
 
     data = build_data(of_run)

@@ -72,7 +72,7 @@ def confusion(labels: Tensor, predicted: Tensor, classes: Sequence[str]) -> Figu
     share = 100 * counts / counts.sum(dim=1, keepdim=True).clamp_min(1)
     side = max(4.5, 0.62 * k)
     figure, axis = plt.subplots(figsize=(side + 1.2, side), layout="constrained")
-    axis.imshow(share, cmap="Blues", vmin=0, vmax=100)
+    axis.imshow(share.numpy(), cmap="Blues", vmin=0, vmax=100)
     ticks = range(k)
     axis.set_xticks(ticks, classes, rotation=45, ha="right")
     axis.set_yticks(ticks, classes)
@@ -98,7 +98,7 @@ def mistakes(
     for axis in axes.flat:
         axis.axis("off")
     for axis, i in zip(axes.flat, worst, strict=False):
-        axis.imshow(images[i].permute(1, 2, 0))  # (H, W, 3)
+        axis.imshow(images[i].permute(1, 2, 0).numpy())  # (H, W, 3)
         axis.set_title(
             f"{classes[predicted[i]]} ({probability[i]:.2f})\n{classes[labels[i]]}",
             fontsize=8,

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 import time
 import traceback
@@ -189,6 +190,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         _train_and_test(cfg, data, run_dir, result, previous)
         result["status"] = "finished"
     except (KeyboardInterrupt, SystemExit):  # Lightning turns the one into the other
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # it ignores further
         result |= {"status": "interrupted", "error": "interrupted from outside"}
         raise KeyboardInterrupt from None
     except BaseException as error:
@@ -416,6 +418,8 @@ def quiet() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)  # devices, advertisements
     # The evaluation loaders only slice tensors: workers would slow them down.
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
+    # It is not empty where a run is resumed.
+    warnings.filterwarnings("ignore", ".*Checkpoint directory .* is not empty.*")
     # Lightning 2.6 with torch 2.15; nothing a user could act on.
     warnings.filterwarnings("ignore", ".*isinstance\\(treespec, LeafSpec\\).*")
 

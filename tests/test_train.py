@@ -1,0 +1,264 @@
+"""Training end to end: run directory, idempotence, resuming, evaluation, failures."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from resnet_se import sources
+from resnet_se.callbacks import History
+from resnet_se.classifier import Classifier
+from tests.conftest import TINY
+
+
+def only(found: dict) -> tuple[Path, dict]:
+    assert len(found) == 1
+    return next(iter(found.items()))
+
+
+def epochs_of(run_dir: Path) -> list[dict[str, str]]:
+    """metrics.csv without its times."""
+    rows = csv.DictReader((run_dir / "metrics.csv").read_text().splitlines())
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
+
+
+def test_a_run_leaves_its_record_and_is_not_repeated(train, run_dirs, capsys):
+    assert train() == 0
+    run_dir, result = only(run_dirs())
+    assert result["status"] == "finished"
+    assert run_dir.name == f"seed0-{result['config_hash']}"
+    assert result["train"]["epochs"] == 2
+    assert result["train"]["steps"] == 2 * (220 // 32)
+    assert result["data"]["name"] == "synthetic"
+    # 24 images a class, of which round(2.4) go to validation.
+    assert (result["data"]["train"], result["data"]["val"]) == (220, 20)
+    assert result["test"]["images"] == 60
+    names = {p.name for p in run_dir.iterdir()}
+    assert names == {
+        "config.yaml", "checkpoints", "metrics.csv", "predictions.npz", "plots",
+        "result.json",
+    }  # fmt: skip
+    assert {p.name for p in (run_dir / "checkpoints").iterdir()} == {
+        "best.ckpt",
+        "last.ckpt",
+    }
+    assert len(epochs_of(run_dir)) == 2
+
+    # The stored predictions give the published figures.
+    stored = np.load(run_dir / "predictions.npz")
+    hits = stored["logits"].argmax(axis=1) == stored["labels"]
+    assert hits.mean() == pytest.approx(result["test"]["acc"])
+    hits = stored["tta"].argmax(axis=1) == stored["labels"]
+    assert hits.mean() == pytest.approx(result["test"]["acc_tta"])
+    per_class = np.mean(list(result["test"]["per_class"].values()))
+    assert per_class == pytest.approx(result["test"]["acc"])  # balanced classes
+
+    before = (run_dir / "result.json").stat().st_mtime_ns
+    capsys.readouterr()
+    assert train() == 0
+    assert "skipped" in capsys.readouterr().out
+    assert (run_dir / "result.json").stat().st_mtime_ns == before
+
+
+def test_what_cannot_change_the_result_does_not_change_the_directory(train, run_dirs):
+    assert train("trainer.max_epochs=1") == 0
+    assert train("trainer.max_epochs=1", "tags=[again]", "data.num_workers=1") == 0
+    assert len(run_dirs()) == 1
+    assert train("trainer.max_epochs=1", "seed=1") == 0
+    (a, _), (b, _) = run_dirs().items()
+    assert a.name.split("-")[1] == b.name.split("-")[1]  # one configuration, two seeds
+
+
+def test_an_interrupted_run_goes_on_as_if_it_had_not_stopped(
+    train, run_dirs, monkeypatch
+):
+    overrides = ("trainer.max_epochs=3", "model.dropout=0.2", "mixing=mixup")
+    assert train("runs_dir=whole", *overrides) == 0
+    whole = next(Path("whole").glob("*/*"))
+
+    start = Classifier.on_train_epoch_start
+
+    def interrupt(self):
+        if self.current_epoch == 2:
+            raise KeyboardInterrupt
+        start(self)
+
+    monkeypatch.setattr(Classifier, "on_train_epoch_start", interrupt)
+    assert train(*overrides) == 130
+    run_dir, result = only(run_dirs())
+    assert result["status"] == "interrupted"
+    assert len(epochs_of(run_dir)) == 2
+
+    monkeypatch.setattr(Classifier, "on_train_epoch_start", start)
+    assert train(*overrides) == 0
+    assert only(run_dirs())[1]["status"] == "finished"
+    assert epochs_of(run_dir) == epochs_of(whole)
+    a, b = (np.load(d / "predictions.npz")["logits"] for d in (run_dir, whole))
+    np.testing.assert_array_equal(a, b)
+
+
+def test_a_killed_process_is_resumed_by_the_same_command(tmp_path, train, run_dirs):
+    overrides = ("trainer.max_epochs=30",)
+    line = [sys.executable, "-m", "resnet_se.train", *TINY, *overrides]
+    process = subprocess.Popen(line, cwd=tmp_path, stdout=subprocess.DEVNULL)
+    for _ in range(600):
+        time.sleep(0.1)
+        if list(tmp_path.glob("runs/*/*/checkpoints/last.ckpt")):
+            break
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    run_dir, result = only(run_dirs())
+    assert result["status"] == "running"  # nobody could say otherwise
+    done = torch.load(run_dir / "checkpoints/last.ckpt", weights_only=True)["epoch"] + 1
+    assert 1 <= done < 30
+
+    began = []
+    start = History.on_train_epoch_start
+    try:
+        History.on_train_epoch_start = lambda self, trainer, *a: (
+            began.append(trainer.current_epoch),
+            start(self, trainer, *a),
+        )
+        assert train(*overrides) == 0
+    finally:
+        History.on_train_epoch_start = start
+    assert began == list(range(done, 30))
+    assert [int(row["epoch"]) for row in epochs_of(run_dir)] == list(range(30))
+
+
+def test_evaluate_repeats_the_figures_and_takes_another_tta(
+    train, command, run_dirs, capsys
+):
+    assert train() == 0
+    run_dir, result = only(run_dirs())
+    assert command("evaluate", f"run={run_dir}", "out=again.json") == 0
+    again = json.loads(Path("again.json").read_text())
+    for part in ("val", "test"):
+        classes = again[part].pop("per_class", None)
+        assert classes == result[part].pop("per_class", None)
+        assert again[part] == pytest.approx(result[part], rel=1e-6)
+
+    assert command("evaluate", f"run={run_dir}", "tta=none", "out=plain.json") == 0
+    plain = json.loads(Path("plain.json").read_text())
+    assert plain["test"]["acc_tta"] is None
+    assert plain["test"]["acc"] == result["test"]["acc"]
+
+    capsys.readouterr()
+    assert command("evaluate", "run=nowhere") == 2
+    assert "nowhere" in capsys.readouterr().err
+
+
+def test_checkpoints_hold_plain_values_only(train, run_dirs):
+    assert train("optimizer=adamw", "scheduler=plateau") == 0
+    run_dir, result = only(run_dirs())
+    for path in (run_dir / "checkpoints").iterdir():
+        checkpoint = torch.load(path, weights_only=True)
+        data = checkpoint["ImageDataModule"]
+        assert data["fingerprint"] == result["data"]["fingerprint"]
+        assert not any("_orig_mod" in name for name in checkpoint["state_dict"])
+
+
+def test_a_nan_loss_stops_and_keeps_the_last_good_checkpoint(
+    train, run_dirs, capsys, monkeypatch
+):
+    forward = Classifier.forward
+
+    def spoiled(self, images):
+        logits = forward(self, images)
+        return logits * float("nan") if self.global_step == 8 else logits
+
+    monkeypatch.setattr(Classifier, "forward", spoiled)
+    assert train() == 2  # six steps an epoch: step 8 is the third of the second
+    error = capsys.readouterr().err
+    assert "step 8 (epoch 1" in error
+    assert "Traceback" not in error
+    run_dir, result = only(run_dirs())
+    assert result["status"] == "failed"
+    assert "step 8" in result["error"]
+    assert "Diverged" in (run_dir / "error.txt").read_text()
+    last = torch.load(run_dir / "checkpoints/last.ckpt", weights_only=True)
+    assert last["epoch"] == 0
+    assert all(torch.isfinite(w.float()).all() for w in last["state_dict"].values())
+
+
+def test_other_architecture_other_data_damaged_checkpoint(train, run_dirs, capsys):
+    assert train("trainer.max_epochs=1") == 0
+    run_dir, _ = only(run_dirs())
+    ckpt = run_dir / "checkpoints/best.ckpt"
+
+    assert train(f"ckpt_path={ckpt}", "model.widths=[8,16,16]") == 2
+    error = capsys.readouterr().err
+    assert "another architecture" in error
+    assert "blocks.1" in error
+
+    assert train(f"ckpt_path={ckpt}", "data.source.seed=1") == 2
+    assert "fingerprint" in capsys.readouterr().err
+
+    Path("broken.ckpt").write_bytes(ckpt.read_bytes()[:1000])
+    assert train("ckpt_path=broken.ckpt") == 2
+    assert "broken.ckpt: not a readable checkpoint" in capsys.readouterr().err
+
+
+def test_an_edited_run_directory_is_refused(train, run_dirs, capsys):
+    assert train("trainer.max_epochs=1") == 0
+    run_dir, _ = only(run_dirs())
+    path = run_dir / "config.yaml"
+    path.write_text(path.read_text().replace("max_epochs: 1", "max_epochs: 7"))
+    capsys.readouterr()
+    assert train("trainer.max_epochs=1") == 2
+    assert "another configuration" in capsys.readouterr().err
+
+
+def test_quickstart_alone_goes_on_without_cifar10(
+    command, run_dirs, monkeypatch, tmp_path, capsys
+):
+    def no_network(*_):
+        raise OSError("no network")
+
+    monkeypatch.setattr(sources, "_download", no_network)
+    monkeypatch.setenv("RESNET_SE_DATA", str(tmp_path / "empty"))
+    tiny = [o for o in TINY if not o.startswith("data=") and "source" not in o]
+    small = ["data.fallback.num_train=240", "data.fallback.num_test=60"]
+    assert command("train", *tiny, *small) == 0
+    out = capsys.readouterr().out
+    assert "synthetic images instead of CIFAR-10" in out
+    assert "CIFAR-10 was not found" in out  # the closing table
+    _, result = only(run_dirs())
+    assert result["data"]["name"] == "synthetic"
+    assert "no network" in result["data"]["fallback"]
+
+    assert command("train", *tiny, "~experiment") == 2
+    assert "RESNET_SE_DATA" in capsys.readouterr().err
+
+
+def test_the_number_of_classes_is_the_datas(train, run_dirs, capsys):
+    assert train("data.source.num_classes=4", "trainer.max_epochs=1") == 0
+    _, result = only(run_dirs())
+    assert len(result["test"]["per_class"]) == 4
+    assert train("+model.num_classes=7") == 2
+    assert "10 classes, got 7" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(
+    "RESNET_SE_DATA" not in os.environ, reason="RESNET_SE_DATA names no CIFAR-10"
+)
+def test_real_images_are_learnt(command, run_dirs):
+    status = command(
+        "train", "model.depths=[1,1,1]", "model.widths=[16,16,32]",
+        "data.train_subset=4000", "trainer.max_epochs=4", "trainer.accelerator=cpu",
+        "trainer.limit_test_batches=2",
+    )  # fmt: skip
+    assert status == 0
+    _, result = only(run_dirs())
+    assert result["data"]["name"] == "cifar10"
+    assert result["test"]["acc"] > 0.25  # chance is 0.1
