@@ -25,6 +25,7 @@ from resnet_se.augment import derive_seed
 from resnet_se.errors import UserError
 from resnet_se.mixing import Mixing
 from resnet_se.optim import Schedule
+from resnet_se.resnet import WhiteningStem
 from resnet_se.tta import TTA
 
 METRICS = (
@@ -38,6 +39,9 @@ METRICS = (
     "test/acc_tta",
     "test/ece",
 )
+
+
+WHITEN_IMAGES = 2000  # enough for the covariance of 12 numbers
 
 
 class Diverged(UserError):
@@ -100,6 +104,12 @@ class Classifier(L.LightningModule):
         return self.net(images.to(memory_format=self.memory_format)).float()
 
     # --- training ----------------------------------------------------
+
+    def on_fit_start(self) -> None:
+        # Also on resuming: the same images give the same filters.
+        stem = getattr(self.net, "stem", None)
+        if isinstance(stem, WhiteningStem):
+            stem.fit(self.trainer.datamodule.first_images(WHITEN_IMAGES))
 
     def on_train_epoch_start(self) -> None:
         # Dropout and mixing go on as they would have if the run had not been cut here.

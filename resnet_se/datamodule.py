@@ -243,6 +243,10 @@ class ImageDataModule(L.LightningDataModule):
     def image_size(self) -> tuple[int, int]:
         return tuple(self.images.train_images.shape[-2:])
 
+    def first_images(self, n: int) -> Tensor:
+        """The first n training images, normalised, without augmentation."""
+        return normalise(self.train_part[0][:n], self.mean, self.std)
+
     def describe(self) -> dict[str, Any]:
         """The `data` field of `result.json`."""
         return {

@@ -2,6 +2,7 @@
 
 * Residual network, 3×3 basic blocks, CIFAR stem: He et al. 2016, arXiv 1512.03385, §4.2
 * Squeeze-and-Excitation and its positions: Hu et al. 2018, arXiv 1709.01507, §3, §6.5
+* Whitening stem: Jordan 2024, arXiv 2404.00498, §3.2
 
 One class, `ResNet`, is the whole family; the presets are `conf/model/*.yaml`.  The
 paper reproduced here counts as Keras does: every convolution and both SE layers have a
@@ -97,6 +98,38 @@ class BasicBlock(nn.Module):
         return self.after(F.relu(self.shortcut(x) + self.branch(x)))
 
 
+class WhiteningStem(nn.Module):
+    """relu(W p + b) of every 2×2 patch p, W fixed: whitening filters and negatives.
+
+    Spares a short training the epochs in which a first layer finds such filters.  W is
+    not trained and not random: `fit` sets it from training images.
+    """
+
+    PATCH = 2
+    EPS = 5e-4  # added to the variances, so that near-constant directions stay small
+
+    def __init__(self, in_channels: int):
+        super().__init__()
+        half = in_channels * self.PATCH**2
+        self.out_channels = 2 * half
+        self.conv = nn.Conv2d(in_channels, 2 * half, self.PATCH)
+        self.conv.weight.requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) → (B, 8 C, H − 1, W − 1)."""
+        return F.relu(self.conv(x))
+
+    @torch.no_grad()
+    def fit(self, images: Tensor) -> None:
+        """Sets W from normalised images (N, C, H, W): its outputs are uncorrelated."""
+        patches = F.unfold(images, self.PATCH)  # (N, 4 C, L)
+        patches = patches.transpose(1, 2).flatten(0, 1).double()  # (N L, 4 C)
+        variances, axes = torch.linalg.eigh(patches.T @ patches / len(patches))
+        filters = (axes / (variances + self.EPS).sqrt()).T  # a row each
+        filters = filters.reshape(-1, *self.conv.weight.shape[1:])  # (4 C, C, 2, 2)
+        self.conv.weight.copy_(torch.cat([filters, -filters]))
+
+
 class ResNet(nn.Module):
     """Stem, stages of basic blocks, global average pooling, dropout, one linear layer.
 
@@ -110,6 +143,7 @@ class ResNet(nn.Module):
         bn_momentum: weight of the new batch in BatchNorm's running statistics, in
             (0, 1], PyTorch's convention; Keras's default 0.99 is 0.01 here.
         bn_eps: added to the variance; Keras's default is 1e-3.
+        whiten: a `WhiteningStem` in place of the 3×3 convolution with BatchNorm.
         dropout: probability of dropping a feature before the last layer, in [0, 1).
         num_classes: K, the number of logits.
         in_channels: channels of the input.
@@ -128,6 +162,7 @@ class ResNet(nn.Module):
         conv_bias: bool = True,
         bn_momentum: float = 0.1,
         bn_eps: float = 1e-5,
+        whiten: bool = False,
         dropout: float = 0.0,
         num_classes: int = 10,
         in_channels: int = 3,
@@ -162,13 +197,17 @@ class ResNet(nn.Module):
 
         bn = {"momentum": bn_momentum, "eps": bn_eps}
         self.num_layers = 1 + 2 * sum(depths) + 1  # stem, two a block, head
-        self.stem = nn.Sequential(
-            nn.Conv2d(in_channels, widths[0], 3, padding=1, bias=conv_bias),
-            nn.BatchNorm2d(widths[0], **bn),
-            nn.ReLU(inplace=True),
-        )
+        if whiten:
+            self.stem = WhiteningStem(in_channels)
+            c_in = self.stem.out_channels
+        else:
+            self.stem = nn.Sequential(
+                nn.Conv2d(in_channels, widths[0], 3, padding=1, bias=conv_bias),
+                nn.BatchNorm2d(widths[0], **bn),
+                nn.ReLU(inplace=True),
+            )
+            c_in = widths[0]
         blocks: list[BasicBlock] = []
-        c_in = widths[0]
         for depth, width, stride in zip(depths, widths, strides, strict=True):
             for i in range(depth):
                 blocks.append(

@@ -14,8 +14,10 @@ field raises `SCHEMA`.  Its fields:
     model           trainable, non_trainable, total, macs, layers
     train           epochs, steps, seconds, images_per_second, peak_memory_mb, stopped
     val             acc, loss (of the best checkpoint)
-    test            acc, acc_tta, loss, ece, per_class, images
+    test            acc, acc_tta, loss, ece, per_class, images; and of every test image
+                    in order `labels`, `predicted`, `predicted_tta` (`pack_labels`)
     best_epoch      0-based epoch of the checkpoint that was tested
+    history         {column: one value an epoch}, the columns of metrics.csv
 """
 
 from __future__ import annotations
@@ -26,13 +28,17 @@ import os
 import platform
 import subprocess
 import tempfile
+import zlib
+from base64 import b64decode, b64encode
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from resnet_se.errors import UserError
 
@@ -96,6 +102,17 @@ def read_result(run_dir: Path) -> dict[str, Any] | None:
     if status not in STATUSES:
         raise UserError(f"{path}: status expected in {STATUSES}, got {status!r}")
     return result
+
+
+def pack_labels(labels: Tensor) -> str:
+    """Class indices (N,) in 0..65535 → base64 of zlib of little-endian uint16."""
+    return b64encode(zlib.compress(labels.numpy().astype("<u2").tobytes(), 9)).decode()
+
+
+def unpack_labels(packed: str) -> np.ndarray:
+    """The inverse: int64 (N,)."""
+    raw = np.frombuffer(zlib.decompress(b64decode(packed)), "<u2")
+    return raw.astype(np.int64)
 
 
 def environment() -> dict[str, Any]:

@@ -46,6 +46,7 @@ from resnet_se.results import (
     atomic_file,
     environment,
     hardware,
+    pack_labels,
     peak_memory_mb,
     read_result,
     write_result,
@@ -255,8 +256,8 @@ def _train_and_test(
     result["train"] = {
         "epochs": trainer.current_epoch,
         "steps": trainer.global_step,
-        "seconds": history and round(history.seconds, 2),
-        "images_per_second": history and history.images_per_second,
+        "seconds": history and _short(history.seconds),
+        "images_per_second": history and _short(history.images_per_second),
         "peak_memory_mb": round(peak_memory_mb(device), 1),
         "stopped": "early_stopping"
         if trainer.current_epoch < trainer.max_epochs
@@ -266,6 +267,11 @@ def _train_and_test(
     result["best_epoch"] = load_checkpoint(best)["epoch"] if best else None
     result |= evaluate_classifier(trainer, model, data, best)
     result["seconds_in_all"] = round(time.perf_counter() - started, 2)
+    if history:
+        columns = dict.fromkeys(key for row in history.rows for key in row)
+        result["history"] = {
+            name: [_short(row.get(name)) for row in history.rows] for name in columns
+        }
     save_predictions(run_dir / "predictions.npz", model.predictions)
     plots.save_run_plots(
         run_dir / "plots",
@@ -287,9 +293,12 @@ def evaluate_classifier(
         model.load_state_dict(checkpoint["state_dict"])
         data.load_state_dict(checkpoint[type(data).__qualname__])
     trainer.validate(model, datamodule=data, verbose=False)
-    val = {k: float(v) for k, v in trainer.callback_metrics.items()}
+    val = {k: _short(v) for k, v in trainer.callback_metrics.items()}
     trainer.test(model, datamodule=data, verbose=False)
-    test = {k: float(v) for k, v in trainer.callback_metrics.items()}
+    test = {k: _short(v) for k, v in trainer.callback_metrics.items()}
+    found = model.predictions
+    predicted = found["logits"].argmax(dim=1)
+    per_class = [_short(v) for v in model.per_class]
     return {
         "val": {"acc": val["val/acc"], "loss": val["val/loss"]},
         "test": {
@@ -297,12 +306,20 @@ def evaluate_classifier(
             "acc_tta": test.get("test/acc_tta"),
             "loss": test["test/loss"],
             "ece": test["test/ece"],
-            "per_class": dict(
-                zip(data.images.classes, model.per_class.tolist(), strict=True)
-            ),
-            "images": len(model.predictions["labels"]),
+            "per_class": dict(zip(data.images.classes, per_class, strict=True)),
+            "images": len(predicted),
+            "labels": pack_labels(found["labels"]),
+            "predicted": pack_labels(predicted),
+            "predicted_tta": pack_labels(found["tta"].argmax(dim=1))
+            if "tta" in found
+            else None,
         },
     }
+
+
+def _short(value: float | None) -> float | None:
+    """Six significant digits: float32 has no more."""
+    return value if value is None else float(f"{float(value):.6g}")
 
 
 def save_predictions(path: Path, predictions: dict[str, torch.Tensor]) -> None:
