@@ -182,7 +182,7 @@ class Classifier(L.LightningModule):
         images, labels = batch
         output = {"labels": labels, "logits": self(images)}
         if self.tta is not None:
-            output["tta"] = self.tta(self, images)
+            output["tta"] = self.tta(self, images, output["logits"])
         self.outputs.append(output)
 
     def on_test_epoch_end(self) -> None:

@@ -45,6 +45,7 @@ NOT_HASHED = (
     "tags",
     "runs_dir",
     "run_dir",
+    "fail_fast",
     "logger",
     "data.num_workers",
     "data.source.root",  # the data's own identity is hashed instead
@@ -74,6 +75,7 @@ def _whole_epochs(value: float, *, _root_: DictConfig) -> int:
 
 
 OmegaConf.register_new_resolver("epochs", _epochs, replace=True)
+OmegaConf.register_new_resolver("pid", os.getpid, replace=True, use_cache=True)
 OmegaConf.register_new_resolver("whole_epochs", _whole_epochs, replace=True)
 
 
@@ -106,7 +108,7 @@ def check_config(cfg: DictConfig) -> None:
                 raise UserError(
                     f"{key}.{name}: no _target_ there; {nearest(str(name), names)}"
                 )
-    budget = {"scale", "limit_batches"}
+    budget = {"scale", "limit_batches", "train_subset"}
     for name in cfg.budget:
         if name not in budget:
             raise UserError(f"budget.{name}: unknown; {nearest(str(name), budget)}")

@@ -22,6 +22,7 @@ field raises `SCHEMA`.  Its fields:
 
 from __future__ import annotations
 
+import fcntl
 import json
 import math
 import os
@@ -62,6 +63,26 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+
+
+class Busy(UserError):
+    """Another process is working in the run directory."""
+
+
+@contextmanager
+def exclusive(run_dir: Path) -> Iterator[None]:
+    """Nobody else trains in `run_dir` meanwhile; the system frees it when we die.
+
+    Raises:
+        Busy: somebody else does.
+    """
+    run_dir.mkdir(parents=True, exist_ok=True)
+    with (run_dir / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Busy(f"{run_dir}: another process is training this run") from None
+        yield
 
 
 def write_result(run_dir: Path, result: dict[str, Any]) -> None:

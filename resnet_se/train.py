@@ -16,6 +16,7 @@ import sys
 import time
 import traceback
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -45,12 +46,14 @@ from resnet_se.results import (
     SCHEMA,
     atomic_file,
     environment,
+    exclusive,
     hardware,
     pack_labels,
     peak_memory_mb,
     read_result,
     write_result,
 )
+from resnet_se.sweep import Outcome, recorded
 
 console = Console()
 
@@ -148,12 +151,13 @@ def _step_seconds(net: torch.nn.Module, size: tuple) -> tuple[float, float]:
 # --- the run -----------------------------------------------------
 
 
-def train(cfg: DictConfig) -> dict[str, Any]:
-    """Runs one configuration to its `result.json` and returns it; from disk if done.
+def train(cfg: DictConfig) -> Outcome:
+    """Runs one configuration to its `result.json`, or finds it done.
 
     Raises:
         UserError: a mistake in the configuration or the data; recorded where a run
             directory could be named.
+        Busy: another process is at it.
     """
     check_config(cfg)
     data = build_data(cfg)
@@ -165,13 +169,27 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     run_dir = Path(cfg.runs_dir) / experiment_name() / f"seed{cfg.seed}-{digest}"
     cfg.run_dir = str(run_dir.resolve())
 
-    previous = read_result(run_dir)
-    _check_directory(run_dir, digest, key)
-    if previous and previous["status"] == "finished":
-        console.print(f"skipped: {run_dir} is finished")
-        print_closing_table(previous, run_dir)
-        return previous
+    with exclusive(run_dir):
+        previous = read_result(run_dir)
+        _check_directory(run_dir, digest, key)
+        if previous and previous["status"] == "finished":
+            console.print(f"skipped: {run_dir} is finished")
+            print_closing_table(previous, run_dir)
+            return Outcome("skipped", str(run_dir), previous)
+        resumed = (run_dir / "checkpoints/last.ckpt").is_file()
+        result = _run(cfg, data, run_dir, digest, previous)
+    print_closing_table(result, run_dir)
+    return Outcome("resumed" if resumed else "done", str(run_dir), result)
 
+
+def _run(
+    cfg: DictConfig,
+    data: ImageDataModule,
+    run_dir: Path,
+    digest: str,
+    previous: dict[str, Any] | None,
+) -> dict[str, Any]:
+    """The run itself, with its record kept true whatever happens."""
     result = {
         "schema": SCHEMA,
         "status": "running",
@@ -182,26 +200,32 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         "tags": list(cfg.tags),
         **environment(),
     }
+    if previous and "hardware" in previous:
+        result["hardware"] = previous["hardware"]  # its precision is kept on resuming
     write_result(run_dir, result)
     with atomic_file(run_dir / "config.yaml") as file:
         file.write(OmegaConf.to_yaml(cfg, resolve=True).encode())
     error_file = run_dir / "error.txt"
     error_file.unlink(missing_ok=True)
     try:
-        _train_and_test(cfg, data, run_dir, result, previous)
+        _train_and_test(cfg, data, run_dir, result)
         result["status"] = "finished"
-    except (KeyboardInterrupt, SystemExit):  # Lightning turns the one into the other
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # it ignores further
-        result |= {"status": "interrupted", "error": "interrupted from outside"}
-        raise KeyboardInterrupt from None
+        write_result(run_dir, result)
     except BaseException as error:
-        result |= {"status": "failed", "error": explain(error)}
-        error_file.write_text(traceback.format_exc())
+        # Lightning turns Ctrl-C into SystemExit, and ignores further ones.
+        stopped = isinstance(error, KeyboardInterrupt | SystemExit)
+        result["status"] = "interrupted" if stopped else "failed"
+        result["error"] = "interrupted from outside" if stopped else explain(error)
+        with suppress(OSError):  # a full disk must not hide what happened
+            write_result(run_dir, result)
+            if not stopped:
+                error_file.write_text(traceback.format_exc())
+        if stopped:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            raise KeyboardInterrupt from None
         raise
     finally:
         _finish_wandb(failed=result["status"] != "finished")
-        write_result(run_dir, result)
-    print_closing_table(result, run_dir)
     return result
 
 
@@ -226,7 +250,6 @@ def _train_and_test(
     data: ImageDataModule,
     run_dir: Path,
     result: dict[str, Any],
-    previous: dict[str, Any] | None,
 ) -> None:
     """Fits, tests the best checkpoint, and fills `result` in."""
     started = time.perf_counter()
@@ -237,8 +260,7 @@ def _train_and_test(
     if ckpt:
         check_checkpoint(load_checkpoint(ckpt), ckpt, model)
         console.print(f"resuming from {ckpt}")
-    before = (previous or {}).get("hardware", {})
-    precision = before.get("precision") or choose_precision(
+    precision = result.get("hardware", {}).get("precision") or choose_precision(
         cfg, model.net, data.image_size
     )
     trainer = build_trainer(cfg, precision)
@@ -444,7 +466,7 @@ def quiet() -> None:
 def main() -> None:
     """Console entry: `resnet-se train …`."""
     quiet()
-    run(train, "train")
+    run(recorded(train), "train")
 
 
 if __name__ == "__main__":

@@ -75,10 +75,19 @@ class TTA:
             raise UserError("views: expected at least one view; {} is the identity")
         self.views = [_view(i, view) for i, view in enumerate(views)]
 
-    def __call__(self, net: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        """Images (B, C, H, W) → probabilities (B, K), float32, rows sum to one."""
-        total = sum(net(view(x)).float().softmax(dim=1) for view in self.views)
-        return total / len(self.views)  # (B, K)
+    def __call__(
+        self, net: Callable[[Tensor], Tensor], x: Tensor, logits: Tensor | None = None
+    ) -> Tensor:
+        """Images (B, C, H, W) → probabilities (B, K), float32, rows sum to one.
+
+        `logits` (B, K) are those of `x` itself, where they are known already.
+        """
+
+        def look(view: View) -> Tensor:
+            known = logits is not None and view == View()
+            return (logits if known else net(view(x))).float().softmax(dim=1)
+
+        return sum(look(view) for view in self.views) / len(self.views)  # (B, K)
 
 
 def _view(index: int, arguments: Mapping) -> View:

@@ -10,7 +10,7 @@ import resnet_se
 LAYERS = {
     0: "errors resnet sources augment mixing optim tta plots results",  # pure pieces
     1: "datamodule classifier callbacks",  # Lightning
-    2: "config models train evaluate predict export benchmark report plan",  # commands
+    2: "config models train evaluate sweep predict export benchmark report plan",  # commands
     3: "__main__",  # the console script
 }
 LAYER = {name: layer for layer, names in LAYERS.items() for name in names.split()}

@@ -114,10 +114,10 @@ def test_both_mixings_take_turns(batch):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"smoothing": -0.1}, "mixing.smoothing: .* got -0.1"),
-        ({"smoothing": 1.0}, "mixing.smoothing: .* got 1.0"),
-        ({"mixup_alpha": -1}, "mixing.mixup_alpha: .* got -1"),
-        ({"cutmix_alpha": -0.5}, "mixing.cutmix_alpha: .* got -0.5"),
+        ({"smoothing": -0.1}, "smoothing: .* got -0.1"),
+        ({"smoothing": 1.0}, "smoothing: .* got 1.0"),
+        ({"mixup_alpha": -1}, "mixup_alpha: .* got -1"),
+        ({"cutmix_alpha": -0.5}, "cutmix_alpha: .* got -0.5"),
     ],
 )
 def test_value_out_of_range_is_named(options, words):

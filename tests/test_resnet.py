@@ -14,6 +14,7 @@ from resnet_se.resnet import (
     BasicBlock,
     ResNet,
     SqueezeExcite,
+    WhiteningStem,
     forward_macs,
     parameter_counts,
 )
@@ -98,8 +99,10 @@ def test_vanilla_twin_lacks_exactly_the_se_layers(rows, name):
 
 
 def test_every_preset_is_checked_and_the_headline_twin_is_the_papers(rows):
-    twins = {name.replace("se_", "vanilla_") for name in CHECK_VALUES}
-    assert set(rows) == set(CHECK_VALUES) | twins
+    assert set(CHECK_VALUES) < set(rows)
+    for name in rows:
+        stem = name.removeprefix("vanilla_").removeprefix("se_")
+        assert {f"se_{stem}", f"vanilla_{stem}"} <= set(rows)
     assert rows["vanilla_resnet80"]["trainable"] == 4_581_898
     assert round(rows["vanilla_resnet80"]["macs"] / 1e6, 1) == 728.6
 
@@ -108,7 +111,13 @@ def test_macs_of_a_tiny_network_by_hand():
     stem = 8 * 8 * 4 * 3 * 9
     first = 2 * 8 * 8 * 4 * 4 * 9 + 2 * 4 * 2  # two convolutions, SE
     second = 4 * 4 * 8 * (4 * 9 + 8 * 9 + 4 * 1) + 2 * 8 * 4  # and a projection
-    assert forward_macs(tiny(num_classes=3), size=8) == stem + first + second + 8 * 3
+    head = 8 * 3
+    net = tiny(num_classes=3)
+    assert forward_macs(net, size=8) == stem + first + second + head
+    stem = 7 * 7 * 24 * 3 * 4
+    first = 7 * 7 * 4 * (24 * 9 + 4 * 9 + 24 * 1) + 2 * 4 * 2
+    net = tiny(num_classes=3, whiten=True)
+    assert forward_macs(net, size=8) == stem + first + second + head
 
 
 def test_a_frozen_parameter_counts_as_non_trainable():
@@ -186,6 +195,32 @@ def test_without_reduction_there_is_no_se(position):
     assert sum(isinstance(m, SqueezeExcite) for m in with_se) == 2
 
 
+# --- whitening ---------------------------------------------------
+
+
+def test_whitened_patches_have_unit_covariance():
+    torch.manual_seed(0)
+    mixed = torch.einsum("cd,ndhw->nchw", torch.randn(3, 3), torch.randn(9, 3, 20, 19))
+    images = F.avg_pool2d(mixed, 3, stride=1)  # neighbours are correlated
+    stem = WhiteningStem(3)
+    stem.fit(images)
+    y = F.conv2d(images, stem.conv.weight)  # (N, 24, H − 1, W − 1)
+    y = y.transpose(0, 1).flatten(1)
+    covariance = y[:12] @ y[:12].T / y.shape[1]
+    torch.testing.assert_close(covariance, torch.eye(12), atol=0.05, rtol=0)
+    torch.testing.assert_close(y[12:], -y[:12])
+
+
+def test_whitening_filters_are_kept_and_their_biases_trained():
+    torch.manual_seed(0)
+    stem = tiny(whiten=True).stem
+    x = torch.randn(2, 3, 6, 5)
+    expected = F.conv2d(x, stem.conv.weight, stem.conv.bias).clamp(min=0)
+    assert stem(x).shape == (2, 24, 5, 4)
+    torch.testing.assert_close(stem(x), expected)
+    assert [n for n, p in stem.named_parameters() if p.requires_grad] == ["conv.bias"]
+
+
 # --- the whole network -------------------------------------------
 
 
@@ -218,6 +253,17 @@ def test_dropout_acts_in_training_only():
     assert not torch.equal(net(x), net(x))
     plain.load_state_dict(net.state_dict())
     assert torch.equal(net.eval()(x), plain.eval()(x))
+
+
+def test_dropout_zeroes_a_feature_or_scales_it():
+    net, seen = tiny(dropout=0.2, widths=[4, 100]), []
+    net.head.register_forward_pre_hook(lambda _, inputs: seen.extend(inputs))
+    x = torch.randn(2, 3, 8, 8)
+    net(x)
+    net.dropout.eval()
+    net(x)
+    dropped, whole = seen
+    assert torch.isclose(dropped, whole / 0.8).logical_or(dropped == 0).all()
 
 
 def test_batch_norm_arguments_reach_every_layer():

@@ -1,6 +1,7 @@
 """Laws of the record of a run: whole or not at all, plain JSON, honest git; plots."""
 
 import json
+import os
 import subprocess
 from contextlib import suppress
 
@@ -16,12 +17,16 @@ from resnet_se.errors import UserError, nearest
 from resnet_se.results import (
     SCHEMA,
     STATUSES,
+    Busy,
     atomic_file,
     environment,
+    exclusive,
     git_state,
     hardware,
+    pack_labels,
     peak_memory_mb,
     read_result,
+    unpack_labels,
     write_result,
 )
 
@@ -107,12 +112,36 @@ def test_every_status_can_be_read(tmp_path, status):
     assert read_result(tmp_path)["status"] == status
 
 
+@pytest.mark.parametrize("n", [0, 1, 1000])
+def test_labels_survive_packing(n):
+    labels = torch.arange(n) * 65_535 // max(n - 1, 1)
+    found = unpack_labels(pack_labels(labels))
+    assert found.dtype == np.int64
+    assert found.tolist() == labels.tolist()
+    assert pack_labels(labels).isascii()
+
+
+def test_one_process_at_a_time_in_a_run_directory(tmp_path):
+    run_dir = tmp_path / "experiment/seed0"
+    with exclusive(run_dir):
+        with pytest.raises(Busy, match=str(run_dir)), exclusive(run_dir):
+            pass
+        with exclusive(tmp_path / "experiment/seed1"):
+            pass
+    with suppress(KeyError), exclusive(run_dir):
+        raise KeyError  # frees it as well
+    with exclusive(run_dir):
+        pass
+
+
 # --- where it ran ------------------------------------------------
 
 
 @pytest.fixture
 def repository(tmp_path, monkeypatch):
     """Makes `tmp_path` a repository with a package in it; returns git's command."""
+    for name in [name for name in os.environ if name.startswith("GIT_")]:
+        monkeypatch.delenv(name)  # a hook's would lead to the repository around us
     for name in ("AUTHOR", "COMMITTER"):
         monkeypatch.setenv(f"GIT_{name}_NAME", "a")
         monkeypatch.setenv(f"GIT_{name}_EMAIL", "a@b.c")

@@ -31,6 +31,18 @@ def test_tta_is_the_mean_softmax_over_an_explicit_loop(images):
     torch.testing.assert_close(probabilities.sum(1), torch.ones(2))
 
 
+def test_known_logits_spare_the_plain_image(images):
+    def net(x):
+        seen.append(x)
+        return x.flatten(1)[:, :5]
+
+    tta = TTA([{}, {"flip": True}])
+    seen = []
+    expected = tta(net, images)
+    assert torch.equal(tta(net, images, net(images)), expected)
+    assert len(seen) == 2 + 1 + 1
+
+
 def test_probabilities_are_float32_whatever_the_network_gives(images):
     def net(x):
         return x.flatten(1)[:, :5].bfloat16()
@@ -97,7 +109,7 @@ def test_flip_comes_before_the_shift(images):
 @pytest.mark.parametrize(
     ("views", "words"),
     [
-        ([], "tta.views: expected at least one"),
+        ([], "views: expected at least one"),
         ([{}, {"flp": True}], r"views\[1\]: unknown key 'flp'; did you mean 'flip'"),
         ([{"shift": [1]}], r"views\[0\].shift: expected \[dx, dy\]"),
         ([{"shift": 3}], r"views\[0\]"),
