@@ -8,6 +8,7 @@ There is nothing to resume here: training itself is idempotent.
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections import Counter
@@ -22,17 +23,17 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
-from resnet_se.config import explain
+from resnet_se.config import CONF, explain
+from resnet_se.errors import nearest
 from resnet_se.results import Busy, atomic_file
 
 STYLES = {"failed": "red", "not started": "yellow", "busy": "yellow"}
 
 
 class Outcome(NamedTuple):
-    """How a job ended: done, resumed, skipped; busy, failed, not started."""
+    """How a run ended, `done`, `resumed` or `skipped`, and its record."""
 
     kind: str
-    run_dir: str | None
     result: dict[str, Any]
 
 
@@ -59,12 +60,15 @@ def recorded(task: Callable[[DictConfig], Outcome]) -> Callable[[DictConfig], No
             print(f"busy: {error}", file=sys.stderr)
             return
         except Exception as error:
-            _write(folder, record | {"kind": "failed", "error": explain(error)})
+            failed = {"kind": "failed", "error": explain(error)}
+            # Where it went wrong before a run directory could be named, the overrides
+            # have to do.
+            _write(folder, record | failed | {"run_dir": cfg.run_dir})
             raise
         test = outcome.result["test"]
         record |= {
             "kind": outcome.kind,
-            "run_dir": outcome.run_dir,
+            "run_dir": cfg.run_dir,
             "seconds": round(time.perf_counter() - started, 1),
             "acc": test["acc"],
             "acc_tta": test["acc_tta"],
@@ -90,6 +94,13 @@ class SweepTable(Callback):
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         found = outcomes(Path(config.hydra.sweep.dir))
+        if not found:
+            print(
+                "error: no job ran; experiment=glob(…) that matches no experiment? "
+                f"{nearest('', experiments())}",
+                file=sys.stderr,
+            )
+            sys.exit(2)
         table = Table(title=f"sweep of {len(found)} jobs")
         for name in ("job", "outcome", "test", "TTA", "min", "run or error"):
             right = name in ("job", "test", "TTA", "min")
@@ -106,14 +117,19 @@ class SweepTable(Callback):
             sys.exit(1)
 
 
+def experiments() -> list[str]:
+    """The names that `experiment=` takes."""
+    return [path.stem for path in (CONF / "experiment").glob("*.yaml")]
+
+
 def _row(record: dict[str, Any]) -> tuple[str, ...]:
     def percent(key: str) -> str:
         return "–" if record.get(key) is None else f"{record[key]:.2%}"
 
     seconds = record.get("seconds")
-    what = record.get("run_dir") or "\n".join(
-        [" ".join(record["overrides"]), record.get("error", "")]
-    )
+    where = record.get("run_dir")
+    what = os.path.relpath(where) if where else " ".join(record["overrides"])
+    what += f"\n{record.get('error', '')}"
     return (
         str(record["job"]),
         record["kind"],

@@ -175,11 +175,11 @@ def train(cfg: DictConfig) -> Outcome:
         if previous and previous["status"] == "finished":
             console.print(f"skipped: {run_dir} is finished")
             print_closing_table(previous, run_dir)
-            return Outcome("skipped", str(run_dir), previous)
+            return Outcome("skipped", previous)
         resumed = (run_dir / "checkpoints/last.ckpt").is_file()
         result = _run(cfg, data, run_dir, digest, previous)
     print_closing_table(result, run_dir)
-    return Outcome("resumed" if resumed else "done", str(run_dir), result)
+    return Outcome("resumed" if resumed else "done", result)
 
 
 def _run(

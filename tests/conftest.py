@@ -52,7 +52,13 @@ def command(monkeypatch, tmp_path):
 @pytest.fixture
 def train(command):
     """Trains the tiny configuration with further overrides; returns the exit status."""
-    return lambda *overrides: command("train", *TINY, *overrides)
+
+    def call(*overrides: str) -> int:
+        flags = [o for o in overrides if o.startswith("-")]  # argparse wants them first
+        rest = [o for o in overrides if not o.startswith("-")]
+        return command("train", *flags, *TINY, *rest)
+
+    return call
 
 
 @pytest.fixture

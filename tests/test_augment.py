@@ -270,6 +270,7 @@ def test_every_image_comes_up_though_a_rest_is_dropped():
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")  # Python 3.12's
+@pytest.mark.filterwarnings("ignore:.*create 2 worker processes")  # on one core
 def test_batches_do_not_depend_on_the_workers():
     data = AugmentedImages(random_images(), torch.arange(40), PAPER, seed=1)
     batches = ShuffledBatches(40, 16, seed=1)

@@ -8,10 +8,14 @@ import pytest
 import resnet_se
 
 LAYERS = {
-    0: "errors resnet sources augment mixing optim tta plots results",  # pure pieces
-    1: "datamodule classifier callbacks",  # Lightning
-    2: "config models train evaluate sweep predict export benchmark report plan",  # commands
-    3: "__main__",  # the console script
+    # pure pieces
+    0: "errors resnet sources augment mixing optim tta plots results statistics",
+    # Lightning
+    1: "datamodule classifier callbacks",
+    # what a person runs, and what those share
+    2: "config sweep train evaluate predict export benchmark report models plan",
+    # the console script
+    3: "__main__",
 }
 LAYER = {name: layer for layer, names in LAYERS.items() for name in names.split()}
 FILES = {p.stem: p for p in Path(resnet_se.__file__).parent.glob("*.py")}
