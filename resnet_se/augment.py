@@ -10,10 +10,11 @@ interrupted.
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
@@ -58,17 +59,22 @@ class Augmentation:
         }
         for name, top in limits.items():
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float):
-                raise UserError(f"{name}: expected a number, got {value!r}")
             if not 0 <= value <= top:
                 raise UserError(f"{name}: expected 0..{top}, got {value}")
 
     def transform(self, height: int, width: int) -> v2.Transform | None:
         """The torchvision transform of uint8 (3, H, W), or None if it does nothing.
 
+        Raises UserError where the padding cannot be reflected.
+
         Pixels that an affine map brings in from outside are black, Keras's
         `fill_mode="constant"`; a crop's are reflections.
         """
+        if self.crop_padding >= min(height, width):
+            raise UserError(
+                f"augment.crop_padding: expected less than the image's side, "
+                f"{min(height, width)}, got {self.crop_padding}"
+            )
         steps: list[v2.Transform] = []
         if self.crop_padding:
             steps.append(
@@ -93,21 +99,21 @@ class Augmentation:
         return v2.Compose(steps) if steps else None
 
 
-def derive_seed(*parts: int) -> int:
-    """A 63-bit seed from non-negative integers; different parts, unrelated streams."""
-    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> 1)
+def derive_seed(purpose: str, *parts: int) -> int:
+    """A 63-bit seed; another purpose or other parts give an unrelated stream."""
+    # Not numpy's SeedSequence: to it (1,), (1, 0) and (1, 0, 0) are the same entropy.
+    digest = hashlib.sha256(repr((purpose, *parts)).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
 
 
 @contextmanager
-def torch_stream(*parts: int):
-    """Inside, torch's CPU generator is seeded by `parts`; then it is as before."""
-    generator = torch.default_generator
-    before = generator.get_state()
-    generator.manual_seed(derive_seed(*parts))
+def kept_stream() -> Iterator[torch.Generator]:
+    """torch's CPU generator, to be seeded at will; afterwards it is as it was."""
+    before = torch.default_generator.get_state()
     try:
-        yield
+        yield torch.default_generator
     finally:
-        generator.set_state(before)
+        torch.default_generator.set_state(before)
 
 
 def channel_statistics(images: Tensor) -> tuple[Tensor, Tensor]:

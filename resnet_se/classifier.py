@@ -106,14 +106,15 @@ class Classifier(L.LightningModule):
     # --- training ----------------------------------------------------
 
     def on_fit_start(self) -> None:
-        # Also on resuming: the same images give the same filters.
         stem = getattr(self.net, "stem", None)
-        if isinstance(stem, WhiteningStem):
+        if isinstance(stem, WhiteningStem) and self.trainer.ckpt_path is None:
             stem.fit(self.trainer.datamodule.first_images(WHITEN_IMAGES))
 
     def on_train_epoch_start(self) -> None:
         # Dropout and mixing go on as they would have if the run had not been cut here.
-        torch.manual_seed(derive_seed(self.seed, self.current_epoch, self.global_rank))
+        torch.manual_seed(
+            derive_seed("step", self.seed, self.current_epoch, self.global_rank)
+        )
         self.first_bad_step = torch.full((), -1, device=self.device)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:

@@ -14,9 +14,11 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from inspect import isclass
 from pathlib import Path
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -112,10 +114,12 @@ def check_config(cfg: DictConfig) -> None:
     for name in cfg.budget:
         if name not in budget:
             raise UserError(f"budget.{name}: unknown; {nearest(str(name), budget)}")
-    for name, low in (("seed", 0), ("trainer.max_epochs", 1)):
+    whole_numbers = (("seed", 0, 2**32 - 1), ("trainer.max_epochs", 1, 10**6))
+    for name, low, high in whole_numbers:
         value = OmegaConf.select(cfg, name)
-        if isinstance(value, bool) or not isinstance(value, int) or value < low:
-            raise UserError(f"{name}: expected an integer >= {low}, got {value!r}")
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        if not (whole and low <= value <= high):
+            raise UserError(f"{name}: expected an integer {low}..{high}, got {value!r}")
     for path, node in _targets(cfg, ""):
         _check_arguments(path, node)
 
@@ -139,14 +143,44 @@ def _check_arguments(path: str, node: DictConfig) -> None:
     except Exception as error:
         raise UserError(f"{path}._target_: {node['_target_']!r}: {error}") from None
     known = inspect.signature(target).parameters
-    if any(p.kind is p.VAR_KEYWORD for p in known.values()):
-        return  # what it passes on to checks them
+    # With **options, what it passes them on to checks the names.
+    open_ended = any(p.kind is p.VAR_KEYWORD for p in known.values())
+    try:
+        hints = get_type_hints(target.__init__ if isclass(target) else target)
+    except (
+        NameError,
+        AttributeError,
+        TypeError,
+    ):  # made for a type checker's eyes only
+        hints = {}
     for key in node:
-        if key not in known and key not in HYDRA_KEYS:
+        if key not in known and key not in HYDRA_KEYS and not open_ended:
             raise UserError(
                 f"{path}.{key}: {node['_target_']} has no such argument; "
                 f"{nearest(str(key), known)}"
             )
+        hint = hints.get(key)
+        if hint is not None and not _fits(node[key], hint):
+            expected = getattr(hint, "__name__", str(hint)).replace("typing.", "")
+            raise UserError(f"{path}.{key}: expected {expected}, got {node[key]!r}")
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value is of a plain type; of any other type it may be anything."""
+    kind, inner = get_origin(hint), get_args(hint)
+    if isinstance(value, DictConfig):  # a target's arguments: it answers for them
+        return True
+    if kind in (Union, UnionType):
+        return any(_fits(value, option) for option in inner)
+    if kind is Sequence:
+        many = isinstance(value, ListConfig)
+        return many and all(_fits(item, inner[0]) for item in value)
+    if hint in (int, float):
+        allowed = (int, float) if hint is float else int
+        return isinstance(value, allowed) and not isinstance(value, bool)
+    if hint in (bool, str, NoneType):
+        return isinstance(value, hint)
+    return True
 
 
 # --- the run directory -------------------------------------------

@@ -8,7 +8,6 @@ the training part.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -21,10 +20,11 @@ from resnet_se.augment import (
     Augmentation,
     channel_statistics,
     derive_seed,
+    kept_stream,
     normalise,
-    torch_stream,
 )
 from resnet_se.errors import UserError
+from resnet_se.results import usable_cores
 from resnet_se.sources import DataNotFound, ImageSet
 
 EVAL_BATCH_SIZE = 500
@@ -42,7 +42,7 @@ def stratified_split(
     """
     if not 0 < fraction < 1:
         raise UserError(f"data.val_fraction: expected 0 < f < 1, got {fraction}")
-    generator = torch.Generator().manual_seed(derive_seed(seed))
+    generator = torch.Generator().manual_seed(derive_seed("split", seed))
     chosen = torch.zeros(len(labels), dtype=torch.bool)
     for label in labels.unique():
         members = (labels == label).nonzero().squeeze(1)
@@ -75,11 +75,9 @@ class AugmentedImages(Dataset):
         index = torch.tensor([i for _, i in batch])
         images, labels = self.images[index], self.labels[index]
         if self.transform is not None:
-            with torch_stream(0):  # gives torch's own stream back afterwards
+            with kept_stream() as stream:
                 for row, (epoch, i) in enumerate(batch):
-                    torch.default_generator.manual_seed(
-                        derive_seed(self.seed, epoch, i)
-                    )
+                    stream.manual_seed(derive_seed("image", self.seed, epoch, i))
                     images[row] = self.transform(images[row])
         return images, labels
 
@@ -104,7 +102,9 @@ class ShuffledBatches(Sampler):
         return self.size // self.batch_size
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        generator = torch.Generator().manual_seed(derive_seed(self.seed, self.epoch))
+        generator = torch.Generator().manual_seed(
+            derive_seed("shuffle", self.seed, self.epoch)
+        )
         order = torch.randperm(self.size, generator=generator).tolist()
         for start in range(0, len(self) * self.batch_size, self.batch_size):
             batch = order[start : start + self.batch_size]
@@ -180,7 +180,7 @@ class ImageDataModule(L.LightningDataModule):
             ("data.split_seed", split_seed, 0),
             ("seed", seed, 0),
         ):
-            if isinstance(value, bool) or not isinstance(value, int) or value < low:
+            if value < low:
                 raise UserError(f"{name}: expected an integer >= {low}, got {value!r}")
         self.source = source
         self.augment = augment
@@ -219,8 +219,8 @@ class ImageDataModule(L.LightningDataModule):
             images.train_labels, self.val_fraction, self.split_seed
         )
         if self.train_subset is not None and self.train_subset < len(train):
-            share = self.train_subset / len(train)
-            _, part = stratified_split(
+            share = 1 - self.train_subset / len(train)
+            part, _ = stratified_split(
                 images.train_labels[train], share, self.split_seed
             )
             train = train[part]
@@ -268,7 +268,7 @@ class ImageDataModule(L.LightningDataModule):
         batches = ShuffledBatches(len(dataset.images), self.batch_size, self.seed)
         workers = self.num_workers
         if workers is None:
-            workers = (os.cpu_count() or 1) // 2 if dataset.transform else 0
+            workers = usable_cores() // 2 if dataset.transform else 0
         return _loader(
             dataset,
             batches,

@@ -47,8 +47,8 @@ def make_optimizer(
     Raises:
         UserError: a range, or an option that `cls` does not have.
     """
-    if not lr > 0:
-        raise UserError(f"optimizer.lr: expected a positive number, got {lr}")
+    if not 0 < lr < math.inf:
+        raise UserError(f"optimizer.lr: expected a positive number, got {lr!r}")
     if not weight_decay >= 0:
         raise UserError(f"optimizer.weight_decay: expected >= 0, got {weight_decay}")
     known = inspect.signature(cls).parameters
@@ -99,6 +99,8 @@ def triangular(t: float, total: float, peak: float, final: float = 0.0) -> float
 
     The short schedule of airbench (Jordan 2024, arXiv 2404.00498, §3).
     """
+    if not 0 <= peak < 1:
+        raise UserError(f"scheduler.decay.peak: expected 0 <= peak < 1, got {peak}")
     done = min(t / total, 1.0)
     if done < peak:
         return done / peak
@@ -206,6 +208,16 @@ def _plateau(options: dict[str, Any] | None) -> ReduceLROnPlateau | None:
     """torch's own rule on an optimizer whose rate is 1: its rate is our factor."""
     if options is None:
         return None
+    known = list(inspect.signature(ReduceLROnPlateau).parameters)[1:]
+    for name in options:
+        if name not in known:
+            raise UserError(
+                f"scheduler.plateau.{name}: unknown; {nearest(name, known)}"
+            )
+    if not 0 < options.get("factor", 0.1) < 1:
+        raise UserError(
+            f"scheduler.plateau.factor: expected 0 < f < 1, got {options['factor']}"
+        )
     unit = torch.optim.SGD([torch.zeros(1)], lr=1.0)
     try:
         return ReduceLROnPlateau(unit, **options)

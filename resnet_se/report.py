@@ -3,9 +3,9 @@
     python -m resnet_se.report RUNS... [--out DIR] [--name NAME]
 
 RUNS are run directories, directories with `result.json` files at any depth, or such
-files themselves.  Writes REPORT.md, table.csv, table.tex, report.html and figures/ into DIR.
-Load → group → compare → a list of blocks → Markdown and HTML; every number stands in a
-`result.json`.  Exit status 1: a file could not be used; 2: none could.
+files themselves.  Writes REPORT.md, report.html, table.csv, table.tex and figures/ into
+DIR; every number comes from a `result.json`.  Exit status 1: a file could not be used;
+2: none could.  Load → group → compare → a list of blocks → Markdown, HTML.
 """
 
 from __future__ import annotations
@@ -1073,20 +1073,20 @@ class Block:
 
 METHOD = (
     "Accuracies are per cent of the test images, of the checkpoint with the best "
-    "validation loss; comparisons are of plain predictions, without TTA, image by image "
-    "over the seeds that both experiments have.",
+    "validation loss. Comparisons are of plain predictions, without TTA, image by "
+    "image over the seeds that both experiments have.",
     "Interval: 2,000 bootstrap resamples of seeds and images, each redrawn by itself "
     "(Owen 2007; Davison & Hinkley 1997). With two or three seeds that differ much it "
     "is too narrow (simulated: it covers 85 %); the verdict goes by p.",
-    "p with one seed: McNemar's exact test (Dietterich 1998), which speaks of these two "
-    "trained networks only. With more: a t test that covers new seeds and new images. "
-    "The noise from seed to seed is taken as alike in all experiments of one setting and "
-    "pooled over them, as in a one-way analysis of variance (Fisher 1925), but never "
-    "below the pair's own; what the choice of images adds is estimated beside it "
-    "(Dorfman, Berbaum & Metz 1992). McNemar's counts are not pooled over seeds: the "
-    "same images would be taken for new ones.",
-    "Verdict: better or worse where p, corrected by Holm (1979) for all comparisons on "
-    "the same data, is below 0.05; else within noise, which is not the same as equal.",
+    "p with one seed: McNemar's exact test (Dietterich 1998), which speaks of these "
+    "two trained networks only. With more: a t test that covers new seeds and new "
+    "images. The noise from seed to seed is taken as alike in all experiments of one "
+    "setting and pooled over them, as in a one-way analysis of variance (Fisher 1925), "
+    "but never below the pair's own; what the choice of images adds is estimated "
+    "beside it (Dorfman, Berbaum & Metz 1992). McNemar's counts are not pooled over "
+    "seeds: the same images would be taken for new ones.",
+    "Verdict: better or worse where p, corrected by Holm (1979) for all comparisons "
+    "on the same data, is below 0.05; else within noise, which does not mean equal.",
     "Setting: the run's overrides but for experiment, seed and what cannot change the "
     "result. Only runs of one setting are compared.",
 )

@@ -33,11 +33,6 @@ class SqueezeExcite(nn.Module):
 
     def __init__(self, channels: int, reduction: int):
         super().__init__()
-        if not 1 <= reduction <= channels:
-            raise UserError(
-                f"reduction: expected 1..{channels} (the width of the block it stands "
-                f"in), got {reduction}"
-            )
         self.squeeze = nn.Linear(channels, channels // reduction)
         self.excite = nn.Linear(channels // reduction, channels)
 

@@ -2,10 +2,10 @@
 
 - McNemar's exact test of two networks on one test set: McNemar, Psychometrika 12
   (1947) 153; chosen for single trainings by Dietterich, Neural Computation 10 (1998).
-- The t test of a contrast, its noise pooled over all groups: Fisher, Statistical Methods
-  for Research Workers (1925); Montgomery, Design and Analysis of Experiments, ch. 3.
-  The variance that the choice of images adds: Dorfman, Berbaum & Metz, Investigative
-  Radiology 27 (1992) 723 (there: readers and patients, here: seeds and images).
+- The t test of a contrast, its noise pooled over all groups: Fisher, Statistical
+  Methods for Research Workers (1925); Montgomery, Design and Analysis of Experiments,
+  chapter 3.  The variance that the choice of images adds: Dorfman, Berbaum & Metz,
+  Investigative Radiology 27 (1992) 723 (their readers and patients: seeds and images).
 - The bootstrap that draws rows and columns by themselves: Owen, "The pigeonhole
   bootstrap", Annals of Applied Statistics 1 (2007) 386.
 - Correction for many tests: Holm, Scandinavian Journal of Statistics 6 (1979) 65.

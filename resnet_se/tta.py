@@ -7,6 +7,7 @@ views; these (flips, shifts of a few pixels, small rotations) are our reading.
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -91,16 +92,21 @@ class TTA:
 
 
 def _view(index: int, arguments: Mapping) -> View:
+    if not isinstance(arguments, Mapping):
+        raise UserError(f"views[{index}]: expected a mapping, got {arguments!r}")
     known = View.__dataclass_fields__
     for key in arguments:
         if key not in known:
             hint = nearest(str(key), known)
             raise UserError(f"views[{index}]: unknown key {key!r}; {hint}")
     try:
-        shift = tuple(int(s) for s in arguments.get("shift", (0, 0)))
+        shift = tuple(operator.index(s) for s in arguments.get("shift", (0, 0)))
         rotation = float(arguments.get("rotation", 0.0))
     except (TypeError, ValueError) as error:
-        raise UserError(f"views[{index}]: {error}") from None
+        raise UserError(f"views[{index}]: {error}, got {arguments}") from None
     if len(shift) != 2:
         raise UserError(f"views[{index}].shift: expected [dx, dy], got {shift}")
-    return View(bool(arguments.get("flip", False)), shift, rotation)
+    flip = arguments.get("flip", False)
+    if not isinstance(flip, bool):
+        raise UserError(f"views[{index}].flip: expected true or false, got {flip!r}")
+    return View(flip, shift, rotation)
