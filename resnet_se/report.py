@@ -204,6 +204,8 @@ def read(path: Path) -> dict[str, Any]:
             for part, keys in PRESENT.items():
                 for key in keys.split():
                     result[part][key]
+            for column in (result.get("history") or {}).values():
+                len(column)
             _check_predictions(result["test"], len(result["data"]["classes"]))
     except UserError:
         raise
@@ -341,7 +343,8 @@ class Section:
 
     @property
     def name(self) -> str:
-        return f"{self.data['name']} {self.data['fingerprint'][:15]}"
+        d = self.data
+        return f"{d['name']} {d['fingerprint'][:15]} ({d['train']:,} images)"
 
     def of(self, prefix: str) -> list[Group]:
         return [group for group in self.groups if group.prefix == prefix]
@@ -748,10 +751,7 @@ def _counted(found: list[Section]) -> list[list[str]]:
 def _conditions(section: Section, groups: list[Group]) -> str:
     epochs = "/".join(dict.fromkeys(g.span("epochs") for g in groups))
     setting = groups[0].setting
-    return (
-        f"{section.name}, {epochs} epochs of {section.data['train']:,} images"
-        f"{f', {setting}' if setting else ''}"
-    )
+    return f"{section.name}, {epochs} epochs{f', {setting}' if setting else ''}"
 
 
 # --- what is missing or odd --------------------------------------
@@ -772,7 +772,9 @@ def global_notes(loaded: Loaded, found: list[Section]) -> list[str]:
         )
     if len(found) > 1:
         names = "; ".join(section.name for section in found)
-        notes.append(f"{len(found)} different data sets, kept apart: {names}")
+        notes.append(
+            f"{len(found)} different data sets or subsets, kept apart: {names}"
+        )
     for what in ("commit", "software"):
         of = Counter(getattr(run, what) for run in loaded.runs)
         if len(of) > 1:
@@ -959,7 +961,7 @@ def curve_figure(section: Section, metric: str, title: str) -> Figure:
     figure, axes = plt.subplots(
         rows,
         columns,
-        figsize=(max(3 * columns, 5), 2 * rows + 1),
+        figsize=(max(3 * columns, 7.5), 2 * rows + 1),
         layout="constrained",
         sharex=True,
         sharey=True,
@@ -1031,17 +1033,18 @@ def figures(section: Section, made: list[Comparison]) -> dict[str, tuple[str, Fi
             caption = f"Training and validation {word}"
             figure = curve_figure(section, metric, f"{caption}, {on}")
             add(f"curves-{word}", caption, figure)
-    best, worst = section.best, section.worst
-    chosen = [(g, "the final recipe") for g in section.of("e14")[:1]]
-    chosen += [(best, "the best"), (worst, "the worst")]
+    chosen = [("final", "the final recipe", g) for g in section.of("e14")[:1]]
+    chosen += [
+        ("best", "the best", section.best),
+        ("worst", "the worst", section.worst),
+    ]
     shown: list[Group] = []
-    for group, what in chosen:
+    for name, what, group in chosen:
         if all(group is not other for other in shown):
             shown.append(group)
             caption = f"Confusion of {group.experiment} ({group.config_hash}), {what}"
             title = f"{group.experiment}, {what}, n = {len(group.runs)}\n% of the class"
-            figure = confusion_figure(group, title)
-            add(f"confusion-{len(shown)}", caption, figure)
+            add(f"confusion-{name}", caption, confusion_figure(group, title))
     return found
 
 
@@ -1062,13 +1065,16 @@ def draw(figure: Figure) -> dict[str, bytes]:
 
 @dataclass
 class Block:
-    """A heading (h1–h3), paragraph (p), list (ul), table or figure."""
+    """A heading (h1–h3), paragraph (p), list (ul), table or figure.
+
+    `items` are a list's, or the short form of a heading, or the name of a figure.
+    """
 
     kind: str
     text: str = ""
     items: Sequence[str] = ()
     table: Table | None = None
-    drawn: dict[str, bytes] | None = None  # of a figure named `items[0]`
+    drawn: dict[str, bytes] | None = None
 
 
 METHOD = (
@@ -1106,7 +1112,7 @@ def document(loaded: Loaded, name: str) -> tuple[list[Block], list[Section]]:
             "p",
             f"{_count(len(loaded.runs), 'finished run')} of "
             f"{_count(len({r.experiment for r in loaded.runs}), 'experiment')}, "
-            "made by `python -m resnet_se.report` from their `result.json` files alone.",
+            "made by `python -m resnet_se.report` from the `result.json` files alone.",
         ),
     ]
     for section, made, _ in compared:
@@ -1165,6 +1171,7 @@ def _section_blocks(
             "h2",
             f"{d['name']}: {d['train']:,} to train on, {d['val']:,} to validate, "
             f"{d['test']:,} to test{tested} ({d['fingerprint']})",
+            items=[section.name],
         ),
         Block("ul", items=facts),
         Block("table", table=main_table(section, letters)),
@@ -1198,8 +1205,7 @@ def _in_short(section: Section, made: list[Comparison]) -> list[str]:
     best = section.best
     lines = [
         f"{section.name}: best test accuracy {_accuracy(best.spread('test', 'acc'))} % "
-        f"({best.experiment}, n = {len(best.runs)}, {best.span('epochs')} epochs of "
-        f"{section.data['train']:,} images)"
+        f"({best.experiment}, n = {len(best.runs)}, {best.span('epochs')} epochs)"
     ]
     for group in section.of("e14"):
         accuracies = [
@@ -1207,16 +1213,18 @@ def _in_short(section: Section, made: list[Comparison]) -> list[str]:
             for part, key in (("test", "acc"), ("test", "acc_tta"), ("val", "acc"))
         ]
         lines.append(
-            "{}: test {} %, with TTA {} %, validation {} %; the paper says 94.10 %"
-            "{}".format(
+            "{}: test {} %, with TTA {} %, validation {} %; the paper says 94.10 %; "
+            "n = {}{}".format(
                 group.experiment,
                 *accuracies,
-                f" ({group.setting})" if group.setting else "",
+                len(group.runs),
+                f", {group.setting}" if group.setting else "",
             )
         )
     if made:
         counts = Counter(c.verdict for c in made)
         words = ", ".join(f"{counts[v]} {v}" for v in SHADES)
+        words += " (one seed)" if all(c.n == 1 for c in made) else ""
         lines.append(f"of {_count(len(made), 'paired comparison')}: {words}")
     return lines
 
@@ -1326,15 +1334,17 @@ th, td { padding: 0.3rem 0.5rem; text-align: right; white-space: nowrap;
 th { background: var(--soft); color: var(--dim); font-weight: 600; }
 .l { text-align: left; } .free { white-space: normal; min-width: 14rem; }
 td:first-child { position: sticky; left: 0; background: var(--paper); }
+@media (max-width: 40rem) { td:first-child { max-width: 9rem; min-width: 0;
+  white-space: normal; overflow-wrap: anywhere; } }
 tbody tr:hover td { background: var(--soft); }
 .better { color: var(--better); font-weight: 600; }
 .worse { color: var(--worse); font-weight: 600; } .dim { color: var(--dim); }
 figure { margin: 1.2rem 0; overflow-x: auto; }
-figure img { width: 100%; min-width: 34rem; border-radius: 6px; }
+figure img { max-width: 100%; min-width: 34rem; border-radius: 6px; }
 .pair { display: grid; gap: 0 1rem;
   grid-template-columns: repeat(auto-fit, minmax(min(100%, 20rem), 1fr)); }
-.pair img { min-width: 0; }
-figcaption { color: var(--dim); font-size: 0.9rem; }
+.pair img { width: 100%; min-width: 0; }
+figcaption, .note { color: var(--dim); font-size: 0.9rem; }
 """
 
 
@@ -1350,7 +1360,7 @@ def html_page(blocks: list[Block]) -> str:
             small = matrix
         if block.kind == "h2":
             anchor = f"s{len(nav)}"
-            short = block.text.split(":")[0]
+            short = block.items[0] if block.items else block.text
             nav.append(f'<a href="#{anchor}">{_inline(short)}</a>')
             parts.append(f'<h2 id="{anchor}">{_inline(block.text)}</h2>')
         elif block.kind == "ul":
@@ -1399,7 +1409,7 @@ def _html_table(table: Table) -> str:
             made.append(f"<{tag}{kind}>{_inline(cell)}</{tag}>")
         return f"<tr>{''.join(made)}</tr>"
 
-    caption = f'<p class="dim">{_inline(table.caption)}</p>' if table.caption else ""
+    caption = f'<p class="note">{_inline(table.caption)}</p>' if table.caption else ""
     body = "\n".join(row("td", cells) for cells in table.rows)
     return (
         f'{caption}<div class="wide"><table><thead>{row("th", table.head)}</thead>\n'

@@ -103,18 +103,21 @@ def _finite(value: Any) -> Any:
 
 
 def read_result(run_dir: Path) -> dict[str, Any] | None:
-    """The run's record, or None where there is none yet.
+    """The run's record, or None where there is none yet; raises as `read_record`."""
+    path = run_dir / "result.json"
+    return read_record(path) if path.is_file() else None
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """A `result.json`, under whatever name.
 
     Raises:
         UserError: the file is damaged, or of a schema that this version does not know.
     """
-    path = run_dir / "result.json"
     try:
         result = json.loads(path.read_bytes())
         schema, status = result["schema"], result["status"]
-    except FileNotFoundError:
-        return None
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{path}: not a result ({error!r}); delete it to go on"
         ) from None

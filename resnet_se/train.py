@@ -470,4 +470,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    # By its name: a launcher sends the task to other processes, and what belongs to
+    # `__main__` would have to travel whole.
+    from resnet_se.train import main as by_name
+
+    by_name()

@@ -159,7 +159,6 @@ def test_what_moves_in_from_outside_is_black():
     ("options", "words"),
     [
         ({"crop_padding": 17}, "crop_padding: expected 0..16, got 17"),
-        ({"crop_padding": 2.5}, "crop_padding: .* got 2.5"),
         ({"rotation": 181}, "rotation: expected 0..180, got 181"),
         ({"rotation": -15}, "rotation: .* got -15"),
         ({"shift": 1.5}, "shift: expected 0..1, got 1.5"),
@@ -168,9 +167,6 @@ def test_what_moves_in_from_outside_is_black():
         ({"flip": 1.1}, "flip: expected 0..1, got 1.1"),
         ({"jitter": -0.1}, "jitter: .* got -0.1"),
         ({"jitter": float("nan")}, "jitter: .* got nan"),
-        ({"flip": True}, "flip: expected a number, got True"),
-        ({"flip": "half"}, "flip: expected a number, got 'half'"),
-        ({"shift": None}, "shift: expected a number, got None"),
     ],
 )
 def test_value_out_of_range_is_named(options, words):

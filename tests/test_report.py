@@ -157,6 +157,10 @@ def rows_of(text, heading):
     return [dict(zip(head, row, strict=True)) for row in rows]
 
 
+def csv_rows(path):
+    return list(csv.DictReader(io.StringIO(path.read_text())))
+
+
 # --- statistics --------------------------------------------------
 
 
@@ -303,6 +307,7 @@ BROKEN = {
     "damaged predictions": broken(lambda r: r["test"].update(predicted="AAAA")),
     "another accuracy": broken(lambda r: r["test"].update(acc=0.9)),
     "more images": broken(lambda r: r["test"].update(images=401)),
+    "no history": broken(lambda r: r.update(history={"epoch": 3})),
     "fewer classes": broken(lambda r: r["data"].update(classes=["ant"])),
 }
 
@@ -356,12 +361,15 @@ def test_duplicates_and_conflicts_are_named_and_counted_once(plant, undrawn):
 
 
 def test_main_table_is_what_was_planted(plant, undrawn):
-    few = {"train": {"images_per_second": None, "epochs": 4}}
+    few = {
+        "train": {"images_per_second": None, "epochs": 4},
+        "test": {"acc_tta": None, "predicted_tta": None},
+    }
     text = text_of(
         plant(
             record("e14_final", 0, range(40), range(20), val={"acc": 0.5}),
             record("e14_final", 1, range(44), range(28), val={"acc": 0.52}),
-            record("e15_batch64", 0, range(4), test={"acc_tta": None}, **few),
+            record("e15_batch64", 0, range(4), **few),
         )
     )
     final, batch64 = rows_of(text, "## cifar10")
@@ -390,7 +398,7 @@ def test_the_formats_show_the_same_numbers(plant, undrawn, tmp_path):
     runs = [record("e01_a", s, range(40 + 4 * s)) for s in (0, 1)]
     plant(*runs, record("e02_b_50%", 0))
     assert report(["runs"], tmp_path / "out", "name") == 0
-    rows = list(csv.DictReader((tmp_path / "out/table.csv").open()))
+    rows = csv_rows(tmp_path / "out/table.csv")
     assert [row["experiment"] for row in rows] == ["e01_a", "e02_b_50%"]
     assert float(rows[0]["test_acc_mean"]) == pytest.approx(0.895)
     assert float(rows[0]["test_acc_std"]) == pytest.approx(0.00707107)
@@ -409,7 +417,7 @@ def test_the_formats_show_the_same_numbers(plant, undrawn, tmp_path):
 
 
 def test_other_data_are_other_sections(plant, undrawn, tmp_path):
-    elsewhere = {"fingerprint": "sha256:bbbbbbbbbbbbbbbb", "origin": "JPEG files"}
+    elsewhere = {"fingerprint": "sha256:0000000000000000", "origin": "JPEG files"}
     runs = plant(
         record("e05_a", 0, range(40)),
         record("e05_a", 1, range(40)),
@@ -420,11 +428,11 @@ def test_other_data_are_other_sections(plant, undrawn, tmp_path):
     assert [len(section.runs) for section in found] == [2, 1, 1]
     assert all(compare(section)[0] == [] for section in found)
     text = text_of(runs)
-    assert "- 3 different data sets, kept apart: " in text
+    assert "- 3 different data sets or subsets, kept apart: " in text
     for heading, accuracy in (
         ("## cifar10: 1,500 to train on", "90.00 ± 0.00"),
         ("## cifar10: 45,000 to train on", "75.00 ± –"),
-        ("400 to test (sha256:bbbbbbbbbbbbbbbb)", "50.00 ± –"),
+        ("400 to test (sha256:0000000000000000)", "50.00 ± –"),
     ):
         (row,) = rows_of(text, heading)
         assert row["test %"] == accuracy
@@ -432,7 +440,7 @@ def test_other_data_are_other_sections(plant, undrawn, tmp_path):
     tables = sorted(path.name for path in (tmp_path / "out").glob("*.csv"))
     assert tables == ["table-2.csv", "table-3.csv", "table.csv"]
     for name in tables:
-        rows = csv.DictReader(io.StringIO((tmp_path / "out" / name).read_text()))
+        rows = csv_rows(tmp_path / "out" / name)
         assert len({(r["fingerprint"], r["train_images"]) for r in rows}) == 1
 
 
@@ -491,7 +499,7 @@ def test_a_whole_set_of_runs_misses_nothing(plant, undrawn):
 
 def test_names_that_are_not_numbered_have_no_family(plant, undrawn):
     text = text_of(plant(record("quickstart"), record("e055_x"), record("e1_x")))
-    assert "Comparisons" not in text
+    assert "### Comparisons" not in text
     assert "missing experiments" not in text
 
 
@@ -585,6 +593,23 @@ def test_only_common_seeds_of_one_setting_are_compared(plant):
         assert reason in missing
 
 
+def test_each_setting_is_compared_and_has_its_own_noise(plant):
+    def short(run):
+        return run | {"overrides": ["budget=short"], "config_hash": "12345678"}
+
+    runs = [
+        wrap(record(name, seed, range(n + step * seed)))
+        for wrap, step in ((dict, 0), (short, 40))
+        for name, n in (("e01_a", 100), ("e05_a", 80))
+        for seed in (0, 1)
+    ]
+    made, _ = comparisons(plant(*runs))
+    assert [c.treatment.setting for c in made] == ["budget=cpu", "budget=short"]
+    assert [c.mean for c in made] == [0.05, 0.05]
+    # 40 of 400 images between two seeds, in either group
+    assert [c.noise for c in made] == [(0, 2), (pytest.approx(0.1**2 / 2), 2)]
+
+
 # --- claimed and measured ----------------------------------------
 
 
@@ -606,7 +631,7 @@ def test_claims_stand_beside_what_was_measured(plant, undrawn):
     assert gain["measured"].startswith("e07 − e03: +2.00 [+")
     assert gain["n"] == "1"
     assert (
-        gain["where"] == "cifar10 sha256:aaaaaaaa, 5 epochs of 1,500 images, budget=cpu"
+        gain["where"] == "cifar10 sha256:aaaaaaaa (1,500 images), 5 epochs, budget=cpu"
     )
     assert measured["test accuracy (abstract)"]["measured"] == "94.00 ± – %"
     assert measured["test accuracy (abstract), with TTA"]["measured"] == "95.00 ± – %"
@@ -648,7 +673,7 @@ def test_labels_keep_apart_in_order_and_near():
 def whole(tmp_path_factory):
     """A report with all its figures; one experiment has a hostile name."""
     folder = tmp_path_factory.mktemp("whole")
-    names = ("e01_a", "e05_b", "e14_<script>alert(1)</script>|`x`")
+    names = ("e01_a", "e05_b", 'e14_"<script>alert(1)</script>|`x`')
     for i, name in enumerate(names):
         for seed in (0, 1):
             path = folder / "runs" / f"{i}{seed}" / "result.json"
@@ -723,7 +748,7 @@ def test_pictures_are_the_same_bytes_each_time(plant):
         for _ in range(2)
     ]
     assert twice[0] == twice[1]
-    assert list(twice[0]) == ["curves-accuracy", "curves-loss", "confusion-1"]
+    assert list(twice[0]) == ["curves-accuracy", "curves-loss", "confusion-best"]
 
 
 def browse(page, profile):

@@ -52,10 +52,9 @@ def test_a_killed_sweep_goes_on(train, tmp_path, run_dirs):
     sweep = ("trainer.max_epochs=12", "seed=0,1,2")
     line = [sys.executable, "-m", "resnet_se.train", "-m", *TINY, *sweep]
     process = subprocess.Popen(line, cwd=tmp_path, stdout=subprocess.DEVNULL)
-    for _ in range(900):
-        time.sleep(0.1)
-        if list(tmp_path.glob("runs/*/seed1-*/checkpoints/last.ckpt")):
-            break
+    while not list(tmp_path.glob("runs/*/seed1-*/checkpoints/last.ckpt")):
+        time.sleep(0.05)
+        assert process.poll() is None
     process.send_signal(signal.SIGKILL)
     process.wait()
     statuses = {r["seed"]: r["status"] for r in run_dirs().values()}

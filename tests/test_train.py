@@ -46,7 +46,7 @@ def test_a_run_leaves_its_record_and_is_not_repeated(train, run_dirs, capsys):
     names = {p.name for p in run_dir.iterdir()}
     assert names == {
         "config.yaml", "checkpoints", "metrics.csv", "predictions.npz", "plots",
-        "result.json",
+        "result.json", ".lock",
     }  # fmt: skip
     assert {p.name for p in (run_dir / "checkpoints").iterdir()} == {
         "best.ckpt",
@@ -57,11 +57,13 @@ def test_a_run_leaves_its_record_and_is_not_repeated(train, run_dirs, capsys):
     # The stored predictions give the published figures.
     stored = np.load(run_dir / "predictions.npz")
     hits = stored["logits"].argmax(axis=1) == stored["labels"]
-    assert hits.mean() == pytest.approx(result["test"]["acc"])
+    assert hits.mean() == pytest.approx(result["test"]["acc"], rel=1e-5)
     hits = stored["tta"].argmax(axis=1) == stored["labels"]
-    assert hits.mean() == pytest.approx(result["test"]["acc_tta"])
+    assert hits.mean() == pytest.approx(result["test"]["acc_tta"], rel=1e-5)
     per_class = np.mean(list(result["test"]["per_class"].values()))
-    assert per_class == pytest.approx(result["test"]["acc"])  # balanced classes
+    assert per_class == pytest.approx(
+        result["test"]["acc"], rel=1e-5
+    )  # balanced classes
 
     before = (run_dir / "result.json").stat().st_mtime_ns
     capsys.readouterr()
@@ -111,10 +113,9 @@ def test_a_killed_process_is_resumed_by_the_same_command(tmp_path, train, run_di
     overrides = ("trainer.max_epochs=30",)
     line = [sys.executable, "-m", "resnet_se.train", *TINY, *overrides]
     process = subprocess.Popen(line, cwd=tmp_path, stdout=subprocess.DEVNULL)
-    for _ in range(600):
-        time.sleep(0.1)
-        if list(tmp_path.glob("runs/*/*/checkpoints/last.ckpt")):
-            break
+    while not list(tmp_path.glob("runs/*/*/checkpoints/last.ckpt")):
+        time.sleep(0.05)
+        assert process.poll() is None
     process.send_signal(signal.SIGKILL)
     process.wait()
     run_dir, result = only(run_dirs())
@@ -144,9 +145,7 @@ def test_evaluate_repeats_the_figures_and_takes_another_tta(
     assert command("evaluate", f"run={run_dir}", "out=again.json") == 0
     again = json.loads(Path("again.json").read_text())
     for part in ("val", "test"):
-        classes = again[part].pop("per_class", None)
-        assert classes == result[part].pop("per_class", None)
-        assert again[part] == pytest.approx(result[part], rel=1e-6)
+        assert again[part] == result[part]
 
     assert command("evaluate", f"run={run_dir}", "tta=none", "out=plain.json") == 0
     plain = json.loads(Path("plain.json").read_text())
