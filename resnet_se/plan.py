@@ -38,7 +38,7 @@ from resnet_se.config import (
 )
 from resnet_se.datamodule import EVAL_BATCH_SIZE, ImageDataModule
 from resnet_se.resnet import describe
-from resnet_se.results import peak_memory_mb
+from resnet_se.results import peak_memory_mb, reset_peak_memory
 from resnet_se.train import build_classifier, build_data, choose_precision, quiet
 
 WARMUP_STEPS, TIMED_STEPS = 1, 2
@@ -164,13 +164,14 @@ def measure_apart(cfg: DictConfig, data: ImageDataModule) -> Cost:
         UserError: and whatever else `measure` raises there.
     """
     if torch.cuda.is_available():  # cannot be forked
-        torch.cuda.reset_peak_memory_stats()
+        reset_peak_memory(torch.device("cuda"))
         return measure(cfg, data)
     context = multiprocessing.get_context("fork")
     ours, theirs = context.Pipe(duplex=False)
 
     def child() -> None:
         torch.set_num_threads(THREADS)
+        reset_peak_memory(torch.device("cpu"))
         try:
             theirs.send(measure(cfg, data))
         except Exception as error:

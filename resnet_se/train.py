@@ -51,6 +51,7 @@ from resnet_se.results import (
     pack_labels,
     peak_memory_mb,
     read_result,
+    reset_peak_memory,
     write_result,
 )
 from resnet_se.sweep import Outcome, recorded
@@ -271,6 +272,7 @@ def _train_and_test(
         "model": describe(model.net, data.image_size[0]),
     }
     write_result(run_dir, result)
+    reset_peak_memory(device)
     _print_header(cfg, result, run_dir)
 
     trainer.fit(model, datamodule=data, ckpt_path=ckpt, weights_only=True)

@@ -26,6 +26,7 @@ from resnet_se.results import (
     pack_labels,
     peak_memory_mb,
     read_result,
+    reset_peak_memory,
     unpack_labels,
     write_result,
 )
@@ -252,3 +253,12 @@ def test_confusion_of_many_classes_fits_into_memory():
     figure = plots.confusion(labels, labels.flip(0), [f"class {i}" for i in labels])
     assert max(figure.get_size_inches()) <= 50  # 6000 pixels, 150 MB to draw on
     plt.close(figure)
+
+
+def test_peak_memory_can_be_counted_afresh():
+    cpu = torch.device("cpu")
+    block = torch.ones(60_000_000)  # 240 MB
+    high = peak_memory_mb(cpu)
+    del block
+    reset_peak_memory(cpu)
+    assert peak_memory_mb(cpu) < high - 200

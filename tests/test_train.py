@@ -61,9 +61,8 @@ def test_a_run_leaves_its_record_and_is_not_repeated(train, run_dirs, capsys):
     hits = stored["tta"].argmax(axis=1) == stored["labels"]
     assert hits.mean() == pytest.approx(result["test"]["acc_tta"], rel=1e-5)
     per_class = np.mean(list(result["test"]["per_class"].values()))
-    assert per_class == pytest.approx(
-        result["test"]["acc"], rel=1e-5
-    )  # balanced classes
+    # The classes are balanced.
+    assert per_class == pytest.approx(result["test"]["acc"], rel=1e-5)
 
     before = (run_dir / "result.json").stat().st_mtime_ns
     capsys.readouterr()
