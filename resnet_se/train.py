@@ -461,6 +461,8 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
     # It is not empty where a run is resumed.
     warnings.filterwarnings("ignore", ".*Checkpoint directory .* is not empty.*")
+    # Metrics are logged by the epoch, so that a step waits for nothing.
+    warnings.filterwarnings("ignore", ".*smaller than the logging interval.*")
     # Lightning 2.6 with torch 2.15; nothing a user could act on.
     warnings.filterwarnings("ignore", ".*isinstance\\(treespec, LeafSpec\\).*")
 
