@@ -39,7 +39,13 @@ from resnet_se.config import (
 from resnet_se.datamodule import EVAL_BATCH_SIZE, ImageDataModule
 from resnet_se.resnet import describe
 from resnet_se.results import peak_memory_mb, reset_peak_memory
-from resnet_se.train import build_classifier, build_data, choose_precision, quiet
+from resnet_se.train import (
+    build_classifier,
+    build_data,
+    choose_precision,
+    quiet,
+)
+from resnet_se.train import console as train_console
 
 WARMUP_STEPS, TIMED_STEPS = 1, 2
 
@@ -200,6 +206,7 @@ THREADS = torch.get_num_threads()
 def main() -> None:
     """Console entry: `resnet-se plan …`."""
     quiet()
+    train_console.quiet = True  # what a run says of itself is not asked for here
     torch.set_num_threads(1)  # a forked child cannot use a pool that we have started
     console = Console()
     table = Table(title="plan")

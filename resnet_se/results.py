@@ -17,6 +17,7 @@ field raises `SCHEMA`.  Its fields:
     test            acc, acc_tta, loss, ece, per_class, images; and of every test image
                     in order `labels`, `predicted`, `predicted_tta` (`pack_labels`)
     best_epoch      0-based epoch of the checkpoint that was tested
+    seconds_in_all  wall-clock of the last start: data, training, tests
     history         {column: one value an epoch}, the columns of metrics.csv
 """
 

@@ -166,6 +166,8 @@ def train(cfg: DictConfig) -> Outcome:
     if data.fell_back:
         cfg.data.source = cfg.data.fallback
         _banner(data.fell_back)
+    if "root" in cfg.data.source:  # `evaluate` may be called from elsewhere
+        cfg.data.source.root = str(Path(cfg.data.source.root).expanduser().resolve())
     digest = config_hash(cfg, key)
     run_dir = Path(cfg.runs_dir) / experiment_name() / f"seed{cfg.seed}-{digest}"
     cfg.run_dir = str(run_dir.resolve())

@@ -9,11 +9,12 @@ import resnet_se
 
 LAYERS = {
     # pure pieces
-    0: "errors resnet sources augment mixing optim tta plots results statistics",
+    0: "errors resnet sources augment mixing optim tta plots results statistics pages",
     # Lightning
     1: "datamodule classifier callbacks",
     # what a person runs, and what those share
-    2: "config sweep train evaluate predict export benchmark report models plan",
+    2: "config sweep train evaluate predict export benchmark models plan "
+    "comparison report_figures report",
     # the console script
     3: "__main__",
 }

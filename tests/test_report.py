@@ -14,18 +14,10 @@ import torch
 from scipy import stats
 
 from resnet_se import report as module
-from resnet_se.report import (
-    COMPARISONS,
-    EXPERIMENTS,
-    compare,
-    document,
-    load,
-    markdown,
-    pareto,
-    report,
-    sections,
-    spread_labels,
-)
+from resnet_se.comparison import COMPARISONS, EXPERIMENTS, compare, load, sections
+from resnet_se.pages import markdown
+from resnet_se.report import document, report
+from resnet_se.report_figures import draw, figures, pareto, spread_labels
 from resnet_se.results import SCHEMA, pack_labels
 from resnet_se.statistics import (
     contrast_test,
@@ -744,7 +736,7 @@ def test_the_same_runs_give_the_same_text(whole, plant, tmp_path, monkeypatch):
 def test_pictures_are_the_same_bytes_each_time(plant):
     (section,) = sections(load(plant(record("quickstart"))).runs)
     twice = [
-        {name: module.draw(f) for name, (_, f) in module.figures(section, []).items()}
+        {name: draw(figure) for name, (_, figure) in figures(section, []).items()}
         for _ in range(2)
     ]
     assert twice[0] == twice[1]
