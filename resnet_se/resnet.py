@@ -33,6 +33,11 @@ class SqueezeExcite(nn.Module):
 
     def __init__(self, channels: int, reduction: int):
         super().__init__()
+        if not 1 <= reduction <= channels:
+            raise UserError(
+                f"reduction: expected 1..{channels} (the block's width), "
+                f"got {reduction}"
+            )
         self.squeeze = nn.Linear(channels, channels // reduction)
         self.excite = nn.Linear(channels // reduction, channels)
 
@@ -173,11 +178,6 @@ class ResNet(nn.Module):
         for name, values in sizes.items():
             if min(values) < 1:
                 raise UserError(f"{name}: expected positive integers, got {values}")
-        if reduction is not None and not 1 <= reduction <= min(widths):
-            raise UserError(
-                f"reduction: expected 1..{min(widths)} (the narrowest width) or null, "
-                f"got {reduction}"
-            )
         if se_position not in SE_POSITIONS:
             hint = nearest(str(se_position), SE_POSITIONS)
             raise UserError(f"se_position: unknown {se_position!r}; {hint}")

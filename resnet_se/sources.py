@@ -45,7 +45,6 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import Progress
 from torchvision.datasets import CIFAR10 as Official
-from torchvision.datasets.utils import extract_archive
 
 from resnet_se.errors import UserError, nearest
 
@@ -342,8 +341,14 @@ def _official_batches(root: Path) -> ImageSet:
 
 def _official_archive(archive: Path) -> ImageSet:
     with tempfile.TemporaryDirectory(prefix="resnet-se-") as folder:
-        with _damage_named(archive), _progress(f"unpacking {archive.name}"):
-            extract_archive(archive, folder)
+        naming = _damage_named(archive)
+        with (
+            naming,
+            _progress(f"unpacking {archive.name}"),
+            tarfile.open(archive) as tar,
+        ):
+            # "data": nothing outside the folder; Python 3.14's default.
+            tar.extractall(folder, filter="data")
         return _official_batches(Path(folder))
 
 
