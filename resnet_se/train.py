@@ -58,6 +58,8 @@ from resnet_se.sweep import Outcome, recorded
 
 console = Console()
 
+PLACES = ("runs_dir=", "data.source.root=")  # paths of one machine, no part of a record
+
 
 # --- building ----------------------------------------------------
 
@@ -199,7 +201,11 @@ def _run(
         "experiment": experiment_name(),
         "seed": cfg.seed,
         "config_hash": digest,
-        "overrides": list(HydraConfig.get().overrides.task),
+        "overrides": [
+            override
+            for override in HydraConfig.get().overrides.task
+            if not override.startswith(PLACES)
+        ],
         "tags": list(cfg.tags),
         **environment(),
     }
