@@ -55,6 +55,7 @@ NOT_HASHED = (
     "trainer.accelerator",
     "trainer.devices",
     "trainer.default_root_dir",
+    "trainer.profiler",
     "callbacks.progress",
     "callbacks.history.path",
     "callbacks.checkpoint.dirpath",
