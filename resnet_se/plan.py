@@ -10,7 +10,6 @@ memory, time and disk.  Times are this machine's, now, with validation, test and
 from __future__ import annotations
 
 import math
-import multiprocessing
 import sys
 import time
 from typing import Any, NamedTuple
@@ -86,6 +85,7 @@ def measure(cfg: DictConfig, data: ImageDataModule) -> Cost:
     on_gpu = cfg.trainer.accelerator != "cpu" and torch.cuda.is_available()
     device = torch.device("cuda" if on_gpu else "cpu")
     model.to(device)
+    reset_peak_memory(device)
 
     steps = _limited(len(data.train_dataloader()), cfg.trainer.limit_train_batches)
     epochs = cfg.trainer.max_epochs
@@ -163,51 +163,10 @@ def _limited_images(images: int, limit: float) -> int:
     return min(images, batches * EVAL_BATCH_SIZE)
 
 
-def measure_apart(cfg: DictConfig, data: ImageDataModule) -> Cost:
-    """`measure` in a process of its own where it can be, so that memory is the job's.
-
-    Raises:
-        UserError: and whatever else `measure` raises there.
-    """
-    if torch.cuda.is_available():  # cannot be forked
-        reset_peak_memory(torch.device("cuda"))
-        return measure(cfg, data)
-    context = multiprocessing.get_context("fork")
-    ours, theirs = context.Pipe(duplex=False)
-
-    def child() -> None:
-        torch.set_num_threads(THREADS)
-        reset_peak_memory(torch.device("cpu"))
-        try:
-            theirs.send(measure(cfg, data))
-        except Exception as error:
-            theirs.send(explain(error))
-
-    process = context.Process(target=child)
-    process.start()
-    theirs.close()
-    try:
-        answer = ours.recv()
-    except EOFError:
-        answer = "the process died; is there enough memory?"
-    process.join()
-    if isinstance(answer, str):
-        raise JobError(answer)
-    return answer
-
-
-class JobError(RuntimeError):
-    """A job cannot work; the message says why."""
-
-
-THREADS = torch.get_num_threads()
-
-
 def main() -> None:
     """Console entry: `resnet-se plan …`."""
     quiet()
     train_console.quiet = True  # what a run says of itself is not asked for here
-    torch.set_num_threads(1)  # a forked child cannot use a pool that we have started
     console = Console()
     table = Table(title="plan")
     for name in ("job", "parameters", "MMAC", "memory MB", "minutes", "disk MB"):
@@ -236,9 +195,9 @@ def main() -> None:
                         _share(modules[source], data)
                     data.setup()
                     modules[source] = data
-                    known[digest] = measure_apart(cfg, data)
+                    known[digest] = measure(cfg, data)
                 cost = known[digest]
-            except (*EXPECTED, JobError) as error:
+            except EXPECTED as error:
                 failures.append(f"{name}: {explain(error)}")
                 table.add_row(name, "[red]cannot work", "", "", "", "")
                 continue
