@@ -81,7 +81,11 @@ def measure(cfg: DictConfig, data: ImageDataModule) -> Cost:
     """Builds the job, takes its steps, and extrapolates to its whole length."""
     model = build_classifier(cfg, data.num_classes)
     facts = describe(model.net, data.image_size[0])
-    precision = choose_precision(cfg, model.net, data.image_size)
+    train_console.quiet = True  # what a run says of itself is not asked for here
+    try:
+        precision = choose_precision(cfg, model.net, data.image_size)
+    finally:
+        train_console.quiet = False
     on_gpu = cfg.trainer.accelerator != "cpu" and torch.cuda.is_available()
     device = torch.device("cuda" if on_gpu else "cpu")
     model.to(device)
@@ -166,7 +170,6 @@ def _limited_images(images: int, limit: float) -> int:
 def main() -> None:
     """Console entry: `resnet-se plan …`."""
     quiet()
-    train_console.quiet = True  # what a run says of itself is not asked for here
     console = Console()
     table = Table(title="plan")
     for name in ("job", "parameters", "MMAC", "memory MB", "minutes", "disk MB"):
