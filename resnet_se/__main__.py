@@ -10,6 +10,7 @@ from resnet_se.errors import nearest
 COMMANDS = {
     "train": "train, test once, write the run directory",
     "evaluate": "test a run's checkpoint again, with any TTA",
+    "benchmark": "images per second, the usual way and ours, in turns",
     "plan": "what a sweep would cost, and whether every job can work",
     "report": "tables, statistics and pictures from result.json files",
     "models": "the presets' parameters, MMAC and layers",

@@ -1,25 +1,97 @@
-"""Training augmentation: one description, `Augmentation`, for whichever engine runs it.
+"""Training augmentation: one description, `Augmentation`, and its two engines.
 
 The paper (Data Augmentation) has rotation ±15°, shifts ±10 %, horizontal flip, shear
-and zoom, and names random crops and colour jitter in its introduction.  A setting of
-zero leaves its transform out.  The engine here is torchvision's `transforms.v2`, image
-by image; every image draws from its own stream, keyed by (seed, epoch, index), so what
-it looks like depends neither on the number of workers nor on where a run was
-interrupted.
+and zoom, and names random crops and colour jitter in its introduction.  Cutout is
+DeVries & Taylor's (2017, arXiv 1708.04552), the alternating flip Jordan's (2024, arXiv
+2404.00498).  A setting of zero leaves its transform out.
+
+- *torchvision*, the reference: `transforms.v2`, image by image, each image with its own
+  stream, keyed by (seed, epoch, index).
+- *batched*: `draw` takes the parameters of a whole epoch from (seed, epoch), one set an
+  image; `apply` does a batch at once, on whatever device it is on.
+
+Either way what an image looks like depends on (seed, epoch, index) alone: not on the
+batch, the number of workers or ranks, or where a run was interrupted.  Both draw from
+the same distribution, not the same numbers.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 
 from resnet_se.errors import UserError
+
+# Luma weights of torchvision's `rgb_to_grayscale` (ITU-R 601-2).
+GREY = (0.2989, 0.587, 0.114)
+
+BRIGHTNESS, CONTRAST, SATURATION = range(3)  # columns of `Draws.jitter`
+
+
+@dataclass(frozen=True, eq=False)  # `==` of tensors has no single truth value
+class Draws:
+    """Parameters of N images, one row each; None where the transform is left out.
+
+    Args:
+        corner: (N, 2) int64, y and x of the window in the padded image, 0..2·padding.
+        angle: (N,) degrees.
+        shift: (N, 2) whole pixels down and to the right.
+        shear: (N,) degrees along x.
+        scale: (N,).
+        mirror: (N,) bool.
+        jitter: (N, 3) factors of brightness, contrast, saturation.
+        order: (N, 3) int64, the columns of `jitter` in the order of their use.
+        hole: (N, 2) int64, y and x of the pixel that the black square is centred on.
+    """
+
+    corner: Tensor | None = None
+    angle: Tensor | None = None
+    shift: Tensor | None = None
+    shear: Tensor | None = None
+    scale: Tensor | None = None
+    mirror: Tensor | None = None
+    jitter: Tensor | None = None
+    order: Tensor | None = None
+    hole: Tensor | None = None
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Draws:
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return Draws(**{k: v if v is None else change(v) for k, v in values.items()})
+
+    def to(self, device: torch.device) -> Draws:
+        return self._each(lambda value: value.to(device))
+
+    def of(self, index: Tensor) -> Draws:
+        """The rows `index` (B,), on the same device."""
+        return self._each(lambda value: value.index_select(0, index))
+
+
+class Cutout(v2.Transform):
+    """A black square of `side` pixels around a pixel drawn uniformly, for torchvision's
+    engine; what lies outside the image is cut off."""
+
+    def __init__(self, side: int):
+        super().__init__()
+        self.side = side
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        size = flat_inputs[0].shape[-2:]
+        starts = [int(torch.randint(n, ())) - self.side // 2 for n in size]
+        return {"hole": [slice(max(0, i), i + self.side) for i in starts]}
+
+    def transform(self, inpt: Tensor, params: dict[str, Any]) -> Tensor:
+        rows, columns = params["hole"]
+        result = inpt.clone()
+        result[..., rows, columns] = 0
+        return result
 
 
 @dataclass(frozen=True)
@@ -33,7 +105,15 @@ class Augmentation:
         shear: largest shear along x, degrees, drawn from ±.
         zoom: the scale is drawn from 1 ± zoom.
         flip: probability of a horizontal flip.
-        jitter: brightness, contrast and saturation factors are drawn from 1 ± jitter.
+        alternate_flip: with `flip` 0.5, toss each image's coin once for the run and
+            mirror it in even or in odd epochs; two epochs show each image both ways.
+        jitter: brightness, contrast and saturation factors are drawn from 1 ± jitter
+            and used in an order drawn as well.
+        cutout: side in pixels of a black square around a pixel drawn uniformly, so that
+            the border may cut part of it off.
+
+    Pixels that an affine map (rotation to zoom) brings in from outside are black,
+    Keras's `fill_mode="constant"`; a crop's are reflections.
 
     Raises:
         UserError: a value is out of its range.
@@ -45,7 +125,9 @@ class Augmentation:
     shear: float = 0.0
     zoom: float = 0.0
     flip: float = 0.0
+    alternate_flip: bool = False
     jitter: float = 0.0
+    cutout: int = 0
 
     def __post_init__(self) -> None:
         limits = {
@@ -56,25 +138,46 @@ class Augmentation:
             "zoom": 0.99,
             "flip": 1,
             "jitter": 1,
+            "cutout": 512,
         }
         for name, top in limits.items():
             value = getattr(self, name)
             if not 0 <= value <= top:
                 raise UserError(f"{name}: expected 0..{top}, got {value}")
+        if self.alternate_flip and self.flip != 0.5:
+            raise UserError(
+                f"flip: expected 0.5 with alternate_flip, which shows each image both "
+                f"ways, got {self.flip}"
+            )
+
+    @property
+    def resamples(self) -> bool:
+        """Whether there is an affine map, which reads between the pixels."""
+        return any((self.rotation, self.shift, self.shear, self.zoom))
+
+    def check(self, height: int, width: int) -> None:
+        """Raises UserError where images of this size cannot be treated so."""
+        side = min(height, width)
+        if self.crop_padding >= side:  # there is nothing to reflect
+            raise UserError(
+                f"augment.crop_padding: expected less than the image's side, "
+                f"{side}, got {self.crop_padding}"
+            )
+        if self.cutout > side:
+            raise UserError(
+                f"augment.cutout: expected at most the image's side, {side}, "
+                f"got {self.cutout}"
+            )
+
+    # --- torchvision, image by image ---------------------------------
 
     def transform(self, height: int, width: int) -> v2.Transform | None:
         """The torchvision transform of uint8 (3, H, W), or None if it does nothing.
 
-        Raises UserError where the padding cannot be reflected.
-
-        Pixels that an affine map brings in from outside are black, Keras's
-        `fill_mode="constant"`; a crop's are reflections.
+        An alternating flip is not in it, since that depends on the epoch: `mirrored`.
+        Raises UserError as `check` does.
         """
-        if self.crop_padding >= min(height, width):
-            raise UserError(
-                f"augment.crop_padding: expected less than the image's side, "
-                f"{min(height, width)}, got {self.crop_padding}"
-            )
+        self.check(height, width)
         steps: list[v2.Transform] = []
         if self.crop_padding:
             steps.append(
@@ -82,7 +185,7 @@ class Augmentation:
                     (height, width), padding=self.crop_padding, padding_mode="reflect"
                 )
             )
-        if self.rotation or self.shift or self.shear or self.zoom:
+        if self.resamples:
             steps.append(
                 v2.RandomAffine(
                     degrees=self.rotation,
@@ -90,13 +193,159 @@ class Augmentation:
                     scale=(1 - self.zoom, 1 + self.zoom),
                     shear=self.shear or None,
                     interpolation=InterpolationMode.BILINEAR,
+                    # Black as well; given as 0 it would darken the rim twice over.
+                    fill=None,
                 )
             )
-        if self.flip:
+        if self.flip and not self.alternate_flip:
             steps.append(v2.RandomHorizontalFlip(self.flip))
         if self.jitter:
             steps.append(v2.ColorJitter(self.jitter, self.jitter, self.jitter))
+        if self.cutout:
+            steps.append(Cutout(self.cutout))
         return v2.Compose(steps) if steps else None
+
+    def mirrored(self, n: int, seed: int, epoch: int) -> Tensor:
+        """(n,) bool: which of n images the alternating flip mirrors in this epoch."""
+        coin = torch.rand(n, generator=_stream("coin", seed)) < 0.5
+        return coin ^ (epoch % 2 == 1)
+
+    # --- batched -----------------------------------------------------
+
+    def draw(self, n: int, height: int, width: int, seed: int, epoch: int) -> Draws:
+        """The parameters of n images of this size in one epoch, on the CPU.
+
+        Each has its own stream, so a transform's draws do not depend on what else is
+        done.  Raises UserError as `check` does.
+        """
+        self.check(height, width)
+
+        def uniform(name: str, limit: float, columns: tuple[int, ...] = ()) -> Tensor:
+            stream = _stream(name, seed, epoch)
+            return (2 * torch.rand(n, *columns, generator=stream) - 1) * limit
+
+        def integers(name: str, *ends: int) -> Tensor:
+            stream = _stream(name, seed, epoch)
+            return torch.stack(
+                [torch.randint(end, (n,), generator=stream) for end in ends], dim=1
+            )
+
+        found: dict[str, Tensor] = {}
+        if self.crop_padding:
+            positions = 2 * self.crop_padding + 1
+            found["corner"] = integers("corner", positions, positions)
+        if self.resamples:
+            found["angle"] = uniform("angle", self.rotation)
+            reach = self.shift * torch.tensor([height, width])
+            found["shift"] = (uniform("shift", 1, (2,)) * reach).round()
+            found["shear"] = uniform("shear", self.shear)
+            found["scale"] = 1 + uniform("scale", self.zoom)
+        if self.alternate_flip:
+            found["mirror"] = self.mirrored(n, seed, epoch)
+        elif self.flip:
+            chance = torch.rand(n, generator=_stream("mirror", seed, epoch))
+            found["mirror"] = chance < self.flip
+        if self.jitter:
+            found["jitter"] = 1 + uniform("jitter", self.jitter, (3,))
+            found["order"] = uniform("order", 1, (3,)).argsort(dim=1)
+        if self.cutout:
+            found["hole"] = integers("hole", height, width)
+        return Draws(**found)
+
+    def apply(self, images: Tensor, draws: Draws) -> Tensor:
+        """uint8 (B, 3, H, W) and their parameters → float32 (B, 3, H, W) in 0..255.
+
+        Everything stays on the images' device and nothing waits for it.  Not rounded:
+        torchvision rounds to whole levels after each transform.
+        """
+        mirror = draws.mirror
+        if self.resamples:
+            if self.crop_padding:
+                images = _window(images, draws.corner, self.crop_padding, None)
+            x = _resample(images.float(), draws)  # and mirrors
+        elif self.crop_padding or mirror is not None:
+            x = _window(images, draws.corner, self.crop_padding, mirror).float()
+        else:
+            x = images.float()
+        if self.jitter:
+            _jitter_(x, draws.jitter, draws.order)
+        if self.cutout:
+            _cut_(x, draws.hole, self.cutout)
+        return x
+
+
+def _window(
+    images: Tensor, corner: Tensor | None, padding: int, mirror: Tensor | None
+) -> Tensor:
+    """Each image's window of its reflection-padded self, mirrored where asked."""
+    b, c, h, w = images.shape
+    y, x = (0, 0) if corner is None else corner.unsqueeze(2).unbind(1)  # (B, 1)
+    rows = _reflected(y, h, padding, images.device).expand(b, h)
+    columns = _reflected(x, w, padding, images.device).expand(b, w)
+    if mirror is not None:
+        columns = torch.where(mirror[:, None], columns.flip(1), columns)
+    # One gather for crop and flip; its index is the same for all channels.
+    index = (rows[:, :, None] * w + columns[:, None, :]).view(b, 1, h * w)
+    found = images.reshape(b, c, h * w).gather(2, index.expand(b, c, h * w))
+    return found.view(b, c, h, w)
+
+
+def _reflected(
+    start: Tensor | int, n: int, padding: int, device: torch.device
+) -> Tensor:
+    """Which of n pixels each of a window's is; it starts at `start` of the padding."""
+    i = (torch.arange(-padding, n - padding, device=device) + start).abs()
+    return (n - 1) - ((n - 1) - i).abs()
+
+
+def _resample(images: Tensor, draws: Draws) -> Tensor:
+    """Shear, scale, rotation, shift and flip of float (B, C, H, W), in one reading.
+
+    The map and its order are those of torchvision's `affine`, about the centre and
+    black outside; the flip comes last.
+    """
+    h, w = images.shape[-2:]
+    angle, tan = torch.deg2rad(draws.angle), torch.deg2rad(draws.shear).tan()
+    cos, sin = angle.cos(), angle.sin()
+    # Pixels from the centre of the result, before its shift and flip.
+    x = torch.arange(w, device=images.device) - (w - 1) / 2  # (W,)
+    y = torch.arange(h, device=images.device) - (h - 1) / 2  # (H,)
+    if draws.mirror is not None:
+        x = torch.where(draws.mirror[:, None], -x, x)
+    x, y = x - draws.shift[:, 1:], y - draws.shift[:, :1]  # (B, W), (B, H)
+    # The inverse map's columns; grid_sample counts in half sides.  No matrix product:
+    # TF32 would leave the coordinates ten bits.
+    unit = 2 / draws.scale.unsqueeze(1)
+    per_x = unit * torch.stack([(cos - sin * tan) / w, -sin / h], dim=1)  # (B, 2)
+    per_y = unit * torch.stack([(cos * tan + sin) / w, cos / h], dim=1)  # (B, 2)
+    grid = (per_y[:, :, None] * y[:, None, :])[:, :, :, None] + (
+        per_x[:, :, None] * x[:, None, :]
+    )[:, :, None, :]  # (B, 2, H, W): as planes, which the CPU reads fastest
+    return F.grid_sample(images, grid.permute(0, 2, 3, 1), align_corners=False)
+
+
+def _jitter_(x: Tensor, factors: Tensor, order: Tensor) -> None:
+    """Brightness, contrast and saturation of float (B, 3, H, W), each in its order.
+
+    Each of them blends the image with another: black, its mean grey, its grey.
+    """
+    for which in order.view(-1, 3, 1, 1, 1).unbind(1):  # (B, 1, 1, 1)
+        factor = factors.gather(1, which.view(-1, 1)).view_as(which)
+        grey = x[:, :1] * GREY[0]  # (B, 1, H, W)
+        grey.add_(x[:, 1:2], alpha=GREY[1]).add_(x[:, 2:], alpha=GREY[2])
+        mean = grey.mean(dim=(2, 3), keepdim=True) * (which == CONTRAST)
+        other = torch.where(which == SATURATION, grey, mean)
+        x.mul_(factor).add_(other * (1 - factor)).clamp_(0, 255)
+
+
+def _cut_(x: Tensor, hole: Tensor, side: int) -> None:
+    """Blackens a square of (B, C, H, W) around the pixels `hole` (B, 2)."""
+    inside = []
+    for centre, n in zip(hole.unbind(1), x.shape[-2:], strict=True):
+        i = torch.arange(n, device=x.device) - centre[:, None] + side // 2  # (B, n)
+        inside.append((i >= 0) & (i < side))
+    rows, columns = inside
+    x.masked_fill_((rows[:, :, None] & columns[:, None, :]).unsqueeze(1), 0)
 
 
 def derive_seed(purpose: str, *parts: int) -> int:
@@ -104,6 +353,10 @@ def derive_seed(purpose: str, *parts: int) -> int:
     # Not numpy's SeedSequence: to it (1,), (1, 0) and (1, 0, 0) are the same entropy.
     digest = hashlib.sha256(repr((purpose, *parts)).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
+
+
+def _stream(purpose: str, *parts: int) -> torch.Generator:
+    return torch.Generator().manual_seed(derive_seed(purpose, *parts))
 
 
 @contextmanager
@@ -131,5 +384,10 @@ def channel_statistics(images: Tensor) -> tuple[Tensor, Tensor]:
 
 def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     """uint8 (B, C, H, W) → float32 of the same shape: (x/255 − mean) / std."""
-    scale = 1 / (255 * std)
-    return images.float() * scale[:, None, None] - (mean / std)[:, None, None]
+    return normalise_(images.float(), mean, std)
+
+
+def normalise_(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """`normalise` of float32 images in 0..255, in place."""
+    scale, offset = 1 / (255 * std), mean / std
+    return images.mul_(scale[:, None, None]).sub_(offset[:, None, None])

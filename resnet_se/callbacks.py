@@ -1,4 +1,4 @@
-"""Callbacks: the run's own record of its epochs, and progress without a terminal."""
+"""Callbacks: the run's own record, averaged weights, progress without a terminal."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 from lightning.pytorch.callbacks import ProgressBar, RichProgressBar
 from lightning.pytorch.trainer.states import TrainerFn
 
+from resnet_se.errors import UserError
 from resnet_se.results import atomic_file
 
 
@@ -91,6 +93,87 @@ class History(L.Callback):
         writer.writerows(self.rows)
         with atomic_file(self.path) as file:
             file.write(text.getvalue().encode())
+
+
+class WeightAverage(L.Callback):
+    """Validates, checkpoints and ends with a moving average of the weights.
+
+    After every optimizer step average ← decay × average + (1 − decay) × weights, of
+    parameters and BatchNorm's statistics alike (Polyak & Juditsky 1992).  The
+    `state_dict` of a checkpoint is the average; `trained_state` are the weights that
+    go on being trained.
+
+    Lightning's `EMAWeightAveraging` would do if it did not wait for the GPU in every
+    step, keep the average of a GPU's weights on the CPU, and swap the final average in
+    for the best checkpoint when that is validated after training.
+
+    Args:
+        decay: in (0, 1); about 1 / (1 − decay) steps are averaged.
+
+    Raises:
+        UserError: `decay` is not in (0, 1).
+    """
+
+    def __init__(self, decay: float):
+        if not 0 < decay < 1:
+            raise UserError(f"decay: expected 0 < decay < 1, got {decay}")
+        self.decay = decay
+        self.loaded: dict[str, torch.Tensor] | None = None
+        self.average: list[torch.Tensor] = []  # empty unless the network is trained
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        # Not earlier: now the weights lie on the device and are what they will be.
+        state = module.state_dict()
+        self.weights = _floating(state)
+        self.average = [
+            t.to(module.device, copy=True) for t in _floating(self.loaded or state)
+        ]
+        self.step = trainer.global_step
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        if trainer.global_step > self.step:  # else gradients are being accumulated
+            self.step = trainer.global_step
+            torch._foreach_lerp_(self.average, self.weights, 1 - self.decay)
+
+    def _swap(self) -> None:
+        # In place: a compiled network knows its weights by their address.
+        kept = [t.clone() for t in self.weights]
+        torch._foreach_copy_(self.weights, self.average)
+        torch._foreach_copy_(self.average, kept)
+
+    def on_validation_epoch_start(self, *_: Any) -> None:
+        if self.average:
+            self._swap()
+
+    def on_validation_epoch_end(self, *_: Any) -> None:
+        if self.average:
+            self._swap()
+
+    def on_train_end(self, *_: Any) -> None:
+        self._swap()
+        self.average = []
+
+    def on_save_checkpoint(
+        self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        if self.average:
+            trained = checkpoint["state_dict"]
+            names = [k for k, v in trained.items() if v.is_floating_point()]
+            averaged = dict(zip(names, self.average, strict=True))
+            checkpoint["trained_state"] = trained
+            checkpoint["state_dict"] = trained | averaged
+
+    def on_load_checkpoint(
+        self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        # Without them (`ckpt_path` of a run that did not average) the average starts.
+        if "trained_state" in checkpoint:
+            self.loaded = checkpoint["state_dict"]
+            module.load_state_dict(checkpoint["trained_state"])
+
+
+def _floating(state: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+    return [t for t in state.values() if t.is_floating_point()]
 
 
 def progress() -> ProgressBar:

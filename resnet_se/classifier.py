@@ -14,8 +14,6 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
-from torchmetrics import MeanMetric, MetricCollection
-from torchmetrics.classification import MulticlassAccuracy
 from torchmetrics.functional.classification import (
     multiclass_accuracy,
     multiclass_calibration_error,
@@ -40,6 +38,8 @@ METRICS = (
     "test/ece",
 )
 
+
+Batch = tuple[Tensor, Tensor, int]
 
 WHITEN_IMAGES = 2000  # enough for the covariance of 12 numbers
 
@@ -85,23 +85,22 @@ class Classifier(L.LightningModule):
         self.mixing = mixing
         self.tta = tta
         self.seed = seed
-        self.metrics = nn.ModuleDict(
-            {
-                part: MetricCollection(
-                    {
-                        "loss": MeanMetric(nan_strategy="disable"),
-                        "acc": MulticlassAccuracy(num_classes, average="micro"),
-                    }
-                )
-                for part in ("train_part", "val_part")
-            }
-        )
+        # Loss, hits and size of each batch since the epoch began, on the device: asking
+        # for a value would wait for it, and what sums them up each step costs more.
+        self.train_batches: list[Batch] = []
+        self.val_batches: list[Batch] = []
         self.outputs: list[dict[str, Tensor]] = []
         self.predictions: dict[str, Tensor] = {}
 
     def forward(self, images: Tensor) -> Tensor:
         """Normalised images (B, 3, H, W) → logits (B, K), float32."""
-        return self.net(images.to(memory_format=self.memory_format)).float()
+        images = images.to(memory_format=self.memory_format)
+        if self.training:
+            return self.net(images).float()
+        # Evaluation is a small part of the time; its batch sizes differ, and each would
+        # be compiled anew.
+        with torch.compiler.set_stance("force_eager"):
+            return self.net(images).float()
 
     # --- training ----------------------------------------------------
 
@@ -115,67 +114,56 @@ class Classifier(L.LightningModule):
         torch.manual_seed(
             derive_seed("step", self.seed, self.current_epoch, self.global_rank)
         )
-        self.first_bad_step = torch.full((), -1, device=self.device)
+        self.train_batches = []
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         images, targets = self.mixing(*batch, self.num_classes)  # (B, 3, H, W), (B, K)
         logits = self(images)  # (B, K)
         loss = F.cross_entropy(logits, targets)
-        with torch.no_grad():
-            self._count("train_part", loss, logits, targets.argmax(dim=1))
-            # Kept on the device: asking for the value here would wait for it each step.
-            bad = ~torch.isfinite(loss) & (self.first_bad_step < 0)
-            self.first_bad_step.masked_fill_(bad, self.global_step)
-        if self.global_step % 50 == 0:
-            self._stop_if_diverged()
+        labels = targets.argmax(dim=1)
+        self.train_batches.append(_counted(loss, logits, labels))
         if batch_idx + 1 == self.trainer.num_training_batches:
             # Not at the epoch's end: callbacks that write the epoch down read it.
+            self._stop_if_diverged("training", [b[0] for b in self.train_batches])
             lr = self.trainer.optimizers[0].param_groups[0]["lr"]
-            self._log_epoch("train", **{"train/lr": lr})
+            self._log_epoch("train", self.train_batches, **{"train/lr": lr})
         return loss
 
-    def _count(self, part: str, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
-        self.metrics[part]["loss"].update(loss, weight=len(labels))
-        self.metrics[part]["acc"].update(logits, labels)
+    def _stop_if_diverged(self, what: str, losses: list[Tensor]) -> None:
+        finite = torch.stack(losses).isfinite()
+        if not finite.all():
+            batch = int(finite.int().argmin())
+            raise Diverged(
+                f"{what} loss not finite at batch {batch} of epoch "
+                f"{self.current_epoch} (both from 0); checkpoints/last.ckpt keeps the "
+                "last good epoch, if there was one; try a lower optimizer.lr or a "
+                "longer warm-up"
+            )
 
-    def _stop_if_diverged(self, val_loss: float = 0.0) -> None:
-        step = int(self.first_bad_step)
-        if step < 0 and math.isfinite(val_loss):
-            return
-        what = "training" if step >= 0 else "validation"
-        raise Diverged(
-            f"{what} loss not finite at step {step if step >= 0 else self.global_step} "
-            f"(epoch {self.current_epoch}, both from 0); checkpoints/last.ckpt keeps "
-            "the last good epoch, if there was one; try a lower optimizer.lr or a "
-            "longer warm-up"
-        )
-
-    def _log_epoch(self, part: str, **more: float) -> None:
-        values = self.metrics[f"{part}_part"].compute()
-        self.metrics[f"{part}_part"].reset()
-        values = {f"{part}/{name}": value for name, value in values.items()}
-        self.log_dict(values | more, prog_bar=True, on_step=False, on_epoch=True)
+    def _log_epoch(self, part: str, batches: list[Batch], **more: float) -> None:
+        means = _means(batches)
+        values = {f"{part}/loss": means[0], f"{part}/acc": means[1], **more}
+        self.log_dict(values, prog_bar=True, on_step=False, on_epoch=True)
 
     # --- validation --------------------------------------------------
 
     def on_validation_epoch_start(self) -> None:
-        if self.trainer.state.fn == TrainerFn.FITTING:
-            self._stop_if_diverged()  # before a checkpoint of it could be written
+        self.val_batches = []
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         images, labels = batch
         logits = self(images)
-        self._count("val_part", F.cross_entropy(logits, labels), logits, labels)
+        loss = F.cross_entropy(logits, labels)
+        self.val_batches.append(_counted(loss, logits, labels))
 
     def on_validation_epoch_end(self) -> None:
         if self.trainer.sanity_checking:
-            self.metrics["val_part"].reset()
             return
-        loss = float(self.metrics["val_part"]["loss"].compute())
         if self.trainer.state.fn == TrainerFn.FITTING:
-            self._stop_if_diverged(loss)
-            self.lr_schedulers().observe(loss)
-        self._log_epoch("val")
+            # Before a checkpoint of it could be written.
+            self._stop_if_diverged("validation", [b[0] for b in self.val_batches])
+            self.lr_schedulers().observe(float(_means(self.val_batches)[0]))
+        self._log_epoch("val", self.val_batches)
 
     # --- test --------------------------------------------------------
 
@@ -210,10 +198,28 @@ class Classifier(L.LightningModule):
 
     def configure_optimizers(self) -> dict[str, Any]:
         optimizer = self.make_optimizer(self.net)
-        epochs = self.trainer.max_epochs
-        steps = self.trainer.estimated_stepping_batches / epochs
-        schedule = self.make_schedule(optimizer, steps, epochs)
+        trainer = self.trainer
+        # `trainer.estimated_stepping_batches` is cut by max_steps: that would squeeze
+        # the schedule of all epochs into the steps that are taken.
+        trainer.fit_loop.setup_data()
+        steps = math.ceil(
+            trainer.num_training_batches / trainer.accumulate_grad_batches
+        )
+        schedule = self.make_schedule(optimizer, steps, trainer.max_epochs)
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": schedule, "interval": "step"},
         }
+
+
+def _counted(loss: Tensor, logits: Tensor, labels: Tensor) -> Batch:
+    hits = (logits.argmax(dim=1) == labels).sum()
+    return loss.detach(), hits, len(labels)
+
+
+def _means(batches: list[Batch]) -> Tensor:
+    """Loss and accuracy (2,) over the images of all batches."""
+    losses, hits, sizes = zip(*batches, strict=True)
+    weights = torch.tensor(sizes, device=losses[0].device)
+    loss = torch.stack(losses) @ weights.float()
+    return torch.stack([loss, torch.stack(hits).sum().float()]) / sum(sizes)

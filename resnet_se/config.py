@@ -56,11 +56,13 @@ NOT_HASHED = (
     "trainer.devices",
     "trainer.default_root_dir",
     "trainer.profiler",
+    "trainer.compile",  # the same within rounding
     "callbacks.progress",
     "callbacks.history.path",
     "callbacks.checkpoint.dirpath",
 )
 EXPECTED = (UserError, HydraException, OmegaConfBaseException)
+OWN_KEYS = {"trainer.compile"}  # read by train, no argument of the target beside it
 HYDRA_KEYS = {"_target_", "_partial_", "_convert_", "_recursive_", "_args_"}
 
 
@@ -155,6 +157,8 @@ def _check_arguments(path: str, node: DictConfig) -> None:
     ):  # made for a type checker's eyes only
         hints = {}
     for key in node:
+        if f"{path}.{key}" in OWN_KEYS:
+            continue
         if key not in known and key not in HYDRA_KEYS and not open_ended:
             raise UserError(
                 f"{path}.{key}: {node['_target_']} has no such argument; "

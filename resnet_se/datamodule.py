@@ -1,14 +1,21 @@
 """The data as Lightning sees it: split, augmentation, loaders, normalisation.
 
 uint8 images (N, 3, H, W) → split, stratified and fixed by its own seed → augmentation
-of the training part, image by image in worker processes → uint8 batches → normalised
-float (B, 3, H, W) on the training device, with mean and standard deviation measured on
-the training part.
+of the training part → normalised float (B, 3, H, W) on the training device, with mean
+and standard deviation measured on the training part.
+
+Two engines (`engine`) do the augmentation.  *batched*: the images lie on the training
+device, batches are cut, augmented and normalised there.  *torchvision*: image by image
+in worker processes.  Both take their images in the same order, and that order is shared
+among ranks: of one permutation by (seed, epoch), the k-th global batch is its k-th
+`batch_size` × `world_size` images, and rank r has the r-th `batch_size` of them.  So
+two devices with B images each see what one device with 2·B sees.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import lightning as L
@@ -22,12 +29,18 @@ from resnet_se.augment import (
     derive_seed,
     kept_stream,
     normalise,
+    normalise_,
 )
-from resnet_se.errors import UserError
+from resnet_se.errors import UserError, nearest
 from resnet_se.results import usable_cores
 from resnet_se.sources import DataNotFound, ImageSet
 
+ENGINES = ("batched", "torchvision")
 EVAL_BATCH_SIZE = 500
+
+# Images that the batched engine cuts at once on a GPU: with single batches the launches
+# would take longer than the work.  A CPU's caches like single batches better.
+GPU_CHUNK = 2048
 
 
 def stratified_split(
@@ -57,8 +70,58 @@ def stratified_split(
     return (~chosen).nonzero().squeeze(1), chosen.nonzero().squeeze(1)
 
 
+class ShuffledBatches(Sampler):
+    """This rank's batches of (epoch, index), in an order drawn from (seed, epoch).
+
+    What does not fill a batch on every rank is left out.  Lightning calls `set_epoch`.
+
+    Args:
+        size: images in all.
+        batch_size: B, of one rank.
+        seed: of the order.
+        rank, world_size: see the head of this file.
+        epoch: to begin with.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        epoch: int = 0,
+    ):
+        self.size = size
+        self.batch_size = batch_size
+        self.seed = seed
+        self.rank = rank
+        self.world_size = world_size
+        self.epoch = epoch
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.size // (self.batch_size * self.world_size)
+
+    def indices(self) -> Tensor:
+        """(len(self), B) int64: the images of this rank's batches in this epoch."""
+        generator = torch.Generator().manual_seed(
+            derive_seed("shuffle", self.seed, self.epoch)
+        )
+        order = torch.randperm(self.size, generator=generator)
+        shape = len(self), self.world_size, self.batch_size
+        return order[: shape[0] * shape[1] * shape[2]].view(shape)[:, self.rank]
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        epoch = self.epoch
+        for batch in self.indices().tolist():
+            yield [(epoch, i) for i in batch]
+
+
 class AugmentedImages(Dataset):
-    """Batches of augmented uint8 images (B, 3, H, W) and labels (B,).
+    """torchvision's engine: uint8 images (B, 3, H, W) and labels (B,).
 
     An item is a list of (epoch, index): each image's randomness is its own stream.
     """
@@ -70,10 +133,19 @@ class AugmentedImages(Dataset):
         self.labels = labels
         self.seed = seed
         self.transform = augmentation.transform(*images.shape[-2:])
+        self.mirrored = None  # in even epochs, in odd ones
+        if augmentation.alternate_flip:
+            n = len(images)
+            self.mirrored = [augmentation.mirrored(n, seed, epoch) for epoch in (0, 1)]
 
     def __getitem__(self, batch: list[tuple[int, int]]) -> tuple[Tensor, Tensor]:
         index = torch.tensor([i for _, i in batch])
         images, labels = self.images[index], self.labels[index]
+        if self.mirrored is not None:
+            # Before the rest, whose ranges are symmetric: the same distribution.
+            for row, (epoch, i) in enumerate(batch):
+                if self.mirrored[epoch % 2][i]:
+                    images[row] = images[row].flip(-1)
         if self.transform is not None:
             with kept_stream() as stream:
                 for row, (epoch, i) in enumerate(batch):
@@ -82,62 +154,78 @@ class AugmentedImages(Dataset):
         return images, labels
 
 
-class ShuffledBatches(Sampler):
-    """Batches of (epoch, index) in an order drawn from (seed, epoch); drops the rest.
+class BatchesOnDevice:
+    """The batched engine: normalised float (B, 3, H, W), channels last; labels (B,).
 
-    Lightning calls `set_epoch`, also when it resumes, so that a resumed run goes on
-    with the order it would have had.
+    Both are on the device that holds the images; an epoch moves its order and its
+    parameters there once, and nothing waits for the device afterwards.
     """
 
-    def __init__(self, size: int, batch_size: int, seed: int):
-        self.size = size
-        self.batch_size = batch_size
-        self.seed = seed
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return self.size // self.batch_size
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        generator = torch.Generator().manual_seed(
-            derive_seed("shuffle", self.seed, self.epoch)
-        )
-        order = torch.randperm(self.size, generator=generator).tolist()
-        for start in range(0, len(self) * self.batch_size, self.batch_size):
-            batch = order[start : start + self.batch_size]
-            yield [(self.epoch, i) for i in batch]
-
-
-class ImagesInOrder(Dataset):
-    """Batches of uint8 images and labels as they stand; an item is a start index."""
-
-    def __init__(self, images: Tensor, labels: Tensor):
+    def __init__(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        augmentation: Augmentation,
+        sampler: ShuffledBatches,
+        statistics: tuple[Tensor, Tensor],
+    ):
+        augmentation.check(*images.shape[-2:])
         self.images = images
         self.labels = labels
+        self.augmentation = augmentation
+        self.sampler = sampler  # where Lightning looks for `set_epoch`
+        self.statistics = statistics
 
-    def __getitem__(self, start: int) -> tuple[Tensor, Tensor]:
-        part = slice(start, start + EVAL_BATCH_SIZE)
-        return self.images[part], self.labels[part]
+    def __len__(self) -> int:
+        return len(self.sampler)
 
-    def loader(self) -> DataLoader:
-        starts = range(0, len(self.images), EVAL_BATCH_SIZE)
-        return _loader(self, starts)
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        device, sampler = self.images.device, self.sampler
+        draws = self.augmentation.draw(
+            *(len(self.images), *self.images.shape[-2:]), sampler.seed, sampler.epoch
+        ).to(device)
+        size = sampler.batch_size
+        at_once = max(1, GPU_CHUNK // size) if device.type != "cpu" else 1
+        for index in sampler.indices().flatten().to(device).split(at_once * size):
+            images = self.images.index_select(0, index)
+            images = self.augmentation.apply(images, draws.of(index))
+            images = normalise_(images, *self.statistics)
+            images = images.contiguous(memory_format=torch.channels_last)
+            labels = self.labels.index_select(0, index)
+            yield from zip(images.split(size), labels.split(size), strict=True)
 
 
-def _loader(dataset: Dataset, batches: Iterable, **options: Any) -> DataLoader:
-    """A loader of a dataset whose items are whole batches."""
-    # Its own generator: a loader draws a seed whenever it starts, and torch's stream,
-    # which dropout and mixing use, must not depend on when that is.
-    return DataLoader(
-        dataset,
-        batch_size=None,
-        sampler=batches,
-        generator=torch.Generator(),
-        **options,
-    )
+class ImagesInOrder:
+    """Batches of uint8 images (≤ 500, 3, H, W) and labels, on the images' device.
+
+    Rank r has images r, r + world_size, …: each image once, and as many batches (of
+    nearly equal sizes) on every rank.
+    """
+
+    def __init__(
+        self, images: Tensor, labels: Tensor, rank: int = 0, world_size: int = 1
+    ):
+        self.images = images[rank::world_size]
+        self.labels = labels[rank::world_size]
+        most = -(-len(images) // world_size)  # images of the rank with the most
+        self.batches = -(-most // EVAL_BATCH_SIZE)
+
+    def __len__(self) -> int:
+        return self.batches
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        parts = (x.tensor_split(self.batches) for x in (self.images, self.labels))
+        yield from zip(*parts, strict=True)
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is kept of an `ImageSet` once its pixels are dealt out."""
+
+    name: str
+    origin: str
+    classes: tuple[str, ...]
+    fingerprint: str
 
 
 class ImageDataModule(L.LightningDataModule):
@@ -146,24 +234,26 @@ class ImageDataModule(L.LightningDataModule):
     Args:
         source: where the images come from (`sources`).
         augment: what is done to a training image.
-        batch_size: B, 1..the number of training images.
+        engine: what does it: `batched` or `torchvision`.
+        batch_size: B of one device, 1..the number of training images.
         val_fraction: share of the training set held out, in (0, 1).
         split_seed: of the validation split, apart from `seed` so that runs compare.
         seed: of the shuffles and the augmentation.
-        num_workers: processes that augment; null picks half the cores, none where there
-            is nothing to augment.
+        num_workers: processes of the torchvision engine; null picks half the cores,
+            none where there is nothing to augment.  The batched engine has none.
         train_subset: train on about this many images, stratified and fixed by
             `split_seed`; null for all.
         fallback: a source to go on with where `source` has no data, or null: an error.
 
     Raises:
-        UserError: a range, or data that are not there (`DataNotFound`).
+        UserError: a range, a name, or data that are not there (`DataNotFound`).
     """
 
     def __init__(
         self,
         source: Any,
         augment: Augmentation,
+        engine: str = "batched",
         batch_size: int = 128,
         val_fraction: float = 0.1,
         split_seed: int = 0,
@@ -173,6 +263,11 @@ class ImageDataModule(L.LightningDataModule):
         fallback: Any = None,
     ):
         super().__init__()
+        if engine not in ENGINES:
+            raise UserError(
+                f"data.engine: expected one of {', '.join(ENGINES)}, got {engine!r}; "
+                f"{nearest(str(engine), ENGINES)}"
+            )
         for name, value, low in (
             ("data.batch_size", batch_size, 1),
             ("data.num_workers", 0 if num_workers is None else num_workers, 0),
@@ -184,6 +279,7 @@ class ImageDataModule(L.LightningDataModule):
                 raise UserError(f"{name}: expected an integer >= {low}, got {value!r}")
         self.source = source
         self.augment = augment
+        self.engine = engine
         self.batch_size = batch_size
         self.val_fraction = val_fraction
         self.split_seed = split_seed
@@ -192,8 +288,10 @@ class ImageDataModule(L.LightningDataModule):
         self.train_subset = train_subset
         self.fallback = fallback
         self.fell_back: str | None = None
-        self.images: ImageSet | None = None
+        self.images: Facts | None = None
         self.train_part: tuple[Tensor, Tensor] | None = None
+        self._loaded: ImageSet | None = None
+        self._placed: dict[str, tuple[Tensor, Tensor]] = {}
 
     def locate(self) -> str:
         """Finds or downloads the data and returns their identity, without decoding.
@@ -202,7 +300,7 @@ class ImageDataModule(L.LightningDataModule):
         """
         try:
             if self.fallback is not None:
-                self.images = self.source.load()  # only a download can tell
+                self._loaded = self.source.load()  # only a download can tell
             return self.source.key()
         except DataNotFound as error:
             if self.fallback is None:
@@ -214,7 +312,7 @@ class ImageDataModule(L.LightningDataModule):
     def setup(self, stage: str | None = None) -> None:
         if self.train_part is not None:
             return
-        self.images = images = self.images or self.source.load()
+        images, self._loaded = self._loaded or self.source.load(), None
         train, val = stratified_split(
             images.train_labels, self.val_fraction, self.split_seed
         )
@@ -224,16 +322,21 @@ class ImageDataModule(L.LightningDataModule):
                 images.train_labels[train], share, self.split_seed
             )
             train = train[part]
-        if self.batch_size > len(train):
-            raise UserError(
-                f"data.batch_size: expected at most {len(train)} (the images to train "
-                f"on), got {self.batch_size}"
-            )
+        self._check_batch_size(len(train))
         self.train_part = images.train_images[train], images.train_labels[train]
         self.val_part = images.train_images[val], images.train_labels[val]
         self.test_part = images.test_images, images.test_labels
+        # Not the images themselves: the parts are copies of them.
+        self.images = Facts(
+            images.name, images.origin, images.classes, images.fingerprint
+        )
         self.mean, self.std = channel_statistics(self.train_part[0])
         self.std = self.std.clamp_min(1 / 255)  # a constant channel is not divided by 0
+
+    @property
+    def statistics(self) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation (3,) of the training part, in 0..1."""
+        return self.mean, self.std
 
     @property
     def num_classes(self) -> int:
@@ -241,7 +344,7 @@ class ImageDataModule(L.LightningDataModule):
 
     @property
     def image_size(self) -> tuple[int, int]:
-        return tuple(self.images.train_images.shape[-2:])
+        return tuple(self.train_part[0].shape[-2:])
 
     def first_images(self, n: int) -> Tensor:
         """The first n training images, normalised, without augmentation."""
@@ -263,33 +366,79 @@ class ImageDataModule(L.LightningDataModule):
             "fallback": self.fell_back,
         }
 
-    def train_dataloader(self) -> DataLoader:
+    # --- loaders -----------------------------------------------------
+
+    @property
+    def _rank(self) -> tuple[int, int]:
+        """Rank and world size of the trainer this is attached to."""
+        trainer = self.trainer
+        return (0, 1) if trainer is None else (trainer.global_rank, trainer.world_size)
+
+    def _check_batch_size(self, images: int) -> None:
+        most = images // self._rank[1]
+        if self.batch_size > most:
+            raise UserError(
+                f"data.batch_size: expected at most {most} (the images to train on, by "
+                f"the number of devices), got {self.batch_size}"
+            )
+
+    def _on_device(
+        self, name: str, device: torch.device | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """A pair of tensors by its attribute's name, moved to the device only once."""
+        if device is None:
+            trainer = self.trainer
+            device = trainer.strategy.root_device if trainer else torch.device("cpu")
+        pair = self._placed.get(name)
+        if pair is None or pair[0].device != device:
+            pair = tuple(tensor.to(device) for tensor in getattr(self, name))
+            self._placed[name] = pair
+        return pair
+
+    def train_dataloader(self) -> BatchesOnDevice | DataLoader:
+        size = len(self.train_part[0])
+        self._check_batch_size(size)
+        # A DataLoader with workers begins before Lightning says which epoch it resumes.
+        epoch = self.trainer.current_epoch if self.trainer else 0
+        sampler = ShuffledBatches(
+            size, self.batch_size, self.seed, *self._rank, epoch=epoch
+        )
+        if self.engine == "batched":
+            part, statistics = map(self._on_device, ("train_part", "statistics"))
+            return BatchesOnDevice(*part, self.augment, sampler, statistics)
         dataset = AugmentedImages(*self.train_part, self.augment, self.seed)
-        batches = ShuffledBatches(len(dataset.images), self.batch_size, self.seed)
         workers = self.num_workers
         if workers is None:
             workers = usable_cores() // 2 if dataset.transform else 0
-        return _loader(
+        return DataLoader(
             dataset,
-            batches,
+            batch_size=None,  # an item is a whole batch
+            sampler=sampler,
+            # Its own generator: a loader draws a seed whenever it starts, and torch's
+            # stream, which dropout and mixing use, must not depend on when that is.
+            generator=torch.Generator(),
             num_workers=workers,
             persistent_workers=workers > 0,
             pin_memory=torch.cuda.is_available(),
         )
 
-    def val_dataloader(self) -> DataLoader:
-        return ImagesInOrder(*self.val_part).loader()
+    def val_dataloader(self) -> ImagesInOrder:
+        return ImagesInOrder(*self._on_device("val_part"), *self._rank)
 
-    def test_dataloader(self) -> DataLoader:
-        return ImagesInOrder(*self.test_part).loader()
+    def test_dataloader(self) -> ImagesInOrder:
+        return ImagesInOrder(*self._on_device("test_part"), *self._rank)
 
     def on_after_batch_transfer(
         self, batch: tuple[Tensor, Tensor], dataloader_idx: int
     ) -> tuple[Tensor, Tensor]:
         """uint8 → normalised float (B, 3, H, W), on the device the batch is on."""
         images, labels = batch
-        mean, std = self.mean.to(images.device), self.std.to(images.device)
-        return normalise(images, mean, std), labels
+        if images.is_floating_point():  # the batched engine's are finished
+            return batch
+        statistics = self._on_device("statistics", images.device)
+        return normalise(images, *statistics), labels
+
+    # --- checkpoints -------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint needs to be used without the data: see `predict`."""

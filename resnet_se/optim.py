@@ -33,6 +33,7 @@ def make_optimizer(
     lr: float,
     weight_decay: float = 0.0,
     decay_norm_and_bias: bool = True,
+    norm_bias_lr: float = 1.0,
     **options: Any,
 ) -> Optimizer:
     """`cls` over `net`'s parameters, optionally without decay on vectors.
@@ -42,6 +43,9 @@ def make_optimizer(
         weight_decay: ≥ 0; for SGD and Adam the L2 penalty, for AdamW decoupled.
         decay_norm_and_bias: whether BatchNorm's parameters and biases (all of `ndim` 1)
             are decayed too.
+        norm_bias_lr: factor on the rate of BatchNorm's biases, > 0; their decay is
+            divided by it, so that they shrink as the others do (Jordan 2024, arXiv
+            2404.00498, §3, where it is 64).
         options: further arguments of `cls`.
 
     Raises:
@@ -51,6 +55,10 @@ def make_optimizer(
         raise UserError(f"optimizer.lr: expected a positive number, got {lr!r}")
     if not weight_decay >= 0:
         raise UserError(f"optimizer.weight_decay: expected >= 0, got {weight_decay}")
+    if not 0 < norm_bias_lr < math.inf:
+        raise UserError(
+            f"optimizer.norm_bias_lr: expected a positive number, got {norm_bias_lr}"
+        )
     known = inspect.signature(cls).parameters
     for name in options:
         if name not in known:
@@ -58,16 +66,22 @@ def make_optimizer(
                 f"optimizer.{name}: {cls.__name__} has no such argument; "
                 f"{nearest(name, known)}"
             )
-    parameters = [p for p in net.parameters() if p.requires_grad]
-    matrices = [p for p in parameters if p.ndim > 1]
-    vectors = [p for p in parameters if p.ndim <= 1]
-    groups = [
-        {"params": matrices, "weight_decay": weight_decay},
-        {
-            "params": vectors,
-            "weight_decay": weight_decay if decay_norm_and_bias else 0.0,
-        },
+    norms = (m for m in net.modules() if isinstance(m, nn.BatchNorm2d))
+    faster = {m.bias for m in norms if norm_bias_lr != 1}
+    parameters = [p for p in net.parameters() if p.requires_grad and p not in faster]
+    decay = weight_decay if decay_norm_and_bias else 0.0
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": decay},
     ]
+    if faster:
+        groups.append(
+            {
+                "params": [p for p in net.parameters() if p in faster],
+                "weight_decay": decay / norm_bias_lr,
+                "lr": lr * norm_bias_lr,
+            }
+        )
     try:
         return cls(groups, lr=lr, **options)
     except (TypeError, ValueError) as error:
@@ -178,7 +192,8 @@ class Schedule(LRScheduler):
         return warmup(t, *self._warmup) * self._decay(t, self._epochs) * plateau
 
     def get_lr(self) -> list[float]:
-        return [base * self.factor(self.last_epoch) for base in self.base_lrs]
+        factor = self.factor(self.last_epoch)
+        return [base * factor for base in self.base_lrs]
 
     def observe(self, val_loss: float) -> None:
         """Once an epoch, after validation: lets the plateau rule see the loss."""
@@ -198,7 +213,8 @@ class Schedule(LRScheduler):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.last_epoch = state["last_epoch"]
-        if self._plateau:
+        # Without it (`ckpt_path` of a run with another schedule) the plateau starts.
+        if self._plateau and "plateau" in state:
             self._plateau.load_state_dict(state["plateau"])
             self._plateau.optimizer.param_groups[0]["lr"] = state["plateau_factor"]
         self._last_lr = self.get_lr()

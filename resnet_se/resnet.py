@@ -2,7 +2,7 @@
 
 * Residual network, 3×3 basic blocks, CIFAR stem: He et al. 2016, arXiv 1512.03385, §4.2
 * Squeeze-and-Excitation and its positions: Hu et al. 2018, arXiv 1709.01507, §3, §6.5
-* Whitening stem: Jordan 2024, arXiv 2404.00498, §3.2
+* Whitening stem, max-pooling after a convolution: Jordan 2024, arXiv 2404.00498, §3
 
 One class, `ResNet`, is the whole family; the presets are `conf/model/*.yaml`.  The
 paper reproduced here counts as Keras does: every convolution and both SE layers have a
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from resnet_se.errors import UserError, nearest
 
 SE_POSITIONS = ("standard", "pre", "post", "identity")
+DOWNSAMPLE = ("stride", "pool")
 
 
 class SqueezeExcite(nn.Module):
@@ -48,6 +50,28 @@ class SqueezeExcite(nn.Module):
         return x * gate[:, :, None, None]
 
 
+@dataclass(frozen=True)
+class Layers:
+    """Makes a block's layers: what all blocks of a network have in common."""
+
+    reduction: int | None
+    se_position: str
+    bias: bool
+    bn: dict[str, float]
+
+    def se(self, at: str, channels: int) -> nn.Module:
+        """An SE block where this is its position, else nothing."""
+        if self.reduction is None or self.se_position != at:
+            return nn.Identity()
+        return SqueezeExcite(channels, self.reduction)
+
+    def conv(self, c_in: int, c: int, kernel: int = 3, stride: int = 1) -> nn.Conv2d:
+        return nn.Conv2d(c_in, c, kernel, stride, padding=kernel // 2, bias=self.bias)
+
+    def norm(self, channels: int) -> nn.BatchNorm2d:
+        return nn.BatchNorm2d(channels, **self.bn)
+
+
 class BasicBlock(nn.Module):
     """relu(shortcut(x) + branch(x)), the branch two 3×3 convolutions with BatchNorm.
 
@@ -56,45 +80,58 @@ class BasicBlock(nn.Module):
     (`post`) or on the shortcut (`identity`).
     """
 
-    def __init__(
-        self,
-        in_channels: int,
-        channels: int,
-        *,
-        stride: int,
-        reduction: int | None,
-        se_position: str,
-        bias: bool,
-        bn: dict[str, float],
-    ):
+    def __init__(self, in_channels: int, channels: int, stride: int, layers: Layers):
         super().__init__()
-
-        def se(at: str, width: int) -> nn.Module:
-            here = reduction is not None and se_position == at
-            return SqueezeExcite(width, reduction) if here else nn.Identity()
-
-        def conv_bn(c_in: int, kernel: int, stride: int) -> list[nn.Module]:
-            conv = nn.Conv2d(
-                c_in, channels, kernel, stride, padding=kernel // 2, bias=bias
-            )
-            return [conv, nn.BatchNorm2d(channels, **bn)]
-
+        conv, norm, se = layers.conv, layers.norm, layers.se
         self.branch = nn.Sequential(
             se("pre", in_channels),
-            *conv_bn(in_channels, 3, stride),
+            conv(in_channels, channels, stride=stride),
+            norm(channels),
             nn.ReLU(inplace=True),
-            *conv_bn(channels, 3, 1),
+            conv(channels, channels),
+            norm(channels),
             se("standard", channels),
         )
         same_shape = stride == 1 and in_channels == channels
+        projection = [conv(in_channels, channels, 1, stride), norm(channels)]
         self.shortcut = nn.Sequential(
-            *([] if same_shape else conv_bn(in_channels, 1, stride)),
-            se("identity", channels),
+            *([] if same_shape else projection), se("identity", channels)
         )
         self.after = se("post", channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C_in, H, W) → (B, C, ⌈H/stride⌉, ⌈W/stride⌉)."""
+        return self.after(F.relu(self.shortcut(x) + self.branch(x)))
+
+
+class PoolBlock(nn.Module):
+    """A 3×3 convolution, max-pooled; then relu(shortcut(x) + branch(x)), one 3×3 more.
+
+    As many layers as a `BasicBlock`, which pays for its stride in what it sees; the SE
+    block's positions are the same, about the second convolution.
+    """
+
+    def __init__(self, in_channels: int, channels: int, stride: int, layers: Layers):
+        super().__init__()
+        conv, norm, se = layers.conv, layers.norm, layers.se
+        self.down = nn.Sequential(
+            conv(in_channels, channels),
+            nn.MaxPool2d(stride),
+            norm(channels),
+            nn.ReLU(inplace=True),
+        )
+        self.branch = nn.Sequential(
+            se("pre", channels),
+            conv(channels, channels),
+            norm(channels),
+            se("standard", channels),
+        )
+        self.shortcut = se("identity", channels)
+        self.after = se("post", channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C_in, H, W) → (B, C, ⌊H/stride⌋, ⌊W/stride⌋)."""
+        x = self.down(x)
         return self.after(F.relu(self.shortcut(x) + self.branch(x)))
 
 
@@ -144,6 +181,8 @@ class ResNet(nn.Module):
             (0, 1], PyTorch's convention; Keras's default 0.99 is 0.01 here.
         bn_eps: added to the variance; Keras's default is 1e-3.
         whiten: a `WhiteningStem` in place of the 3×3 convolution with BatchNorm.
+        downsample: how a block with a stride shrinks the image: by the `stride` of its
+            convolutions (`BasicBlock`), or by a `pool` after the first (`PoolBlock`).
         dropout: probability of dropping a feature before the last layer, in [0, 1).
         num_classes: K, the number of logits.
         in_channels: channels of the input.
@@ -163,6 +202,7 @@ class ResNet(nn.Module):
         bn_momentum: float = 0.1,
         bn_eps: float = 1e-5,
         whiten: bool = False,
+        downsample: str = "stride",
         dropout: float = 0.0,
         num_classes: int = 10,
         in_channels: int = 3,
@@ -181,6 +221,9 @@ class ResNet(nn.Module):
         if se_position not in SE_POSITIONS:
             hint = nearest(str(se_position), SE_POSITIONS)
             raise UserError(f"se_position: unknown {se_position!r}; {hint}")
+        if downsample not in DOWNSAMPLE:
+            hint = nearest(str(downsample), DOWNSAMPLE)
+            raise UserError(f"downsample: unknown {downsample!r}; {hint}")
         if not 0 < bn_momentum <= 1:
             raise UserError(f"bn_momentum: expected 0 < m <= 1, got {bn_momentum}")
         if bn_eps <= 0:
@@ -191,31 +234,24 @@ class ResNet(nn.Module):
             raise UserError(f"num_classes: expected at least 2, got {num_classes}")
 
         bn = {"momentum": bn_momentum, "eps": bn_eps}
+        layers = Layers(reduction, se_position, conv_bias, bn)
         self.num_layers = 1 + 2 * sum(depths) + 1  # stem, two a block, head
         if whiten:
             self.stem = WhiteningStem(in_channels)
             c_in = self.stem.out_channels
         else:
             self.stem = nn.Sequential(
-                nn.Conv2d(in_channels, widths[0], 3, padding=1, bias=conv_bias),
-                nn.BatchNorm2d(widths[0], **bn),
+                layers.conv(in_channels, widths[0]),
+                layers.norm(widths[0]),
                 nn.ReLU(inplace=True),
             )
             c_in = widths[0]
-        blocks: list[BasicBlock] = []
-        for depth, width, stride in zip(depths, widths, strides, strict=True):
-            for i in range(depth):
-                blocks.append(
-                    BasicBlock(
-                        c_in,
-                        width,
-                        stride=stride if i == 0 else 1,
-                        reduction=reduction,
-                        se_position=se_position,
-                        bias=conv_bias,
-                        bn=bn,
-                    )
-                )
+        blocks: list[nn.Module] = []
+        for depth, width, first in zip(depths, widths, strides, strict=True):
+            for stride in [first] + [1] * (depth - 1):
+                pool = downsample == "pool" and stride > 1
+                block = PoolBlock if pool else BasicBlock
+                blocks.append(block(c_in, width, stride, layers))
                 c_in = width
         self.blocks = nn.Sequential(*blocks)
         self.dropout = nn.Dropout(dropout)

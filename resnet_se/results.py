@@ -12,7 +12,8 @@ field raises `SCHEMA`.  Its fields:
     hardware        accelerator, device, cpu, cores, precision
     data            name, origin, fingerprint, sizes, split_seed, fallback, …
     model           trainable, non_trainable, total, macs, layers
-    train           epochs, steps, seconds, images_per_second, peak_memory_mb, stopped
+    train           epochs, steps, seconds, images_per_second, compile_seconds (null:
+                    not compiled, of the last start), peak_memory_mb, stopped
     val             acc, loss (of the best checkpoint)
     test            acc, acc_tta, loss, ece, per_class, images; and of every test image
                     in order `labels`, `predicted`, `predicted_tta` (`pack_labels`)

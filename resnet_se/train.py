@@ -16,7 +16,8 @@ import sys
 import time
 import traceback
 import warnings
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ import numpy as np
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from rich.console import Console
 from rich.table import Table
 
@@ -57,6 +58,9 @@ from resnet_se.results import (
 from resnet_se.sweep import Outcome, recorded
 
 console = Console()
+
+# trainer.compile: the mode of torch's compiler.
+COMPILE = {"off": None, "default": "default", "cuda_graphs": "reduce-overhead"}
 
 PLACES = ("runs_dir=", "data.source.root=")  # paths of one machine, no part of a record
 
@@ -98,7 +102,8 @@ def build_trainer(cfg: DictConfig, precision: str) -> L.Trainer:
     """Lightning's Trainer with the configured callbacks and loggers.
 
     Raises:
-        UserError: a callback monitors a metric that is never logged.
+        UserError: a callback monitors a metric that is never logged, or is to wait for
+            fewer than 0 epochs; gradients cannot be clipped as they should.
     """
     callbacks = [instantiate(c) for c in cfg.callbacks.values() if c is not None]
     for callback in callbacks:
@@ -108,10 +113,88 @@ def build_trainer(cfg: DictConfig, precision: str) -> L.Trainer:
                 f"{type(callback).__name__}.monitor: {monitor!r} is never logged; "
                 f"{nearest(monitor, METRICS)}"
             )
+        patience = getattr(callback, "patience", 0)
+        if patience < 0:
+            raise UserError(
+                f"{type(callback).__name__}.patience: expected >= 0, got {patience}"
+            )
+    mixed = precision.endswith("-mixed")
+    if mixed and cfg.trainer.get("gradient_clip_val") and cfg.optimizer.get("fused"):
+        raise UserError(
+            f"trainer.gradient_clip_val: Lightning does not clip for a fused optimizer "
+            f"at precision {precision}; add optimizer.fused=false"
+        )
     loggers = [instantiate(c) for c in (cfg.logger or {}).values() if c is not None]
+    options = cfg.trainer.copy()
+    with open_dict(options):
+        options.pop("compile", None)  # `compile_net` reads it
     return instantiate(
-        cfg.trainer, callbacks=callbacks, logger=loggers or False, precision=precision
+        options, callbacks=callbacks, logger=loggers or False, precision=precision
     )
+
+
+def compile_net(
+    cfg: DictConfig, model: Classifier, trainer: L.Trainer, batch: tuple[int, ...]
+) -> float | None:
+    """Compiles the network for training as `trainer.compile` says.
+
+    In place, so that checkpoints keep their names.  A batch of the given shape goes
+    forward and back, after which the network is what it was: what the compiler misses
+    shows before training, and its time stays out of the first epoch's.
+
+    Args:
+        batch: (B, 3, H, W).
+
+    Returns:
+        The seconds it took, None if `trainer.compile` is off.
+
+    Raises:
+        UserError: an unknown mode, CUDA graphs without CUDA, no working compiler.
+    """
+    choice = cfg.trainer.get("compile") or "off"  # YAML reads a bare off as false
+    if choice not in COMPILE:
+        hint = nearest(str(choice), COMPILE)
+        raise UserError(f"trainer.compile: unknown {choice!r}; {hint}")
+    if choice == "off":
+        return None
+    device = trainer.strategy.root_device
+    if choice == "cuda_graphs" and device.type != "cuda":
+        raise UserError(
+            f"trainer.compile=cuda_graphs: needs an NVIDIA GPU, this run is on "
+            f"{device.type}; trainer.compile=default works there"
+        )
+    # Networks of a sweep's earlier jobs would count against the compiler's limit.
+    torch.compiler.reset()
+    model.to(device).train()
+    started = time.perf_counter()
+    model.net.compile(mode=COMPILE[choice], dynamic=False)
+    images = torch.zeros(batch, device=device)
+    try:
+        with _unchanged(model.net):
+            for _ in range(3):  # CUDA graphs: warms up, records, replays
+                with trainer.precision_plugin.forward_context():
+                    loss = model(images).logsumexp(dim=1).mean()
+                loss.backward()
+                model.zero_grad()
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"trainer.compile: torch's compiler does not work here ({reason}); on a "
+            "CPU it needs a C++ compiler, on a GPU Triton; trainer.compile=off does "
+            "without"
+        ) from error
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+@contextmanager
+def _unchanged(net: torch.nn.Module) -> Iterator[None]:
+    """Lets the body train a little, then restores the state, in place."""
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    yield
+    net.zero_grad()
+    net.load_state_dict(before)  # BatchNorm has seen what are no images
 
 
 def choose_precision(cfg: DictConfig, net: torch.nn.Module, size: tuple) -> str:
@@ -137,17 +220,15 @@ def choose_precision(cfg: DictConfig, net: torch.nn.Module, size: tuple) -> str:
 def _step_seconds(net: torch.nn.Module, size: tuple) -> tuple[float, float]:
     """A CPU training step of 32 images, float32 and bf16 autocast: best of five."""
     x = torch.randn(32, 3, *size).to(memory_format=torch.channels_last)
-    before = {k: v.clone() for k, v in net.state_dict().items()}
     times: dict[bool, list[float]] = {False: [], True: []}
-    for _ in range(7):  # in turns, the first two warm up
-        for bf16, taken in times.items():
-            start = time.perf_counter()
-            with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-                loss = net(x).float().logsumexp(dim=1).mean()
-            loss.backward()
-            taken.append(time.perf_counter() - start)
-    net.zero_grad()
-    net.load_state_dict(before)  # BatchNorm has seen noise
+    with _unchanged(net):
+        for _ in range(7):  # in turns, the first two warm up
+            for bf16, taken in times.items():
+                start = time.perf_counter()
+                with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+                    loss = net(x).float().logsumexp(dim=1).mean()
+                loss.backward()
+                taken.append(time.perf_counter() - start)
     return min(times[False][2:]), min(times[True][2:])
 
 
@@ -282,6 +363,7 @@ def _train_and_test(
     write_result(run_dir, result)
     reset_peak_memory(device)
     _print_header(cfg, result, run_dir)
+    compiled = compile_net(cfg, model, trainer, (data.batch_size, 3, *data.image_size))
 
     trainer.fit(model, datamodule=data, ckpt_path=ckpt, weights_only=True)
     history = next((c for c in trainer.callbacks if isinstance(c, History)), None)
@@ -290,6 +372,7 @@ def _train_and_test(
         "steps": trainer.global_step,
         "seconds": history and _short(history.seconds),
         "images_per_second": history and _short(history.images_per_second),
+        "compile_seconds": _short(compiled),
         "peak_memory_mb": round(peak_memory_mb(device), 1),
         "stopped": "early_stopping"
         if trainer.current_epoch < trainer.max_epochs

@@ -1,26 +1,33 @@
-"""Laws of what becomes of an image: split, order, augmentation, normalisation."""
+"""Laws of what becomes of an image: normalisation, augmentation by either engine."""
 
 import itertools
 import math
-from collections import Counter
 from contextlib import suppress
+from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch.utils.data import DataLoader
+from scipy import stats
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as TF
 
 from resnet_se.augment import (
+    BRIGHTNESS,
+    CONTRAST,
+    SATURATION,
     Augmentation,
+    Cutout,
     channel_statistics,
     derive_seed,
     kept_stream,
     normalise,
 )
-from resnet_se.datamodule import AugmentedImages, ShuffledBatches, stratified_split
 from resnet_se.errors import UserError
 
 PAPER = Augmentation(rotation=15, shift=0.1, shear=10, zoom=0.1, flip=0.5)
+ALL = replace(PAPER, crop_padding=4, jitter=0.2, cutout=5)
+SIZES = [(16, 16), (28, 28), (12, 20)]
 
 
 def random_images(n=40, height=16, width=16):
@@ -167,11 +174,367 @@ def test_what_moves_in_from_outside_is_black():
         ({"flip": 1.1}, "flip: expected 0..1, got 1.1"),
         ({"jitter": -0.1}, "jitter: .* got -0.1"),
         ({"jitter": float("nan")}, "jitter: .* got nan"),
+        ({"cutout": -1}, "cutout: expected 0..512, got -1"),
+        ({"alternate_flip": True}, "flip: expected 0.5 with alternate_flip.* got 0.0"),
+        ({"alternate_flip": True, "flip": 1}, "flip: expected 0.5 .* got 1"),
     ],
 )
 def test_value_out_of_range_is_named(options, words):
     with pytest.raises(UserError, match=words):
         Augmentation(**options)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"crop_padding": 12}, "augment.crop_padding: .* side, 12, got 12"),
+        ({"cutout": 13}, "augment.cutout: .* side, 12, got 13"),
+    ],
+)
+def test_what_does_not_fit_the_images_is_named(options, words):
+    augmentation = Augmentation(**options)
+    with pytest.raises(UserError, match=words):
+        augmentation.transform(12, 20)
+    with pytest.raises(UserError, match=words):
+        augmentation.draw(1, 12, 20, seed=0, epoch=0)
+
+
+# --- the batched engine against torchvision's functions ----------
+
+
+def reference(image, draws, row, augmentation):
+    """`apply` for one image by torchvision's own functions, in float: (3, H, W)."""
+    height, width = image.shape[-2:]
+    pad = augmentation.crop_padding
+    if pad:
+        top, left = draws.corner[row].tolist()
+        image = TF.pad(image, [pad] * 4, padding_mode="reflect")
+        image = TF.crop(image, top, left, height, width)
+    x = image.double() / 255
+    if augmentation.resamples:
+        down, right = draws.shift[row].tolist()
+        x = TF.affine(
+            x,
+            angle=draws.angle[row].item(),
+            translate=[right, down],
+            scale=draws.scale[row].item(),
+            shear=[draws.shear[row].item(), 0.0],
+            interpolation=v2.InterpolationMode.BILINEAR,
+        )
+    if draws.mirror is not None and draws.mirror[row]:
+        x = TF.horizontal_flip(x)
+    if augmentation.jitter:
+        adjust = {
+            BRIGHTNESS: TF.adjust_brightness,
+            CONTRAST: TF.adjust_contrast,
+            SATURATION: TF.adjust_saturation,
+        }
+        for which in draws.order[row].tolist():
+            x = adjust[which](x, draws.jitter[row, which].item())
+    if augmentation.cutout:
+        side = augmentation.cutout
+        top, left = (draws.hole[row] - side // 2).tolist()
+        for i, j in itertools.product(range(side), repeat=2):
+            if 0 <= top + i < height and 0 <= left + j < width:
+                x[:, top + i, left + j] = 0
+    return 255 * x
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(
+    "augmentation",
+    [
+        Augmentation(),
+        Augmentation(crop_padding=4),
+        Augmentation(flip=0.5),
+        Augmentation(crop_padding=2, flip=0.5),
+        Augmentation(cutout=5),
+        Augmentation(cutout=8, crop_padding=3, flip=0.5),
+    ],
+)
+def test_moving_pixels_is_exact(augmentation, size):
+    images = random_images(60, *size)
+    draws = augmentation.draw(60, *size, seed=1, epoch=2)
+    found = augmentation.apply(images, draws)
+    assert found.dtype == torch.float32
+    for row, image in enumerate(images):
+        expected = reference(image, draws, row, augmentation)
+        assert torch.equal(found[row], expected.round().float())
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"rotation": 180},
+        {"shift": 0.3},
+        {"shear": 40},
+        {"zoom": 0.5},
+        {"rotation": 30, "shift": 0.2, "shear": 20, "zoom": 0.3, "flip": 0.5},
+    ],
+)
+def test_affine_map_is_torchvisions(options, size):
+    augmentation, images = Augmentation(**options), random_images(40, *size)
+    draws = augmentation.draw(40, *size, seed=1, epoch=2)
+    found = augmentation.apply(images, draws)
+    for row, image in enumerate(images):
+        expected = reference(image, draws, row, augmentation)
+        # Noise images: neighbours differ by 85 levels, so this is 1e-3 pixels.
+        assert (found[row] - expected).abs().max() < 0.1
+
+
+def test_affine_map_is_torchvisions_on_whole_levels():
+    images = random_images(40)
+    draws = PAPER.draw(40, 16, 16, seed=1, epoch=2)
+    found = PAPER.apply(images, replace(draws, mirror=torch.zeros(40) > 0))
+    for row, image in enumerate(images):
+        down, right = draws.shift[row].tolist()
+        expected = TF.affine(
+            image, draws.angle[row].item(), [right, down], draws.scale[row].item(),
+            [draws.shear[row].item(), 0.0], v2.InterpolationMode.BILINEAR,
+        )  # fmt: skip
+        assert (found[row] - expected).abs().max() < 0.6  # half a level is rounding
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
+def test_jitter_is_torchvisions_in_each_order(order):
+    augmentation, images = Augmentation(jitter=0.9), random_images()
+    draws = augmentation.draw(40, 16, 16, seed=1, epoch=2)
+    draws = replace(draws, order=torch.tensor(order).expand(40, 3))
+    found = augmentation.apply(images, draws)
+    for row, image in enumerate(images):
+        expected = reference(image, draws, row, augmentation)
+        assert (found[row] - expected).abs().max() < 0.01
+
+
+def test_jitter_is_torchvisions_on_whole_levels():
+    augmentation, images = Augmentation(jitter=0.2), random_images()
+    draws = augmentation.draw(40, 16, 16, seed=1, epoch=2)
+    found = augmentation.apply(images, draws)
+    adjust = [TF.adjust_brightness, TF.adjust_contrast, TF.adjust_saturation]
+    for row, image in enumerate(images):
+        for which in draws.order[row].tolist():
+            image = adjust[which](image, draws.jitter[row, which].item())
+        # It cuts off at whole levels three times: up to 1 + 1.2 + 1.44 of them, of
+        # which the middle is 1.5, and nothing where it ended in black or white.
+        lost = found[row] - image
+        assert lost.min() > -0.5
+        assert lost.max() < 3.7
+        assert 0.5 < lost.mean() < 2.5
+
+
+def test_everything_at_once_keeps_its_order():
+    for size in SIZES:
+        images, draws = random_images(40, *size), ALL.draw(40, *size, seed=1, epoch=2)
+        found = ALL.apply(images, draws)
+        for row, image in enumerate(images):
+            expected = reference(image, draws, row, ALL)
+            assert (found[row] - expected).abs().max() < 0.15
+
+
+def test_both_engines_show_the_same_on_average():
+    n, image = 800, random_images(1, 12, 12)
+    augmentation = replace(PAPER, crop_padding=2, cutout=4)
+    draws = augmentation.draw(n, 12, 12, seed=0, epoch=0)
+    torch.manual_seed(0)
+    transform = augmentation.transform(12, 12)
+    pairs = [
+        augmentation.apply(image.expand(n, 3, 12, 12), draws),
+        torch.stack([transform(image[0]) for _ in range(n)]).float(),
+    ]
+    for moment in (1, 2):
+        means = [(x**moment).mean(0) for x in pairs]
+        errors = [(x**moment).var(0) / n for x in pairs]
+        z = (means[0] - means[1]) / (errors[0] + errors[1]).sqrt()
+        assert z.abs().max() < 4.5  # of 432 values; the largest of as many is about 3
+        assert z.pow(2).mean() < 1.6
+
+
+# --- the batched engine's draws ----------------------------------
+
+N = 4000
+
+
+def same_distribution(ours, theirs):
+    return stats.ks_2samp(ours.double(), torch.tensor(theirs).double()).pvalue > 1e-3
+
+
+def test_affine_parameters_are_distributed_as_torchvisions():
+    torch.manual_seed(0)
+    image = torch.zeros(3, 20, 36, dtype=torch.uint8)
+    draws = PAPER.draw(N, 20, 36, seed=0, epoch=0)
+    (affine,) = (
+        t for t in PAPER.transform(20, 36).transforms if isinstance(t, v2.RandomAffine)
+    )
+    theirs = [affine.make_params([image]) for _ in range(N)]
+    assert same_distribution(draws.angle, [p["angle"] for p in theirs])
+    assert same_distribution(draws.scale, [p["scale"] for p in theirs])
+    assert same_distribution(draws.shear, [p["shear"][0] for p in theirs])
+    assert same_distribution(draws.shift[:, 1], [p["translate"][0] for p in theirs])
+    assert same_distribution(draws.shift[:, 0], [p["translate"][1] for p in theirs])
+    assert torch.equal(draws.shift, draws.shift.round())
+    # ±2 and ±3.6 pixels: rounding gives the ends of whole numbers half a share.
+    found = [sorted(set(draws.shift[:, k].int().tolist())) for k in (0, 1)]
+    assert found == [list(range(-2, 3)), list(range(-4, 5))]
+
+
+def test_jitter_parameters_are_distributed_as_torchvisions():
+    torch.manual_seed(0)
+    draws = ALL.draw(N, 16, 16, seed=1, epoch=0)
+    jitter = v2.ColorJitter(0.2, 0.2, 0.2)
+    theirs = [jitter.make_params([]) for _ in range(N)]
+    for which, name in enumerate(("brightness", "contrast", "saturation")):
+        values = [p[f"{name}_factor"] for p in theirs]
+        assert same_distribution(draws.jitter[:, which], values)
+    # 0, 1, 2 are theirs too; 3 would be hue, which changes nothing here.
+    places = list(itertools.permutations(range(3)))
+    orders = [[i for i in p["fn_idx"].tolist() if i < 3] for p in theirs]
+    counts = [
+        [sum(tuple(order) == place for order in found) for place in places]
+        for found in (draws.order.tolist(), orders)
+    ]
+    assert sum(counts[0]) == N
+    assert stats.chi2_contingency(counts).pvalue > 1e-3
+
+
+def test_whole_number_draws_are_uniform_over_all_places():
+    draws = replace(ALL, flip=0.25).draw(N, 16, 24, seed=0, epoch=0)
+    for found, ends in ((draws.corner, (9, 9)), (draws.hole, (16, 24))):
+        for column, end in zip(found.T, ends, strict=True):
+            counts = torch.bincount(column, minlength=end)
+            assert len(counts) == end
+            assert stats.chisquare(counts).pvalue > 1e-3
+    assert abs(draws.mirror.sum() - N / 4) < 4 * math.sqrt(N * 0.25 * 0.75)
+
+
+def test_torchvisions_cutout_is_centred_as_the_batched_one():
+    torch.manual_seed(0)
+    cutout, image = Cutout(4), torch.ones(3, 6, 9, dtype=torch.uint8)
+    draws = Augmentation(cutout=4).draw(N, 6, 9, seed=0, epoch=0)
+    ours = Augmentation(cutout=4).apply(image.expand(N, 3, 6, 9), draws).mean((0, 1))
+    theirs = torch.stack([cutout(image).float() for _ in range(N)]).mean((0, 1))
+    # By hand: a pixel is black if the centre is one of those below 4 and 4.
+    rows = torch.tensor([3, 4, 4, 4, 3, 2]) / 6
+    columns = torch.tensor([3, 4, 4, 4, 4, 4, 4, 3, 2]) / 9
+    expected = 1 - rows[:, None] * columns
+    for found in (ours, theirs):
+        assert (found - expected).abs().max() < 4.5 * math.sqrt(0.25 / N)
+
+
+def columns(draws):
+    """All parameters as (N, P) of mean 0 and deviation 1."""
+    parts = [
+        value.double().reshape(len(value), -1)
+        for value in vars(draws).values()
+        if value is not None
+    ]
+    table = torch.cat(parts, dim=1)
+    return (table - table.mean(0)) / table.std(0)
+
+
+def test_parameters_of_neighbours_and_of_one_image_are_independent():
+    draws = replace(ALL.draw(N, 16, 16, seed=0, epoch=0), order=None)
+    table = columns(draws)
+    p = table.shape[1]
+    assert p == 13
+    limit = 4.5 / math.sqrt(N)  # of 13² values
+    within = table.T @ table / N - torch.eye(p)
+    assert within.abs().max() < limit
+    for lag in (1, 2, 128):
+        between = table[lag:].T @ table[:-lag] / N
+        assert between.abs().max() < limit
+    others = {"seed": (1, 0), "epoch": (0, 1), "both": (1, 1)}
+    for what, (seed, epoch) in others.items():
+        other = columns(replace(ALL.draw(N, 16, 16, seed, epoch), order=None))
+        assert (table.T @ other / N).abs().max() < limit, what
+
+
+def test_draws_repeat_and_do_not_depend_on_what_else_is_done():
+    draws, again = (ALL.draw(50, 16, 16, seed=3, epoch=4) for _ in range(2))
+    alone = replace(ALL, rotation=0, shift=0, shear=0, zoom=0, jitter=0)
+    fewer = alone.draw(50, 16, 16, seed=3, epoch=4)
+    for name, value in vars(draws).items():
+        assert torch.equal(value, getattr(again, name)), name
+        if getattr(fewer, name) is not None:
+            assert torch.equal(value, getattr(fewer, name)), name
+    assert fewer.angle is None
+    assert fewer.jitter is None
+
+
+def test_an_images_draw_changes_that_image_alone():
+    images = random_images(1).expand(8, 3, 16, 16)
+    draws = ALL.draw(8, 16, 16, seed=0, epoch=0)
+    found = ALL.apply(images, draws)
+    assert all(not torch.equal(a, b) for a, b in itertools.combinations(found, 2))
+    for name, value in vars(draws).items():
+        changed = value.clone()
+        changed[3] = changed[5]  # another image's
+        if torch.equal(changed, value):
+            changed[3] = ~value[3] if value.dtype == torch.bool else value[3].flip(0)
+        after = ALL.apply(images, replace(draws, **{name: changed}))
+        rows = [i for i in range(8) if not torch.equal(after[i], found[i])]
+        assert rows == [3], name
+
+
+def test_an_image_does_not_depend_on_its_batch():
+    images, draws = random_images(), ALL.draw(40, 16, 16, seed=0, epoch=0)
+    together = ALL.apply(images, draws)
+    index = torch.tensor([7, 3, 30])
+    some = ALL.apply(images[index], draws.of(index))
+    torch.testing.assert_close(some, together[index], atol=1e-3, rtol=0)
+
+
+def test_batched_engine_leaves_the_images_and_torchs_stream_alone():
+    images, before = random_images(), random_images()
+    torch.manual_seed(5)
+    expected = torch.rand(4)
+    torch.manual_seed(5)
+    for augmentation in (ALL, Augmentation(), Augmentation(cutout=3)):
+        augmentation.apply(images, augmentation.draw(40, 16, 16, seed=0, epoch=0))
+    assert torch.equal(torch.rand(4), expected)
+    assert torch.equal(images, before)
+
+
+def test_batched_engine_reads_no_value_back():
+    # Tensors without values: asking for one fails, and so does another device.
+    draws = ALL.draw(6, 16, 16, seed=0, epoch=0).to("meta")
+    with pytest.raises(RuntimeError):
+        draws.angle.max().item()
+    found = ALL.apply(random_images(6).to("meta"), draws)
+    assert found.shape == (6, 3, 16, 16)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_batched_engine_on_a_gpu_gives_the_same_and_waits_for_nothing():
+    images, draws = random_images(), ALL.draw(40, 16, 16, seed=0, epoch=0)
+    there = images.cuda(), draws.to("cuda")
+    ALL.apply(*there)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        found = ALL.apply(*there)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    torch.testing.assert_close(found.cpu(), ALL.apply(images, draws), atol=0.05, rtol=0)
+
+
+# --- alternating flip --------------------------------------------
+
+ALTERNATING = Augmentation(flip=0.5, alternate_flip=True)
+
+
+def test_alternating_flip_shows_each_image_both_ways():
+    images = random_images()
+
+    def epoch(e, seed=0):
+        return ALTERNATING.apply(images, ALTERNATING.draw(40, 16, 16, seed, e))
+
+    first = epoch(0)
+    for e in range(1, 6):
+        assert torch.equal(epoch(e), first.flip(-1) if e % 2 else first)
+    mirrored = (first != images).flatten(1).any(1)
+    assert 8 < mirrored.sum() < 32  # 20 ± 3.2
+    assert not torch.equal(epoch(0, seed=1), first)
 
 
 # --- random streams ----------------------------------------------
@@ -198,124 +561,3 @@ def test_stream_gives_the_state_back_even_after_an_error():
         torch.rand(1)
         raise KeyError
     assert torch.equal(torch.rand(4), expected)
-
-
-# --- what training sees ------------------------------------------
-
-
-def test_an_image_depends_on_seed_epoch_and_index_alone():
-    images = random_images(1).expand(6, 3, 16, 16).clone()
-    labels = torch.arange(6)
-    data = AugmentedImages(images, labels, PAPER, seed=3)
-    together, found = data[[(0, 4), (1, 2), (0, 1)]]
-    assert found.tolist() == [4, 2, 1]
-    torch.rand(1)  # whatever torch's own stream does between
-    alone, _ = data[[(0, 1)]]
-    assert torch.equal(alone[0], together[2])
-    others = {
-        "epoch": data[[(1, 1)]],
-        "index": data[[(0, 2)]],
-        "seed": AugmentedImages(images, labels, PAPER, seed=4)[[(0, 1)]],
-    }
-    for what, (other, _) in others.items():
-        assert not torch.equal(other, alone), what
-
-
-def test_augmenting_leaves_the_images_and_torchs_stream_alone():
-    images, before = random_images(), random_images()
-    torch.manual_seed(5)
-    expected = torch.rand(4)
-    torch.manual_seed(5)
-    AugmentedImages(images, torch.zeros(40), PAPER, seed=0)[[(0, i) for i in range(8)]]
-    assert torch.equal(torch.rand(4), expected)
-    assert torch.equal(images, before)
-
-
-def test_without_augmentation_the_images_are_the_images():
-    images, labels = random_images(), torch.arange(40)
-    found, theirs = AugmentedImages(images, labels, Augmentation(), 0)[[(0, 7), (9, 2)]]
-    assert torch.equal(found, images[[7, 2]])
-    assert theirs.tolist() == [7, 2]
-
-
-def test_order_differs_between_epochs_and_repeats_within_one():
-    def order(epoch, seed=0):
-        batches = ShuffledBatches(50, 8, seed)
-        batches.set_epoch(epoch)
-        found = list(batches)
-        assert len(found) == len(batches) == 6  # two images are left out
-        assert {len(batch) for batch in found} == {8}
-        assert {e for batch in found for e, _ in batch} == {epoch}
-        return [i for batch in found for _, i in batch]
-
-    assert order(1) == order(1)
-    assert len({tuple(order(*which)) for which in [(0,), (1,), (2,), (1, 1)]}) == 4
-    for epoch in range(3):
-        assert len(set(order(epoch)) & set(range(50))) == 48  # none twice
-
-
-def test_every_image_comes_up_though_a_rest_is_dropped():
-    batches, seen = ShuffledBatches(50, 8, 0), Counter()
-    for epoch in range(20):
-        batches.set_epoch(epoch)
-        seen.update(i for batch in batches for _, i in batch)
-    assert set(seen) == set(range(50))
-
-
-@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")  # Python 3.12's
-@pytest.mark.filterwarnings("ignore:.*create 2 worker processes")  # on one core
-def test_batches_do_not_depend_on_the_workers():
-    data = AugmentedImages(random_images(), torch.arange(40), PAPER, seed=1)
-    batches = ShuffledBatches(40, 16, seed=1)
-    batches.set_epoch(2)
-    here, apart = (
-        list(DataLoader(data, batch_size=None, sampler=batches, num_workers=n))
-        for n in (0, 2)
-    )
-    assert len(here) == len(apart) == 2
-    for ours, theirs in zip(here, apart, strict=True):
-        assert torch.equal(ours[0], theirs[0])
-        assert torch.equal(ours[1], theirs[1])
-
-
-# --- split -------------------------------------------------------
-
-
-def test_split_is_disjoint_complete_and_stratified():
-    sizes = {0: 38, 1: 26, 5: 12, 9: 8}
-    labels = torch.tensor([c for c, n in sizes.items() for _ in range(n)])
-    labels = labels[torch.randperm(84)]
-    train, val = stratified_split(labels, 0.1, seed=7)
-    assert sorted(train.tolist() + val.tolist()) == list(range(84))
-    for part in (train, val):
-        assert part.tolist() == sorted(part.tolist())
-    assert Counter(labels[val].tolist()) == {0: 4, 1: 3, 5: 1, 9: 1}  # 3.8 2.6 1.2 0.8
-
-
-def test_a_small_class_gives_one_image():
-    _, val = stratified_split(torch.tensor([0] * 50 + [1] * 2), 0.1, seed=0)
-    assert (val >= 50).sum() == 1
-
-
-def test_split_depends_on_its_seed_alone():
-    labels = torch.arange(300) % 3
-
-    def split(seed):
-        torch.rand(1)  # whatever torch's own stream does between
-        return stratified_split(labels, 0.2, seed)[1].tolist()
-
-    first = split(0)
-    assert split(1) != first
-    assert split(0) == first
-    assert first != list(range(60))
-
-
-@pytest.mark.parametrize("fraction", [0, 1, -0.1, 1.5, float("nan")])
-def test_share_out_of_range_is_named(fraction):
-    with pytest.raises(UserError, match=f"val_fraction: .* got {fraction}"):
-        stratified_split(torch.arange(10) % 2, fraction, 0)
-
-
-def test_a_class_left_without_training_images_is_named():
-    with pytest.raises(UserError, match="class 1 has 1 images"):
-        stratified_split(torch.tensor([0, 0, 0, 1]), 0.1, 0)

@@ -11,7 +11,7 @@ LAYERS = {
     # pure pieces
     0: "errors resnet sources augment mixing optim tta plots results statistics pages",
     # Lightning
-    1: "datamodule classifier callbacks",
+    1: "ranks datamodule classifier callbacks dashboard",
     # what a person runs, and what those share
     2: "config sweep train evaluate predict export benchmark models plan "
     "comparison report_figures report",

@@ -180,6 +180,16 @@ def test_state_survives_a_checkpoint():
     assert going_on[1] == pytest.approx(0.25)
 
 
+def test_a_checkpoint_without_a_plateau_starts_one():
+    optimizer = sgd()
+    schedule = Schedule(optimizer, 1, 10, plateau={"patience": 0, "factor": 0.5})
+    schedule.load_state_dict(Schedule(sgd(), 1, 10).state_dict() | {"last_epoch": 3})
+    assert schedule.last_epoch == 3
+    for loss in (1.0, 1.0):
+        schedule.observe(loss)
+    assert rate(optimizer) == 0.5
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -239,6 +249,26 @@ def test_every_trainable_parameter_is_in_one_group():
     groups = make_optimizer(net, AdamW, lr=0.1, weight_decay=0.5).param_groups
     found = [id(p) for group in groups for p in group["params"]]
     assert sorted(found) == sorted(id(p) for m in net[:2] for p in m.parameters())
+
+
+@pytest.mark.parametrize(
+    ("cls", "options"),
+    [(SGD, {"momentum": 0.9, "nesterov": True}), (Adam, {}), (AdamW, {})],
+)
+def test_fused_is_the_same_within_rounding(cls, options):
+    nets = []
+    for fused in (False, True):
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 2))
+        optimizer = make_optimizer(
+            net, cls, lr=0.1, weight_decay=0.01, fused=fused, **options
+        )
+        for _ in range(3):
+            for parameter in net.parameters():
+                parameter.grad = torch.randn_like(parameter)
+            optimizer.step()
+        nets.append([p.detach() for p in net.parameters()])
+    torch.testing.assert_close(*nets)
 
 
 def test_options_reach_the_optimizer():

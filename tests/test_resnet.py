@@ -12,6 +12,8 @@ from resnet_se.models import presets
 from resnet_se.resnet import (
     SE_POSITIONS,
     BasicBlock,
+    Layers,
+    PoolBlock,
     ResNet,
     SqueezeExcite,
     WhiteningStem,
@@ -51,18 +53,11 @@ def tiny(**options):
     return ResNet(**(arguments | options))
 
 
-def make_block(position, *, c_in=4, channels=8, stride=2, reduction=2):
+def make_block(position, *, kind=BasicBlock, c_in=4, channels=8, stride=2, reduction=2):
     """A block whose every number is drawn, BatchNorm's running statistics too."""
     torch.manual_seed(0)
-    block = BasicBlock(
-        c_in,
-        channels,
-        stride=stride,
-        reduction=reduction,
-        se_position=position,
-        bias=True,
-        bn={"momentum": 0.1, "eps": 1e-3},
-    )
+    layers = Layers(reduction, position, True, {"momentum": 0.1, "eps": 1e-3})
+    block = kind(c_in, channels, stride, layers)
     for module in block.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.weight, 0.5, 1.5)
@@ -142,6 +137,11 @@ def se_by_hand(se, x):
     return torch.einsum("bchw,bc->bchw", x, gate)
 
 
+def bn_by_hand(norm, x, training):
+    mean, var = norm.running_mean.clone(), norm.running_var.clone()
+    return F.batch_norm(x, mean, var, norm.weight, norm.bias, training, 0.1, 1e-3)
+
+
 def block_by_hand(block, position, x, stride):
     """The block with SE written out for each position (Hu et al. 2018, Figure 5)."""
     modules = list(block.modules())
@@ -150,11 +150,9 @@ def block_by_hand(block, position, x, stride):
     [se] = [m for m in modules if isinstance(m, SqueezeExcite)]
 
     def conv_bn(i, x, stride, padding):
-        conv, norm = convs[i], norms[i]
-        x = F.conv2d(x, conv.weight, conv.bias, stride=stride, padding=padding)
-        mean, var = norm.running_mean.clone(), norm.running_var.clone()
-        scale = norm.weight, norm.bias, norm.training, 0.1, 1e-3
-        return F.batch_norm(x, mean, var, *scale)
+        weights = convs[i].weight, convs[i].bias
+        x = F.conv2d(x, *weights, stride=stride, padding=padding)
+        return bn_by_hand(norms[i], x, block.training)
 
     branch = se_by_hand(se, x) if position == "pre" else x
     branch = conv_bn(0, branch, stride, 1).clamp(min=0)
@@ -185,6 +183,35 @@ def test_block_is_its_position_by_hand(position, c_in, stride, training):
     expected = block_by_hand(block, position, x, stride)
     torch.testing.assert_close(block(x), expected)
     assert torch.equal(x, before)  # the ReLUs in place do not reach the input
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("position", SE_POSITIONS)
+def test_pooling_block_is_its_position_by_hand(position, training):
+    block = make_block(position, kind=PoolBlock, c_in=4).train(training)
+    x = torch.randn(3, 4, 7, 6)
+    conv, _, norm, _ = block.down
+    weights = conv.weight, conv.bias
+    h = F.max_pool2d(F.conv2d(x, *weights, padding=1), 2)
+    h = bn_by_hand(norm, h, training).clamp(min=0)  # (3, 8, 3, 3)
+    places = block.branch[3], block.branch[0], block.after, block.shortcut
+    gate = dict(zip(("standard", "pre", "post", "identity"), places, strict=True))
+    assert [p for p, m in gate.items() if isinstance(m, SqueezeExcite)] == [position]
+
+    def se(at, x):
+        return se_by_hand(gate[at], x) if at == position else x
+
+    y = F.conv2d(se("pre", h), block.branch[1].weight, block.branch[1].bias, padding=1)
+    y = se("standard", bn_by_hand(block.branch[2], y, training))
+    expected = se("post", (se("identity", h) + y).clamp(min=0))
+    torch.testing.assert_close(block(x), expected)
+
+
+def test_pooling_blocks_stand_where_a_stage_has_a_stride():
+    net = tiny(depths=[1, 2], downsample="pool")
+    kinds = [type(block) for block in net.blocks]
+    assert kinds == [BasicBlock, PoolBlock, BasicBlock]
+    assert net.num_layers == tiny(depths=[1, 2]).num_layers == 8
 
 
 @pytest.mark.parametrize("position", SE_POSITIONS)
@@ -289,6 +316,7 @@ def test_conv_bias_is_all_or_none(bias):
         ({"reduction": 5}, "reduction: expected 1..4 .* got 5"),
         ({"reduction": 0}, "reduction: expected 1..4 .* got 0"),
         ({"se_position": "standart"}, "'standart'; did you mean 'standard'"),
+        ({"downsample": "pol"}, "'pol'; did you mean 'pool'"),
         ({"depths": [1]}, "depths, widths, strides: .* 1, 2 and 2"),
         ({"depths": [], "widths": [], "strides": []}, "got 0, 0 and 0"),
         ({"depths": [1, 0]}, "depths: expected positive"),

@@ -80,10 +80,14 @@ def test_what_cannot_change_the_result_does_not_change_the_directory(train, run_
     assert a.name.split("-")[1] == b.name.split("-")[1]  # one configuration, two seeds
 
 
+@pytest.mark.parametrize("callbacks", ["default", "ema"])
 def test_an_interrupted_run_goes_on_as_if_it_had_not_stopped(
-    train, run_dirs, monkeypatch
+    train, run_dirs, monkeypatch, callbacks
 ):
-    overrides = ("trainer.max_epochs=3", "model.dropout=0.2", "mixing=mixup")
+    overrides = (
+        "trainer.max_epochs=3", "model.dropout=0.2", "mixing=mixup",
+        f"callbacks={callbacks}",
+    )  # fmt: skip
     assert train("runs_dir=whole", *overrides) == 0
     whole = next(Path("whole").glob("*/*"))
 
@@ -136,6 +140,86 @@ def test_a_killed_process_is_resumed_by_the_same_command(tmp_path, train, run_di
     assert [int(row["epoch"]) for row in epochs_of(run_dir)] == list(range(30))
 
 
+def test_what_was_averaged_is_validated_kept_and_tested(train, command, run_dirs):
+    # At this rate the last epoch is not the best.
+    noisy = ("optimizer.lr=2", "scheduler=constant", "trainer.max_epochs=6")
+    averaged = ("callbacks=ema", "callbacks.weight_average.decay=0.5")
+    assert train(*noisy, *averaged) == 0
+    run_dir, result = only(run_dirs())
+    best = epochs_of(run_dir)[result["best_epoch"]]
+    assert result["best_epoch"] < 5
+    assert float(best["val/loss"]) == pytest.approx(result["val"]["loss"], rel=1e-5)
+    kept = torch.load(run_dir / "checkpoints/best.ckpt", weights_only=True)
+    name = "net.head.weight"
+    assert not torch.equal(kept["state_dict"][name], kept["trained_state"][name])
+    assert command("evaluate", f"run={run_dir}", "out=again.json") == 0
+    again = json.loads(Path("again.json").read_text())
+    for part in ("val", "test"):
+        assert again[part] == result[part]
+
+
+SMALL = (
+    "model.depths=[1]", "model.widths=[8]", "model.strides=[1]", "model.reduction=null",
+)  # fmt: skip
+
+
+def test_compiled_training_is_the_same_within_rounding(train, run_dirs):
+    assert train(*SMALL) == 0
+    plain, before = only(run_dirs())
+    rows, state = epochs_of(plain), last_state(plain)
+    assert before["train"]["compile_seconds"] is None
+
+    # The same run directory: compiled or not, it is the same run.
+    plain.rename("plain")
+    assert train(*SMALL, "trainer.compile=default") == 0
+    run_dir, result = only(run_dirs())
+    assert run_dir == plain
+    assert result["train"]["compile_seconds"] > 0
+    for a, b in zip(rows, epochs_of(run_dir), strict=True):
+        for name in ("train/loss", "val/loss"):
+            assert float(a[name]) == pytest.approx(float(b[name]), rel=1e-3)
+    compiled = last_state(run_dir)
+    assert list(compiled) == list(state)
+    torch.testing.assert_close(compiled, state, rtol=1e-2, atol=1e-3)
+
+
+def last_state(run_dir: Path) -> dict[str, torch.Tensor]:
+    path = run_dir / "checkpoints/last.ckpt"
+    return torch.load(path, weights_only=True)["state_dict"]
+
+
+def test_no_compiler_is_said_before_training(
+    train, run_dirs, capsys, monkeypatch, tmp_path
+):
+    import torch._inductor.config as inductor
+
+    monkeypatch.setattr(inductor.cpp, "cxx", ("no-such-compiler",))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "nothing compiled"))
+    assert train(*SMALL, "trainer.compile=default") == 2
+    error = capsys.readouterr().err
+    assert "trainer.compile: torch's compiler does not work here" in error
+    assert "trainer.compile=off" in error
+    assert "Traceback" not in error
+    run_dir, _ = only(run_dirs())
+    assert not (run_dir / "checkpoints").exists()
+
+
+IMPOSSIBLE = {
+    "trainer.compile=cuda_graphs": "trainer.compile=default works there",
+    "trainer.compile=defaut": "did you mean 'default'?",
+    "callbacks.early_stopping.patience=-1": "EarlyStopping.patience: expected >= 0",
+    "trainer.precision=bf16-mixed +trainer.gradient_clip_val=1": "optimizer.fused=",
+}
+
+
+@pytest.mark.parametrize(("typed", "answer"), IMPOSSIBLE.items(), ids=list(IMPOSSIBLE))
+def test_what_cannot_work_is_said_before_training(train, capsys, typed, answer):
+    assert train(*typed.split()) == 2
+    error = capsys.readouterr().err
+    assert answer in error
+    assert "Traceback" not in error
+
+
 def test_evaluate_repeats_the_figures_and_takes_another_tta(
     train, command, run_dirs, capsys
 ):
@@ -178,11 +262,11 @@ def test_a_nan_loss_stops_and_keeps_the_last_good_checkpoint(
     monkeypatch.setattr(Classifier, "forward", spoiled)
     assert train() == 2  # six steps an epoch: step 8 is the third of the second
     error = capsys.readouterr().err
-    assert "step 8 (epoch 1" in error
+    assert "batch 2 of epoch 1" in error
     assert "Traceback" not in error
     run_dir, result = only(run_dirs())
     assert result["status"] == "failed"
-    assert "step 8" in result["error"]
+    assert "batch 2" in result["error"]
     assert "Diverged" in (run_dir / "error.txt").read_text()
     last = torch.load(run_dir / "checkpoints/last.ckpt", weights_only=True)
     assert last["epoch"] == 0

@@ -1,0 +1,179 @@
+"""One run on many devices: who starts the processes, and what they must agree on.
+
+Lightning's DDP strategy does the work.  The processes come from one of three places:
+torchrun (`RANK` in the environment), SLURM's `srun` with several tasks, or, where
+neither has started this one, from `launch`: torchrun's own agent, once per job.
+Lightning could start them itself, but runs the script's whole command line again for
+each rank; in a multirun that is another multirun.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import uuid
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+from lightning.fabric.plugins.environments import SLURMEnvironment
+from omegaconf import DictConfig
+from torch import Tensor, nn
+from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+from torch.distributed.nn.functional import all_reduce
+from torchmetrics.utilities.distributed import gather_all_tensors
+
+from resnet_se.errors import UserError
+from resnet_se.results import usable_cores
+
+OURS = "RESNET_SE_LAUNCHED"  # set for the processes that `launch` starts
+STOP_SECONDS = 15  # for the others to end once one has: then they are killed
+
+
+class Stopped(BaseException):
+    """The processes of a run were stopped, or one was killed, from outside."""
+
+
+# --- who am I ----------------------------------------------------
+
+
+def in_group() -> bool:
+    """Whether this process is one of several that were started for one run."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        return True
+    tasks = int(os.environ.get("SLURM_NTASKS", "1"))
+    return tasks > 1 and SLURMEnvironment.detect()
+
+
+def is_leader() -> bool:
+    """Whether this is the process that writes: rank 0, or the only one."""
+    slurm = os.environ.get("SLURM_PROCID", "0") if in_group() else "0"
+    return int(os.environ.get("RANK", slurm)) == 0
+
+
+def has_parent() -> bool:
+    """Whether `launch` started this process: its parent keeps the run's lock."""
+    return OURS in os.environ
+
+
+def local_processes(trainer: DictConfig) -> int:
+    """How many processes a `trainer` configuration asks for on this machine.
+
+    Raises:
+        UserError: more devices than there are.
+    """
+    if not str(trainer.get("strategy", "auto")).startswith("ddp"):
+        return 1
+    gpus = torch.cuda.device_count()
+    on_cpu = trainer.accelerator == "cpu" or (
+        trainer.accelerator == "auto" and not gpus
+    )
+    devices = trainer.devices
+    if isinstance(devices, int) and devices > 0:
+        n = devices
+    elif devices in ("auto", -1, "-1"):
+        n = 1 if on_cpu else gpus
+    else:
+        n = len(devices.split(",") if isinstance(devices, str) else devices)
+    if not on_cpu and n > gpus:
+        raise UserError(
+            f"trainer.devices: asked for {n} GPUs, this machine has {gpus}; "
+            "trainer=ddp_sim runs processes on the CPU"
+        )
+    return n
+
+
+def share_cores() -> None:
+    """Gives each local process its part of the cores, unless OMP_NUM_THREADS says."""
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if local > 1 and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, usable_cores() // local))
+
+
+# --- starting them -----------------------------------------------
+
+
+def launch(module: str, overrides: Sequence[str], processes: int) -> None:
+    """Runs `python -m module overrides` as so many ranks and waits for them.
+
+    Raises:
+        Stopped: by a signal, or a rank was killed; none is left running.
+        UserError: a rank ended with an error; what it was stands in its own output.
+    """
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=processes,
+        run_id=uuid.uuid4().hex,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",  # any free port
+        local_addr="localhost",
+        max_restarts=0,
+        monitor_interval=0.5,
+        shutdown_timeout=STOP_SECONDS,
+    )
+    handlers = {s: signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)}
+    os.environ[OURS] = "1"
+    try:
+        elastic_launch(config, sys.executable)("-m", module, *overrides)
+    except (SignalException, KeyboardInterrupt) as error:
+        raise Stopped(str(error) or "interrupted from outside") from None
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        if failure.exitcode < 0 or failure.exitcode == 130:
+            raise Stopped(f"rank {rank} was stopped: {failure.message}") from None
+        raise UserError(f"rank {rank} ended with status {failure.exitcode}") from None
+    finally:
+        del os.environ[OURS]
+        for which, handler in handlers.items():
+            signal.signal(which, handler)
+
+
+# --- what they share ---------------------------------------------
+
+
+def gathered(part: Tensor) -> Tensor:
+    """All ranks' rows in the images' order; rank r has images r, r + world size, …"""
+    if not (dist.is_available() and dist.is_initialized()):
+        return part
+    parts = gather_all_tensors(part)  # of lengths that may differ by one
+    whole = part.new_empty((sum(map(len, parts)), *part.shape[1:]))
+    for rank, rows in enumerate(parts):
+        whole[rank :: len(parts)] = rows
+    return whole
+
+
+class SyncBatchNorm2d(nn.BatchNorm2d):
+    """BatchNorm over the batches of all ranks, on a CPU; torch's own wants a GPU."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) → (B, C, H, W)."""
+        if not (self.training and dist.is_available() and dist.is_initialized()):
+            return super().forward(x)
+        values = x.float()
+        count = values.new_full((1,), values.numel() / values.shape[1])
+        sums = [values.sum(dim=(0, 2, 3)), values.square().sum(dim=(0, 2, 3)), count]
+        total = all_reduce(torch.cat(sums))  # (2 C + 1,)
+        n = total[-1]
+        mean, square = (total[:-1] / n).chunk(2)  # (C,)
+        var = square - mean.square()
+        with torch.no_grad():
+            self.num_batches_tracked += 1
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(var * n / (n - 1), self.momentum)
+        scale = self.weight * (var + self.eps).rsqrt()
+        shift = self.bias - mean * scale
+        return (values * scale[:, None, None] + shift[:, None, None]).to(x.dtype)
+
+
+def sync_batchnorm(net: nn.Module, on_cpu: bool) -> nn.Module:
+    """`net` with its BatchNorm layers over all ranks; names of weights stay."""
+    if not on_cpu:
+        return nn.SyncBatchNorm.convert_sync_batchnorm(net)
+    for module in net.modules():
+        if type(module) is nn.BatchNorm2d:
+            module.__class__ = SyncBatchNorm2d
+    return net
