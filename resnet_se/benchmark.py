@@ -40,21 +40,24 @@ from typing import Any, NamedTuple
 
 import lightning as L
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from rich.table import Table
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from torchvision.transforms import v2
 
 from resnet_se.classifier import Classifier
 from resnet_se.config import check_config, explain, run
 from resnet_se.datamodule import ImageDataModule
 from resnet_se.errors import UserError, nearest
+from resnet_se.ranks import Stopped, in_group, is_leader, launch, share_cores
 from resnet_se.resnet import describe
 from resnet_se.results import (
     atomic_file,
@@ -235,6 +238,33 @@ def summary(samples: list[float]) -> dict[str, Any]:
     }
 
 
+# --- several devices ---------------------------------------------
+
+
+def ranks() -> int:
+    """Processes that train together, each with its device."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def cores() -> int:
+    """CPU cores for one of them."""
+    return max(1, usable_cores() // ranks())
+
+
+def agreed(value: Any) -> Any:
+    """Rank 0's value, so that what is measured on each leads to the same steps."""
+    if dist.is_initialized():
+        box = [value]
+        dist.broadcast_object_list(box)
+        return box[0]
+    return value
+
+
+def distributed(net: nn.Module) -> nn.Module:
+    """`net`, its gradients averaged over the ranks."""
+    return DistributedDataParallel(net) if dist.is_initialized() else net
+
+
 # --- the variants ------------------------------------------------
 
 
@@ -260,21 +290,25 @@ class PlainLoop:
 
     def __init__(self, cfg: DictConfig, data: ImageDataModule, device: torch.device):
         self.device = device
-        self.net = instantiate(cfg.model, num_classes=data.num_classes).to(device)
+        net = instantiate(cfg.model, num_classes=data.num_classes).to(device)
+        self.net = distributed(net)
         # torch's own default: not fused.
         options = {"fused": None} if "fused" in cfg.optimizer else {}
-        self.optimizer = instantiate(cfg.optimizer, **options)(self.net)
+        self.optimizer = instantiate(cfg.optimizer, **options)(net)
         augment = replace(data.augment, alternate_flip=False)
         steps = [
             augment.transform(*data.image_size),
             v2.ToDtype(torch.float32, scale=True),
             v2.Normalize(*(values.tolist() for values in data.statistics)),
         ]
-        self.workers = usable_cores()
+        images = PlainImages(*data.train_part, v2.Compose([s for s in steps if s]))
+        several = ranks() > 1
+        self.workers = cores()
         self.loader = DataLoader(
-            PlainImages(*data.train_part, v2.Compose([s for s in steps if s])),
+            images,
             batch_size=data.batch_size,
-            shuffle=True,
+            shuffle=not several,
+            sampler=DistributedSampler(images) if several else None,
             num_workers=self.workers,
             pin_memory=device.type == "cuda",
             drop_last=True,
@@ -396,11 +430,12 @@ def make_step(
     """A training step of `model`, with a new optimizer."""
     model.to(device).train()  # a Trainer leaves it on the CPU
     optimizer = model.make_optimizer(model.net)
+    forward = distributed(model)
 
     def step(batch: Batch) -> None:
         images, targets = model.mixing(*batch, model.num_classes)
         with autocast(device, precision):
-            loss = F.cross_entropy(model(images), targets)
+            loss = F.cross_entropy(forward(images), targets)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -428,10 +463,10 @@ class Benchmark:
         self.data = data = build_data(cfg)
         data.locate()
         if data.fell_back:
-            console.print(f"[yellow]synthetic images:[/] {data.fell_back}")
+            say("images not found (RESNET_SE_DATA says where): synthetic ones instead")
         data.setup()
         net = build_classifier(cfg, data.num_classes).net
-        precision = choose_precision(cfg, net, data.image_size)
+        precision = agreed(choose_precision(cfg, net, data.image_size))
         self.eager = WithTrainer(cfg, data, ways(precision, "off")["d"])
         data.trainer = self.eager.trainer  # whose device the data module asks for
         self.device = device = self.eager.device
@@ -440,13 +475,15 @@ class Benchmark:
             compile = "cuda_graphs" if device.type == "cuda" else "default"
         self.ways = ways(precision, compile)
         self.warmup = WARMUP.get(device.type, WARMUP["cpu"])
-        self.batch = data.batch_size
+        self.batch = data.batch_size * ranks()  # of all devices
         self.batches = len(data.train_part[0]) // self.batch
         if self.batches < self.warmup + size.steps[0]:
-            most = len(data.train_part[0]) // (self.warmup + size.steps[0])
+            steps = (self.warmup + size.steps[0]) * ranks()
+            most = len(data.train_part[0]) // steps
             raise UserError(
                 f"batch_size: expected at most {most}, so that {self.warmup} steps to "
-                f"warm up and {size.steps[0]} to measure are an epoch, got {self.batch}"
+                f"warm up and {size.steps[0]} to measure are an epoch, got "
+                f"{data.batch_size}"
             )
         self.runners: dict[str, PlainLoop | WithTrainer | BareLoop] = {}
         self.step_seconds: dict[str, float] = {}  # by the pilot
@@ -458,7 +495,7 @@ class Benchmark:
             "data": data.describe(),
             "model": describe(net, data.image_size[0]),
             "settings": {
-                "batch_size": self.batch,
+                "batch_size": data.batch_size,
                 "devices": cfg.trainer.devices,
                 "rounds": size.rounds,
                 "threads": torch.get_num_threads(),
@@ -495,29 +532,27 @@ class Benchmark:
             step(batch)
         seconds = now(self.device) - start
         # The gradients of the inputs and of the weights cost a forward pass each.
-        flops = 3 * 2 * self.result["model"]["macs"] * self.batch
+        flops = 3 * 2 * self.result["model"]["macs"] * self.data.batch_size
         self.result["step"] = {
             "flops": flops,
             "bytes": traffic.bytes,
-            "how": "flops: 3 × 2 × the forward pass's multiply-accumulates; bytes: "
-            "what each operator of an eager step reads and writes, every tensor once "
-            "an operator, an upper bound where operators are fused",
+            "how": "of one device; flops: 3 × 2 × the forward pass's "
+            "multiply-accumulates; bytes: what each operator of an eager step reads "
+            "and writes, every tensor once an operator, an upper bound where operators "
+            "are fused",
         }
         steps = (self.size.rounds + 1) * 6 * (self.warmup + self.size.steps[0])
         minutes = max(steps * seconds, 6 * self.size.rounds * self.size.seconds) / 60
-        console.print(
+        say(
             f"{self.result['model']['total']:,} parameters, batches of {self.batch}, "
-            f"{self.result['data']['origin']}: about {minutes:.1f} minutes, and "
-            "compilation",
-            highlight=False,
-            soft_wrap=True,
+            f"{_images(self.result['data'])}: about {minutes:.1f} minutes, and what "
+            "compilation takes"
         )
 
     def measure_data_path(self) -> None:
         """Each engine alone, up to normalised batches on the device."""
-        configured, cores = self.data.num_workers, usable_cores()
-        self.data.num_workers = cores  # nothing else needs them now
-        warmups = {"torchvision": PREFETCH * cores, "batched": self.warmup}
+        configured, self.data.num_workers = self.data.num_workers, cores()
+        warmups = {"torchvision": PREFETCH * cores(), "batched": self.warmup}
         samples: dict[str, list[float]] = {engine: [] for engine in warmups}
         for _ in range(self.size.rounds):
             for engine, warmup in warmups.items():
@@ -531,7 +566,7 @@ class Benchmark:
                 samples[engine].append(steps * self.batch / watch.seconds)
                 self.result["data_path"][engine] = {
                     **summary(samples[engine]),
-                    "workers": cores if engine == "torchvision" else 0,
+                    "workers": cores() if engine == "torchvision" else 0,
                 }
         self.data.num_workers = configured
 
@@ -550,63 +585,62 @@ class Benchmark:
                     raise
                 name, reason = self.ways[letter].name, str(error)
                 self.result["variants"][letter] = {"name": name, "skipped": reason}
-                console.print(f"{letter}: skipped: {reason}", soft_wrap=True)
+                say(f"{letter}: skipped: {reason}")
                 continue
-            self._try(letter, runner)
-        best = min(self.ways.keys() & self.runners, key=self.step_seconds.get)
-        self._try("f", BareLoop(self.runners[best]))
-        self.result["variants"]["f"]["of"] = best
+            steps = self.size.steps[0] // 2
+            seconds = agreed(runner.chunk(self.warmup, steps).seconds / steps)
+            self.step_seconds[letter] = seconds
+            self._add(letter, runner)
+            compiled = getattr(runner, "compile_seconds", None)
+            if compiled is not None:
+                self.result["variants"][letter]["compile_seconds"] = compiled
+            say(f"{letter}: {runner.name}: {self.batch / seconds:,.0f} images/s")
 
-    def _try(self, letter: str, runner: PlainLoop | WithTrainer | BareLoop) -> None:
-        steps = self.size.steps[0] // 2
-        seconds = runner.chunk(self.warmup, steps).seconds / steps
-        self.runners[letter], self.step_seconds[letter] = runner, seconds
-        self.result["variants"][letter] = {
-            "name": runner.name,
-            "workers": runner.workers,
-        }
-        if compiled := getattr(runner, "compile_seconds", None):
-            self.result["variants"][letter]["compile_seconds"] = compiled
-        console.print(
-            f"{letter}: {runner.name}: {self.batch / seconds:,.0f} images/s at first",
-            highlight=False,
-            soft_wrap=True,
-        )
+    def _add(self, letter: str, runner: PlainLoop | WithTrainer | BareLoop) -> None:
+        self.runners[letter] = runner
+        found = {"name": runner.name, "workers": runner.workers}
+        self.result["variants"][letter] = found
+
+    def _add_bare_loop(self) -> str:
+        """Adds f beside the best variant of the first round, and returns that."""
+        found = self.result["variants"]
+        measured = self.ways.keys() & self.runners
+        best = agreed(max(measured, key=lambda k: found[k]["images_per_second"]))
+        self._add("f", BareLoop(self.runners[best]))
+        found["f"]["of"] = best
+        return best
 
     def measure_variants(self) -> None:
         """All variants in turns."""
         low, high = self.size.steps
         wanted = self.size.seconds / min(self.step_seconds.values())
-        warmups = {letter: self._warmup(letter) for letter in self.runners}
+        warmups = agreed({letter: self._warmup(letter) for letter in self.runners})
         steps = max(low, min(high, round(wanted), self.batches - max(warmups.values())))
-        seconds = sum(
-            (warmups[letter] + steps) * self.step_seconds[letter]
-            for letter in self.runners
-        )
-        console.print(
-            f"{self.size.rounds} rounds of {steps} steps each: about "
-            f"{self.size.rounds * seconds / 60:.1f} minutes",
-            highlight=False,
-            soft_wrap=True,
-        )
-        samples: dict[str, list[float]] = {letter: [] for letter in self.runners}
-        peaks: dict[str, float] = dict.fromkeys(self.runners, 0.0)
-        for _ in range(self.size.rounds):
-            for letter, runner in self.runners.items():
+        round_seconds = (self.warmup + steps) * min(self.step_seconds.values())  # f
+        for letter, seconds in self.step_seconds.items():
+            round_seconds += (warmups[letter] + steps) * seconds
+        minutes = self.size.rounds * round_seconds / 60
+        say(f"{self.size.rounds} rounds of {steps} steps: about {minutes:.1f} minutes")
+        found = self.result["variants"]
+        for number in range(self.size.rounds):
+            for letter in [*self.step_seconds, "f"]:
+                if letter == "f" and number == 0:
+                    warmups["f"] = warmups[self._add_bare_loop()]
                 reset_peak_memory(self.device)
-                watch = runner.chunk(warmups[letter], steps)
-                peaks[letter] = max(peaks[letter], peak_memory_mb(self.device))
-                samples[letter].append(steps * self.batch / watch.seconds)
-                found = self.result["variants"]
-                found[letter] |= summary(samples[letter]) | {
+                watch = self.runners[letter].chunk(warmups[letter], steps)
+                peak = peak_memory_mb(self.device)
+                sample = steps * self.batch / watch.seconds
+                figures = summary([*found[letter].get("samples", []), sample])
+                rate = figures["images_per_second"]
+                found[letter] |= figures
+                found[letter] |= {
+                    "ratio": rate / found["a"]["images_per_second"],
+                    "seconds_per_step": self.batch / rate,
                     "steps": steps,
                     "warmup_steps": warmups[letter],
-                    "peak_memory_mb": peaks[letter],
+                    "peak_memory_mb": max(peak, found[letter].get("peak_memory_mb", 0)),
                 }
-                rate = found[letter]["images_per_second"]
-                found[letter]["seconds_per_step"] = self.batch / rate
-                found[letter]["ratio"] = rate / found["a"]["images_per_second"]
-                self._note_memory(watch, peaks[letter])
+                self._note_memory(peak, watch.resident_mb)
         self._compare()
 
     def _warmup(self, letter: str) -> int:
@@ -620,18 +654,18 @@ class Benchmark:
         if not runner.workers:
             return self.warmup
         rate = self.result["data_path"]["torchvision"]["images_per_second"]
-        filled = PREFETCH * usable_cores() * self.batch / rate  # seconds
+        filled = PREFETCH * cores() * self.batch / rate  # seconds
         # Twice, as the network competes for the cores.
         steps = math.ceil(2 * filled / self.step_seconds[letter])
         enough = max(self.warmup, min(steps, PREFETCH * runner.workers))
         return min(enough, self.batches - self.size.steps[0])
 
-    def _note_memory(self, watch: Stopwatch, peak: float) -> None:
+    def _note_memory(self, peak: float, resident: float | None) -> None:
         found = self.result["peak_memory"]
         name = "device_mb" if self.device.type == "cuda" else "process_mb"
         found[name] = max(peak, found.get(name, 0.0))
-        if watch.resident_mb is not None:
-            found["resident_mb"] = max(watch.resident_mb, found.get("resident_mb", 0.0))
+        if resident is not None:
+            found["resident_mb"] = max(resident, found.get("resident_mb", 0.0))
 
     def _compare(self) -> None:
         """What follows from the medians."""
@@ -690,10 +724,20 @@ class Benchmark:
             for n in batches:
                 samples[n].append(calls[n] * n / seconds(n))
                 self.result["inference"][str(n)] = summary(samples[n])
-        self.result["inference"]["how"] = f"eager, channels_last, {precision}"
+        self.result["inference"]["how"] = (
+            f"one device, eager, channels_last, {precision}"
+        )
 
 
 # --- what a person sees ------------------------------------------
+
+
+def say(text: str) -> None:
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def _images(data: dict[str, Any]) -> str:
+    return "synthetic images" if data["name"] == "synthetic" else data["origin"]
 
 
 def print_table(result: dict[str, Any]) -> None:
@@ -702,7 +746,7 @@ def print_table(result: dict[str, Any]) -> None:
     table = Table(
         title=f"{machine['device']}, {machine['cores']} cores · "
         f"{result['model']['total']:,} parameters · batches of "
-        f"{result['settings']['batch_size']} · {data['origin']}"
+        f"{result['settings']['batch_size']} · {_images(data)}"
     )
     table.add_column("")
     for name in ("images/s", "spread", "ms/step", "× a", "memory MB"):
@@ -757,14 +801,14 @@ def print_table(result: dict[str, Any]) -> None:
         resident = result["peak_memory"]["resident_mb"]
         lines.append(f"this process and its workers held {resident:,.0f} MB at most")
     for line in lines:
-        console.print(f"  {line}", highlight=False, soft_wrap=True)
+        say(f"  {line}")
 
 
 # --- the command -------------------------------------------------
 
 
-def benchmark(cfg: DictConfig) -> dict[str, Any]:
-    """Measures, prints the table and writes `out`; returns what it wrote.
+def benchmark(cfg: DictConfig) -> None:
+    """Measures, prints the table and writes `out`.
 
     Raises:
         UserError: a mistake in the configuration, before anything is measured.
@@ -776,6 +820,11 @@ def benchmark(cfg: DictConfig) -> dict[str, Any]:
             hint = nearest(str(own["size"]), SIZES)
             raise UserError(f"size: unknown {own['size']!r}; {hint}")
         check_devices(cfg.trainer)
+        if cfg.trainer.devices > 1:
+            if not in_group():
+                launch_ranks(cfg.trainer.devices)
+                return
+            dist.init_process_group()
         out = None if own["out"] is None else Path(own["out"])
         if out:
             check_writable(out)
@@ -792,10 +841,12 @@ def benchmark(cfg: DictConfig) -> dict[str, Any]:
                 raise KeyboardInterrupt from None
             raise
         finally:
-            print_table(measured.result)
-            if out:
-                write(out, measured.result)
-    return measured.result
+            if is_leader():
+                print_table(measured.result)
+                if out:
+                    write(out, measured.result)
+            if dist.is_initialized():
+                dist.destroy_process_group()
 
 
 def split_config(cfg: DictConfig) -> tuple[dict[str, Any], DictConfig]:
@@ -804,6 +855,11 @@ def split_config(cfg: DictConfig) -> tuple[dict[str, Any], DictConfig]:
     own = {key: plain.pop(key) for key in OWN}
     plain["trainer"]["limit_val_batches"] = 0
     plain["trainer"]["enable_progress_bar"] = False
+    if (
+        plain["trainer"]["devices"] != 1
+        and plain["trainer"].get("strategy", "auto") == "auto"
+    ):
+        plain["trainer"]["strategy"] = "ddp"
     plain["callbacks"]["progress"] = None
     for callback in plain["callbacks"].values():
         if callback and "monitor" in callback:
@@ -819,12 +875,20 @@ def check_devices(trainer: DictConfig) -> None:
     """Raises UserError where there are not as many as asked for."""
     gpus = torch.cuda.device_count()
     on_gpu = trainer.accelerator not in ("cpu", "mps") and gpus > 0
-    most = gpus if on_gpu else 1
+    most = gpus if on_gpu else usable_cores()  # on a CPU a process stands for one
     if not (isinstance(trainer.devices, int) and 1 <= trainer.devices <= most):
         raise UserError(
             f"devices: expected 1..{most} (what this machine has), "
             f"got {trainer.devices!r}"
         )
+
+
+def launch_ranks(devices: int) -> None:
+    """Runs this command as one process a device."""
+    try:
+        launch("resnet_se.benchmark", HydraConfig.get().overrides.task, devices)
+    except Stopped:
+        raise KeyboardInterrupt from None
 
 
 def check_writable(out: Path) -> None:
@@ -846,6 +910,8 @@ def write(out: Path, result: dict[str, Any]) -> None:
 def main() -> None:
     """Console entry: `resnet-se benchmark …`."""
     quiet()
+    share_cores()
+    console.quiet = not is_leader()
     run(benchmark, "benchmark")
 
 

@@ -23,6 +23,7 @@ from resnet_se.augment import derive_seed
 from resnet_se.errors import UserError
 from resnet_se.mixing import Mixing
 from resnet_se.optim import Schedule
+from resnet_se.ranks import gathered, summed
 from resnet_se.resnet import WhiteningStem
 from resnet_se.tta import TTA
 
@@ -176,7 +177,7 @@ class Classifier(L.LightningModule):
 
     def on_test_epoch_end(self) -> None:
         parts, self.outputs = self.outputs, []
-        found = {k: torch.cat([part[k] for part in parts]) for k in parts[0]}
+        found = {k: gathered(torch.cat([part[k] for part in parts])) for k in parts[0]}
         self.predictions = {k: v.cpu() for k, v in found.items()}
         labels, logits = found["labels"], found["logits"]
         figures = {
@@ -218,8 +219,10 @@ def _counted(loss: Tensor, logits: Tensor, labels: Tensor) -> Batch:
 
 
 def _means(batches: list[Batch]) -> Tensor:
-    """Loss and accuracy (2,) over the images of all batches."""
+    """Loss and accuracy (2,) over the images of all batches on all ranks."""
     losses, hits, sizes = zip(*batches, strict=True)
     weights = torch.tensor(sizes, device=losses[0].device)
     loss = torch.stack(losses) @ weights.float()
-    return torch.stack([loss, torch.stack(hits).sum().float()]) / sum(sizes)
+    sums = [loss, torch.stack(hits).sum().float(), weights.sum().float()]
+    loss, hits, images = summed(torch.stack(sums))
+    return torch.stack([loss, hits]) / images

@@ -62,7 +62,8 @@ NOT_HASHED = (
     "callbacks.checkpoint.dirpath",
 )
 EXPECTED = (UserError, HydraException, OmegaConfBaseException)
-OWN_KEYS = {"trainer.compile"}  # read by train, no argument of the target beside it
+# Read by train, no arguments of the target beside them.
+OWN_KEYS = {"trainer.compile", "trainer.scale_lr"}
 HYDRA_KEYS = {"_target_", "_partial_", "_convert_", "_recursive_", "_args_"}
 
 

@@ -113,7 +113,7 @@ def _start(
             _stay_offline("no account on this machine; `wandb login` adds one")
         except (wandb.errors.CommError, wandb.errors.AuthenticationError) as error:
             wandb.teardown()  # what is left of the attempt holds the run's id
-            _stay_offline(str(error).splitlines()[0])
+            _stay_offline(str(error).splitlines()[0].rstrip("."))
     return init(mode="offline")
 
 
@@ -150,7 +150,10 @@ def finish(status: str) -> None:
         status: of `result.json`.
     """
     if wandb := sys.modules.get("wandb"):
-        wandb.finish(exit_code=EXIT_CODES[status])
+        try:
+            wandb.finish(exit_code=EXIT_CODES[status])
+        except Exception as error:  # its process has died: no reason to lose ours
+            print(f"wandb: the run could not be closed: {error}", file=sys.stderr)
 
 
 # --- TensorBoard -------------------------------------------------
@@ -271,7 +274,12 @@ class GradientNorm(L.Callback):
         self.max = torch.maximum(self.max, norm)
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, module: L.LightningModule, out: Any, batch: Any, i: int
+        self,
+        trainer: L.Trainer,
+        module: L.LightningModule,
+        out: Any,
+        batch: Any,
+        i: int,
     ) -> None:
         # With the epoch's other figures: callbacks that write it down come later.
         if i + 1 == trainer.num_training_batches:

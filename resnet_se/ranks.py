@@ -59,6 +59,18 @@ def has_parent() -> bool:
     return OURS in os.environ
 
 
+def world_size() -> int:
+    """How many processes this run has, on all machines."""
+    slurm = os.environ.get("SLURM_NTASKS", "1") if in_group() else "1"
+    return int(os.environ.get("WORLD_SIZE", slurm))
+
+
+def on_cpu(trainer: DictConfig) -> bool:
+    """Whether a `trainer` configuration trains on the CPU here."""
+    gpus = torch.cuda.is_available() or torch.backends.mps.is_available()
+    return trainer.accelerator == "cpu" or (trainer.accelerator == "auto" and not gpus)
+
+
 def local_processes(trainer: DictConfig) -> int:
     """How many processes a `trainer` configuration asks for on this machine.
 
@@ -68,17 +80,14 @@ def local_processes(trainer: DictConfig) -> int:
     if not str(trainer.get("strategy", "auto")).startswith("ddp"):
         return 1
     gpus = torch.cuda.device_count()
-    on_cpu = trainer.accelerator == "cpu" or (
-        trainer.accelerator == "auto" and not gpus
-    )
     devices = trainer.devices
     if isinstance(devices, int) and devices > 0:
         n = devices
     elif devices in ("auto", -1, "-1"):
-        n = 1 if on_cpu else gpus
+        n = 1 if on_cpu(trainer) else gpus
     else:
         n = len(devices.split(",") if isinstance(devices, str) else devices)
-    if not on_cpu and n > gpus:
+    if not on_cpu(trainer) and n > gpus:
         raise UserError(
             f"trainer.devices: asked for {n} GPUs, this machine has {gpus}; "
             "trainer=ddp_sim runs processes on the CPU"
@@ -123,8 +132,9 @@ def launch(module: str, overrides: Sequence[str], processes: int) -> None:
         raise Stopped(str(error) or "interrupted from outside") from None
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
-        if failure.exitcode < 0 or failure.exitcode == 130:
-            raise Stopped(f"rank {rank} was stopped: {failure.message}") from None
+        for which, found in error.failures.items():
+            if found.exitcode < 0 or found.exitcode == 130:
+                raise Stopped(f"rank {which} was stopped: {found.message}") from None
         raise UserError(f"rank {rank} ended with status {failure.exitcode}") from None
     finally:
         del os.environ[OURS]
@@ -144,6 +154,13 @@ def gathered(part: Tensor) -> Tensor:
     for rank, rows in enumerate(parts):
         whole[rank :: len(parts)] = rows
     return whole
+
+
+def summed(values: Tensor) -> Tensor:
+    """The sum over all ranks, in place."""
+    if dist.is_available() and dist.is_initialized():
+        dist.all_reduce(values)
+    return values
 
 
 class SyncBatchNorm2d(nn.BatchNorm2d):
@@ -169,11 +186,8 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
         return (values * scale[:, None, None] + shift[:, None, None]).to(x.dtype)
 
 
-def sync_batchnorm(net: nn.Module, on_cpu: bool) -> nn.Module:
-    """`net` with its BatchNorm layers over all ranks; names of weights stay."""
-    if not on_cpu:
-        return nn.SyncBatchNorm.convert_sync_batchnorm(net)
+def sync_batchnorm(net: nn.Module) -> None:
+    """Turns BatchNorm into `SyncBatchNorm2d`, in place; names of weights stay."""
     for module in net.modules():
         if type(module) is nn.BatchNorm2d:
             module.__class__ = SyncBatchNorm2d
-    return net

@@ -25,6 +25,7 @@ from resnet_se.errors import UserError, nearest
 
 SE_POSITIONS = ("standard", "pre", "post", "identity")
 DOWNSAMPLE = ("stride", "pool")
+POOLING = {"avg": torch.mean, "max": torch.amax}
 
 
 class SqueezeExcite(nn.Module):
@@ -183,6 +184,10 @@ class ResNet(nn.Module):
         whiten: a `WhiteningStem` in place of the 3×3 convolution with BatchNorm.
         downsample: how a block with a stride shrinks the image: by the `stride` of its
             convolutions (`BasicBlock`), or by a `pool` after the first (`PoolBlock`).
+        identity_init: 3×3 convolutions begin by passing their input on in their first
+            C_in filters, the rest being PyTorch's uniform draw; else He normal.
+        pooling: of the last feature maps, over all places: `avg` or `max`.
+        logit_scale: what the last layer's output is multiplied with.
         dropout: probability of dropping a feature before the last layer, in [0, 1).
         num_classes: K, the number of logits.
         in_channels: channels of the input.
@@ -203,6 +208,9 @@ class ResNet(nn.Module):
         bn_eps: float = 1e-5,
         whiten: bool = False,
         downsample: str = "stride",
+        identity_init: bool = False,
+        pooling: str = "avg",
+        logit_scale: float = 1.0,
         dropout: float = 0.0,
         num_classes: int = 10,
         in_channels: int = 3,
@@ -221,9 +229,11 @@ class ResNet(nn.Module):
         if se_position not in SE_POSITIONS:
             hint = nearest(str(se_position), SE_POSITIONS)
             raise UserError(f"se_position: unknown {se_position!r}; {hint}")
-        if downsample not in DOWNSAMPLE:
-            hint = nearest(str(downsample), DOWNSAMPLE)
-            raise UserError(f"downsample: unknown {downsample!r}; {hint}")
+        names = {"downsample": (downsample, DOWNSAMPLE), "pooling": (pooling, POOLING)}
+        for name, (value, choices) in names.items():
+            if value not in choices:
+                hint = nearest(str(value), choices)
+                raise UserError(f"{name}: unknown {value!r}; {hint}")
         if not 0 < bn_momentum <= 1:
             raise UserError(f"bn_momentum: expected 0 < m <= 1, got {bn_momentum}")
         if bn_eps <= 0:
@@ -256,22 +266,30 @@ class ResNet(nn.Module):
         self.blocks = nn.Sequential(*blocks)
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(c_in, num_classes)
-        self.apply(_init_weights)
+        self.pooling = POOLING[pooling]
+        self.logit_scale = logit_scale
+        self.apply(_init_identity if identity_init else _init_he)
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalised images (B, 3, H, W) → logits (B, K)."""
         x = self.stem(x)
         x = self.blocks(x)
-        x = x.mean(dim=(2, 3))  # (B, C)
-        return self.head(self.dropout(x))  # (B, K)
+        x = self.pooling(x, dim=(2, 3))  # (B, C)
+        return self.head(self.dropout(x)) * self.logit_scale  # (B, K)
 
 
-def _init_weights(module: nn.Module) -> None:
+def _init_he(module: nn.Module) -> None:
     """He normal for convolutions (He et al. 2015, arXiv 1502.01852), zero biases."""
     if isinstance(module, nn.Conv2d):
         nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         if module.bias is not None:
             nn.init.zeros_(module.bias)
+
+
+def _init_identity(module: nn.Module) -> None:
+    """Jordan 2024, arXiv 2404.00498, §3: the first C_in filters are the identity."""
+    if isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3):
+        nn.init.dirac_(module.weight.data[: module.in_channels])
 
 
 def parameter_counts(net: nn.Module) -> dict[str, int]:

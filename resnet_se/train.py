@@ -17,7 +17,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from rich.console import Console
 from rich.table import Table
 
-from resnet_se import plots
+from resnet_se import plots, ranks
 from resnet_se.callbacks import History
 from resnet_se.classifier import METRICS, Classifier
 from resnet_se.config import (
@@ -62,6 +62,8 @@ console = Console()
 # trainer.compile: the mode of torch's compiler.
 COMPILE = {"off": None, "default": "default", "cuda_graphs": "reduce-overhead"}
 
+OTHER_RANKS = "error.other_ranks.txt"  # beside error.txt, the first one's
+
 PLACES = ("runs_dir=", "data.source.root=")  # paths of one machine, no part of a record
 
 
@@ -87,9 +89,12 @@ def build_classifier(cfg: DictConfig, num_classes: int) -> Classifier:
             f"model.num_classes: the data have {num_classes} classes, got {asked}"
         )
     L.seed_everything(cfg.seed, workers=True, verbose=False)
+    lr = cfg.optimizer.lr
+    if cfg.trainer.get("scale_lr"):  # Goyal et al. 2017, arXiv 1706.02677
+        lr *= ranks.world_size()
     return Classifier(
         net=instantiate(cfg.model, num_classes=num_classes),
-        optimizer=instantiate(cfg.optimizer),
+        optimizer=instantiate(cfg.optimizer, lr=lr),
         scheduler=instantiate(cfg.scheduler),
         num_classes=num_classes,
         mixing=instantiate(cfg.mixing),
@@ -127,7 +132,10 @@ def build_trainer(cfg: DictConfig, precision: str) -> L.Trainer:
     loggers = [instantiate(c) for c in (cfg.logger or {}).values() if c is not None]
     options = cfg.trainer.copy()
     with open_dict(options):
-        options.pop("compile", None)  # `compile_net` reads it
+        for key in ("compile", "scale_lr"):  # read elsewhere
+            options.pop(key, None)
+        if ranks.on_cpu(cfg.trainer):
+            options.pop("sync_batchnorm", None)  # ours, see `ranks.sync_batchnorm`
     return instantiate(
         options, callbacks=callbacks, logger=loggers or False, precision=precision
     )
@@ -210,6 +218,9 @@ def choose_precision(cfg: DictConfig, net: torch.nn.Module, size: tuple) -> str:
         return "bf16-mixed" if torch.cuda.is_bf16_supported(False) else "32-true"
     if accelerator != "cpu" and torch.backends.mps.is_available():
         return "32-true"
+    if ranks.in_group():  # each would measure, and not all the same
+        console.print("precision: 32-true; torchrun's CPU processes do not measure")
+        return "32-true"
     float32, bf16 = _step_seconds(net, size)
     chosen = "bf16-mixed" if bf16 < float32 else "32-true"
     ratio = float32 / bf16
@@ -255,7 +266,10 @@ def train(cfg: DictConfig) -> Outcome:
     run_dir = Path(cfg.runs_dir) / experiment_name() / f"seed{cfg.seed}-{digest}"
     cfg.run_dir = str(run_dir.resolve())
 
-    with exclusive(run_dir):
+    # Of a run's processes the first works in its directory, for which the one that
+    # started them, where it is ours, keeps the lock.
+    alone = ranks.is_leader() and not ranks.has_parent()
+    with exclusive(run_dir) if alone else nullcontext():
         previous = read_result(run_dir)
         _check_directory(run_dir, digest, key)
         if previous and previous["status"] == "finished":
@@ -264,7 +278,8 @@ def train(cfg: DictConfig) -> Outcome:
             return Outcome("skipped", previous)
         resumed = (run_dir / "checkpoints/last.ckpt").is_file()
         result = _run(cfg, data, run_dir, digest, previous)
-    print_closing_table(result, run_dir)
+    if not ranks.has_parent():
+        print_closing_table(result, run_dir)
     return Outcome("resumed" if resumed else "done", result)
 
 
@@ -292,22 +307,27 @@ def _run(
     }
     if previous and "hardware" in previous:
         result["hardware"] = previous["hardware"]  # its precision is kept on resuming
-    write_result(run_dir, result)
-    with atomic_file(run_dir / "config.yaml") as file:
-        file.write(OmegaConf.to_yaml(cfg, resolve=True).encode())
-    error_file = run_dir / "error.txt"
+    error_file = run_dir / ("error.txt" if ranks.is_leader() else OTHER_RANKS)
+    _record(run_dir, result)
+    if ranks.is_leader():
+        with atomic_file(run_dir / "config.yaml") as file:
+            file.write(OmegaConf.to_yaml(cfg, resolve=True).encode())
     error_file.unlink(missing_ok=True)
+    processes = 1 if ranks.in_group() else ranks.local_processes(cfg.trainer)
     try:
-        _train_and_test(cfg, data, run_dir, result)
+        work = _train_and_test if processes == 1 else _train_in_ranks
+        work(cfg, data, run_dir, result)
         result["status"] = "finished"
-        write_result(run_dir, result)
+        _record(run_dir, result)
     except BaseException as error:
         # Lightning turns Ctrl-C into SystemExit, and ignores further ones.
-        stopped = isinstance(error, KeyboardInterrupt | SystemExit)
+        stopped = isinstance(error, KeyboardInterrupt | SystemExit | ranks.Stopped)
         result["status"] = "interrupted" if stopped else "failed"
-        result["error"] = "interrupted from outside" if stopped else explain(error)
+        result["error"] = explain(error)
+        if stopped and not isinstance(error, ranks.Stopped):
+            result["error"] = "interrupted from outside"
         with suppress(OSError):  # a full disk must not hide what happened
-            write_result(run_dir, result)
+            _record(run_dir, result)
             if not stopped:
                 error_file.write_text(traceback.format_exc())
         if stopped:
@@ -317,6 +337,39 @@ def _run(
     finally:
         _finish_wandb(failed=result["status"] != "finished")
     return result
+
+
+def _record(run_dir: Path, result: dict[str, Any]) -> None:
+    if ranks.is_leader():
+        write_result(run_dir, result)
+
+
+def _train_in_ranks(
+    cfg: DictConfig, data: ImageDataModule, run_dir: Path, result: dict[str, Any]
+) -> None:
+    """`_train_and_test` in one process a device; fills `result` in with its record."""
+    data.setup()  # decoded once, read from the cache by all
+    if "hardware" not in result:  # measured here: they must agree
+        net = build_classifier(cfg, data.num_classes).net
+        precision = choose_precision(cfg, net, data.image_size)
+        result["hardware"] = {"precision": precision}
+        write_result(run_dir, result)
+    (run_dir / OTHER_RANKS).unlink(missing_ok=True)
+    try:
+        ranks.launch(
+            "resnet_se.train",
+            HydraConfig.get().overrides.task,
+            ranks.local_processes(cfg.trainer),
+        )
+    except UserError as error:
+        # The first rank may only have seen the others go.
+        if (run_dir / OTHER_RANKS).is_file():
+            lines = (run_dir / OTHER_RANKS).read_text().strip().splitlines()
+            raise UserError(f"{error}: {lines[-1]}") from None
+        found = read_result(run_dir) or {}
+        raise UserError(found.get("error", str(error))) from None
+    finally:
+        result |= read_result(run_dir) or {}
 
 
 def _check_directory(run_dir: Path, digest: str, key: str) -> None:
@@ -355,12 +408,14 @@ def _train_and_test(
     )
     trainer = build_trainer(cfg, precision)
     device = trainer.strategy.root_device
+    if cfg.trainer.get("sync_batchnorm") and device.type == "cpu":
+        ranks.sync_batchnorm(model.net)
     result |= {
         "hardware": hardware(device, precision),
         "data": data.describe(),
         "model": describe(model.net, data.image_size[0]),
     }
-    write_result(run_dir, result)
+    _record(run_dir, result)
     reset_peak_memory(device)
     _print_header(cfg, result, run_dir)
     compiled = compile_net(cfg, model, trainer, (data.batch_size, 3, *data.image_size))
@@ -387,6 +442,8 @@ def _train_and_test(
         result["history"] = {
             name: [_short(row.get(name)) for row in history.rows] for name in columns
         }
+    if not ranks.is_leader():
+        return
     save_predictions(run_dir / "predictions.npz", model.predictions)
     plots.save_run_plots(
         run_dir / "plots",
@@ -554,6 +611,8 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", ".*Checkpoint directory .* is not empty.*")
     # Metrics are logged by the epoch, so that a step waits for nothing.
     warnings.filterwarnings("ignore", ".*smaller than the logging interval.*")
+    # The classifier sums over the ranks itself.
+    warnings.filterwarnings("ignore", ".*sync_dist=True.*")
     # Lightning 2.6 with torch 2.15; nothing a user could act on.
     warnings.filterwarnings("ignore", ".*isinstance\\(treespec, LeafSpec\\).*")
 
@@ -561,6 +620,8 @@ def quiet() -> None:
 def main() -> None:
     """Console entry: `resnet-se train …`."""
     quiet()
+    ranks.share_cores()
+    console.quiet = not ranks.is_leader()
     run(recorded(train), "train")
 
 
