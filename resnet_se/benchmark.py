@@ -785,7 +785,8 @@ def print_table(result: dict[str, Any]) -> None:
     share = result["data_path"]["share_of_step"]
     lines = [
         f"{EPOCH:,} images: {result['epoch_seconds']:,.1f} s with {result['best']}",
-        f"the Trainer costs {result['trainer_cost']:+.1%} of the bare loop's step",
+        f"the Trainer costs {result['trainer_cost']:+.1%} of the bare loop's step "
+        f"({result['variants']['f']['of']} against f)",
         f"the batched data path is {share:.1%} of a step",
         f"a step: {step['flops'] / 1e9:,.1f} GFLOP, at most {step['bytes'] / 1e9:,.2f} "
         f"GB; {result['best']}: {peak['flops_per_second'] / 1e9:,.0f} GFLOP/s",

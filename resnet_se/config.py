@@ -58,6 +58,7 @@ NOT_HASHED = (
     "trainer.profiler",
     "trainer.compile",  # the same within rounding
     "callbacks.progress",
+    "callbacks.gradient_norm",
     "callbacks.history.path",
     "callbacks.checkpoint.dirpath",
 )

@@ -1,4 +1,5 @@
-"""What a multirun adds to a run: each job's outcome, the table at the end, `fail_fast`.
+"""What a multirun adds to a run: each job's outcome, the table at the end, `fail_fast`,
+and for several jobs at once on one machine each its own GPU.
 
 Every Hydra launcher runs the same job function, here or in other processes, so the jobs
 leave their outcomes as files in the sweep's directory; the table is read from there.
@@ -12,22 +13,82 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
 from resnet_se.config import CONF, explain
 from resnet_se.errors import nearest
-from resnet_se.results import Busy, atomic_file
+from resnet_se.results import Busy, atomic_file, exclusive, usable_cores
 
 STYLES = {"failed": "red", "not started": "yellow", "busy": "yellow"}
+
+# --- what a job may use of the machine: conf/launcher ------------
+
+
+def _visible_gpus() -> list[str]:
+    """`${visible_gpus:}`: this machine's GPUs as CUDA_VISIBLE_DEVICES names them."""
+    names = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if names is None:
+        return [str(i) for i in range(torch.cuda.device_count())]
+    return [name for name in names.split(",") if name]
+
+
+def _side_by_side(gpus: Sequence[str]) -> int:
+    """`${side_by_side:GPUS}`: a job for each GPU; without any, two on the cores."""
+    return len(gpus) or 2
+
+
+def _share(what: str, jobs: int) -> float:
+    """`${share:cores,N}`, `${share:gpus,N}`: what each of N jobs may use of them."""
+    if what == "cores":
+        return max(1, usable_cores() // jobs)
+    gpus = len(_visible_gpus())
+    return gpus // jobs if gpus >= jobs else gpus / jobs
+
+
+# Cached: a worker asks what the machine had, not what it was left with.
+for _name, _resolver, _cached in (
+    ("visible_gpus", _visible_gpus, True),
+    ("side_by_side", _side_by_side, False),
+    ("share", _share, True),
+):
+    OmegaConf.register_new_resolver(_name, _resolver, replace=True, use_cache=_cached)
+
+_locks_held: list[Any] = []
+
+
+def take_gpus(gpus: Sequence[str], jobs: int, folder: Path) -> None:
+    """Gives this process one of `jobs` shares of `gpus`: CUDA_VISIBLE_DEVICES.
+
+    With fewer GPUs than jobs, several jobs share one.  A launcher gives a process many
+    jobs and CUDA reads the variable once, so the share is the process's: a lock in
+    `folder`, freed when the process ends, even by `kill -9`.  Waits for a free one.
+    """
+    each = max(1, len(gpus) // jobs)
+    while gpus and not _locks_held:
+        for share in range(jobs):
+            lock = exclusive(folder / f".gpu-share-{share}")
+            try:
+                lock.__enter__()
+            except Busy:
+                continue
+            _locks_held.append(lock)
+            mine = (gpus[(share * each + i) % len(gpus)] for i in range(each))
+            os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, mine))
+            return
+        time.sleep(1)
+
+
+# --- the jobs' outcomes ------------------------------------------
 
 
 class Outcome(NamedTuple):
@@ -52,6 +113,7 @@ def recorded(task: Callable[[DictConfig], Outcome]) -> Callable[[DictConfig], No
         ):
             _write(folder, record | {"kind": "not started"})
             return
+        take_gpus(cfg.launcher.gpus, cfg.launcher.jobs, folder.parent)
         started = time.perf_counter()
         try:
             outcome = task(cfg)
@@ -72,6 +134,8 @@ def recorded(task: Callable[[DictConfig], Outcome]) -> Callable[[DictConfig], No
             "seconds": round(time.perf_counter() - started, 1),
             "acc": test["acc"],
             "acc_tta": test["acc_tta"],
+            "val_acc": outcome.result["val"]["acc"],
+            "val_loss": outcome.result["val"]["loss"],
         }
         _write(folder, record)
 
@@ -101,20 +165,13 @@ class SweepTable(Callback):
                 file=sys.stderr,
             )
             sys.exit(2)
-        table = Table(title=f"sweep of {len(found)} jobs")
-        for name in ("job", "outcome", "test", "TTA", "min", "run or error"):
-            right = name in ("job", "test", "TTA", "min")
-            table.add_column(
-                name, justify="right" if right else "left", overflow="fold"
-            )
-        for record in found:
-            table.add_row(*_row(record), style=STYLES.get(record["kind"]))
-        console = Console()
-        console.print(table)
-        counts = Counter(record["kind"] for record in found)
-        console.print(", ".join(f"{n} {kind}" for kind, n in counts.items()))
-        if counts["failed"]:
+        self.show(found, config)
+        if any(record["kind"] == "failed" for record in found):
             sys.exit(1)
+
+    def show(self, found: list[dict[str, Any]], config: DictConfig) -> None:
+        """Prints the outcomes of a sweep."""
+        print_outcomes(found, {"test": "acc", "TTA": "acc_tta"})
 
 
 def experiments() -> list[str]:
@@ -122,7 +179,23 @@ def experiments() -> list[str]:
     return [path.stem for path in (CONF / "experiment").glob("*.yaml")]
 
 
-def _row(record: dict[str, Any]) -> tuple[str, ...]:
+def print_outcomes(found: list[dict[str, Any]], accuracies: dict[str, str]) -> None:
+    """A table of outcomes; `accuracies`: heading → field of the record."""
+    table = Table(title=f"sweep of {len(found)} jobs")
+    headings = ("job", "outcome", *accuracies, "min", "run or error")
+    for name in headings:
+        left = name in ("outcome", "run or error")
+        table.add_column(name, justify="left" if left else "right", overflow="fold")
+    for record in found:
+        row = _row(record, accuracies.values())
+        table.add_row(*row, style=STYLES.get(record["kind"]))
+    console = Console()
+    console.print(table)
+    counts = Counter(record["kind"] for record in found)
+    console.print(", ".join(f"{n} {kind}" for kind, n in counts.items()))
+
+
+def _row(record: dict[str, Any], accuracies: Iterable[str]) -> tuple[str, ...]:
     def percent(key: str) -> str:
         return "–" if record.get(key) is None else f"{record[key]:.2%}"
 
@@ -133,8 +206,7 @@ def _row(record: dict[str, Any]) -> tuple[str, ...]:
     return (
         str(record["job"]),
         record["kind"],
-        percent("acc"),
-        percent("acc_tta"),
+        *map(percent, accuracies),
         "–" if seconds is None else f"{seconds / 60:.1f}",
         what.strip(),
     )

@@ -12,7 +12,6 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import sys
 import time
 import traceback
 import warnings
@@ -25,12 +24,13 @@ import lightning as L
 import numpy as np
 import torch
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 from rich.console import Console
 from rich.table import Table
 
-from resnet_se import plots, ranks
+from resnet_se import dashboard, plots, ranks
 from resnet_se.callbacks import History
 from resnet_se.classifier import METRICS, Classifier
 from resnet_se.config import (
@@ -335,7 +335,7 @@ def _run(
             raise KeyboardInterrupt from None
         raise
     finally:
-        _finish_wandb(failed=result["status"] != "finished")
+        dashboard.finish(result["status"])
     return result
 
 
@@ -355,6 +355,10 @@ def _train_in_ranks(
         result["hardware"] = {"precision": precision}
         write_result(run_dir, result)
     (run_dir / OTHER_RANKS).unlink(missing_ok=True)
+    # They are no jobs of a multirun any more; wandb is to group them all the same.
+    group = Path(HydraConfig.get().runtime.output_dir).parent.name
+    if HydraConfig.get().mode == RunMode.MULTIRUN:
+        os.environ.setdefault("WANDB_RUN_GROUP", group)
     try:
         ranks.launch(
             "resnet_se.train",
@@ -420,6 +424,8 @@ def _train_and_test(
     _print_header(cfg, result, run_dir)
     compiled = compile_net(cfg, model, trainer, (data.batch_size, 3, *data.image_size))
 
+    for logger in trainer.loggers:
+        logger.log_hyperparams(OmegaConf.to_container(cfg, resolve=True))
     trainer.fit(model, datamodule=data, ckpt_path=ckpt, weights_only=True)
     history = next((c for c in trainer.callbacks if isinstance(c, History)), None)
     result["train"] = {
@@ -445,14 +451,15 @@ def _train_and_test(
     if not ranks.is_leader():
         return
     save_predictions(run_dir / "predictions.npz", model.predictions)
-    plots.save_run_plots(
-        run_dir / "plots",
-        history=history.rows if history else [],
-        images=data.test_part[0],
-        labels=model.predictions["labels"],
-        logits=model.predictions["logits"],
-        classes=data.images.classes,
-    )
+    tested = {
+        "images": data.test_part[0],
+        "labels": model.predictions["labels"],
+        "logits": model.predictions["logits"],
+        "classes": data.images.classes,
+    }
+    rows = history.rows if history else []
+    plots.save_run_plots(run_dir / "plots", history=rows, **tested)
+    dashboard.log_test(trainer, run_dir / "plots", **tested, best=best)
 
 
 def evaluate_classifier(
@@ -532,12 +539,6 @@ def check_checkpoint(checkpoint: dict[str, Any], path: Path, model: Classifier) 
                 f"{path}: a checkpoint of another architecture: {name} expected "
                 f"{a or 'nowhere'}, got {b or 'nothing'}"
             )
-
-
-def _finish_wandb(failed: bool) -> None:
-    # Without this the jobs of a multirun merge into one wandb run.
-    if wandb := sys.modules.get("wandb"):
-        wandb.finish(exit_code=int(failed))
 
 
 # --- what a person sees ------------------------------------------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-import time
+import signal
 from pathlib import Path
 
 import pytest
@@ -14,6 +14,7 @@ from torch import nn
 import resnet_se.benchmark as module
 from resnet_se.benchmark import Stopwatch, Traffic, find_card, resident_mb, summary
 from resnet_se.errors import UserError
+from resnet_se.results import usable_cores
 from tests.conftest import TINY
 
 OVERRIDES = (
@@ -27,14 +28,16 @@ OVERRIDES = (
 FLOAT = 4  # bytes
 
 
-@pytest.fixture
-def no_compiler(monkeypatch):
-    """Skips `e`: compiling takes longer than all the rest, and has its own tests."""
+@pytest.fixture(params=["works"])
+def compiler(request, monkeypatch):
+    """In torch's place, which takes longer than all the rest and has its own tests."""
     real = module.compile_net
 
     def compile_net(cfg, *rest):
         if cfg.trainer.compile == "off":
             return real(cfg, *rest)
+        if request.param == "works":
+            return 12.5  # seconds
         raise UserError("trainer.compile: no compiler here")
 
     monkeypatch.setattr(module, "compile_net", compile_net)
@@ -108,17 +111,17 @@ def test_cards_by_name():
     assert find_card("AMD EPYC") is None
 
 
-def test_a_stopwatch_leaves_the_warm_up_out():
-    seen = []
+def test_a_stopwatch_leaves_the_warm_up_out(monkeypatch):
+    clock = 0.0
 
-    def step(i):
-        seen.append(i)
-        if i < 2:
-            time.sleep(0.2)
+    def step(seconds):
+        nonlocal clock
+        clock += seconds
 
-    watch = Stopwatch(torch.device("cpu"), warmup=2, steps=3).time(iter(range(9)), step)
-    assert seen == [0, 1, 2, 3, 4]
-    assert 0 < watch.seconds < 0.2
+    monkeypatch.setattr(module, "now", lambda device: clock)
+    watch = Stopwatch(torch.device("cpu"), warmup=2, steps=3)
+    assert watch.time([50, 40, 1, 2, 4, 30], step).seconds == 1 + 2 + 4
+    assert clock == 97  # it takes no more batches than it needs
 
 
 def test_summary_keeps_every_sample():
@@ -141,7 +144,7 @@ def test_resident_memory_counts_children():
 # --- the command -------------------------------------------------
 
 
-def test_smoke_writes_every_field(command, capsys, no_compiler):
+def test_smoke_writes_every_field(command, capsys, compiler):
     assert command("benchmark", *OVERRIDES) == 0
     text = capsys.readouterr().out
     result = written()
@@ -149,7 +152,7 @@ def test_smoke_writes_every_field(command, capsys, no_compiler):
     assert result["settings"]["size"] == "smoke"
     assert not any("figures" in o for o in result["settings"]["overrides"])
     assert sorted(result["variants"]) == list("abcdef")
-    assert result["variants"].pop("e")["skipped"] == "trainer.compile: no compiler here"
+    assert result["variants"]["e"]["compile_seconds"] == 12.5
 
     figures = {**result["variants"]}
     figures |= {name: result["data_path"][name] for name in ("torchvision", "batched")}
@@ -170,7 +173,7 @@ def test_smoke_writes_every_field(command, capsys, no_compiler):
         assert found["peak_memory_mb"] > 0
 
     best, base = result["best"], result["variants"]["f"]["of"]
-    assert {best, base} <= set("bcd")
+    assert {best, base} <= set("bcde")
     bare, trainer = (result["variants"][k]["seconds_per_step"] for k in ("f", base))
     assert result["trainer_cost"] == pytest.approx(trainer / bare - 1)
     step, share = result["step"], result["share_of_peak"]
@@ -181,28 +184,50 @@ def test_smoke_writes_every_field(command, capsys, no_compiler):
     assert step["bytes"] > 32 * 3 * 32 * 32 * FLOAT
     assert result["peak_memory"]["process_mb"] > 0
     assert {"git", "versions", "hardware", "data", "model", "date"} <= set(result)
-    assert "a procedure, seed 0" in text  # synthetic images are called so
+    assert "synthetic images" in text
     for found in figures.values():
         assert f"{found['images_per_second']:,.0f}" in text
 
 
-def test_ctrl_c_keeps_what_was_measured(command, no_compiler, monkeypatch):
-    chunk = module.BareLoop.chunk
-    calls = []
+@pytest.mark.parametrize("compiler", ["is missing"], indirect=True)
+def test_ctrl_c_keeps_what_was_measured(command, compiler, monkeypatch):
+    class Interrupted(module.Laps):
+        made = 0
 
-    def interrupted(self, *steps):
-        calls.append(steps)
-        if len(calls) == 3:  # the pilot, the first round, the second
-            raise KeyboardInterrupt
-        return chunk(self, *steps)
+        def __init__(self, watch):
+            super().__init__(watch)
+            Interrupted.made += 1
 
-    monkeypatch.setattr(module.BareLoop, "chunk", interrupted)
+        def on_train_batch_end(self, *arguments):
+            if self.made == 7:  # b to d in the pilot and the first round, b again
+                raise KeyboardInterrupt
+            super().on_train_batch_end(*arguments)
+
+    monkeypatch.setattr(module, "Laps", Interrupted)
     assert command("benchmark", *OVERRIDES) == 130
     result = written()
     assert not result["complete"]
     assert result["error"] == "interrupted"
-    assert [len(result["variants"][k]["samples"]) for k in "abcdf"] == [2, 2, 2, 2, 1]
+    assert [len(result["variants"][k]["samples"]) for k in "abcdf"] == [2, 1, 1, 1, 1]
+    assert result["variants"]["e"]["skipped"] == "trainer.compile: no compiler here"
     assert not result["inference"]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(usable_cores() < 2, reason="two processes on the CPU")
+def test_two_devices_where_nothing_can_be_compiled(command, monkeypatch, tmp_path):
+    monkeypatch.setenv("CXX", "nowhere")
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
+    assert command("benchmark", *OVERRIDES, "devices=2", "batch_size=16") == 0
+    result = written()
+    assert result["complete"]
+    assert result["settings"]["devices"] == 2
+    assert "compiler does not work" in result["variants"]["e"]["skipped"]
+    bare = result["variants"]["f"]
+    images = 2 * 16  # a step's, of both
+    assert bare["seconds_per_step"] == pytest.approx(images / bare["images_per_second"])
+    assert result["step"]["flops"] == 6 * 16 * result["model"]["macs"]  # of one
 
 
 MISTAKES = {

@@ -321,7 +321,9 @@ def test_a_server_that_dies_in_the_middle_stops_nothing(
     ]
     assert upsert["variables"]["name"] == (run_dir / "wandb/id").read_text()
     assert upsert["variables"]["groupName"] == "quickstart"
+    assert history(found)["plots/curves/_type"] == ["image-file"]
     shown = capsys.readouterr()
+    assert "tables or model not logged" in shown.err
     assert KEY not in shown.out + shown.err
     assert KEY.encode() not in all_bytes(tmp_path)
 

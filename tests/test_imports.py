@@ -13,7 +13,7 @@ LAYERS = {
     # Lightning
     1: "ranks datamodule classifier callbacks dashboard",
     # what a person runs, and what those share
-    2: "config sweep train evaluate predict export benchmark models plan "
+    2: "config sweep optuna_search train evaluate predict export benchmark models plan "
     "comparison report_figures report",
     # the console script
     3: "__main__",

@@ -344,15 +344,3 @@ def test_real_images_are_learnt(command, run_dirs):
     _, result = only(run_dirs())
     assert result["data"]["name"] == "cifar10"
     assert result["test"]["acc"] > 0.25  # chance is 0.1
-
-
-def test_wandb_offline_gets_one_closed_run_a_job(train, run_dirs, monkeypatch):
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.setenv("WANDB_SILENT", "true")
-    assert train("-m", "logger=wandb", "trainer.max_epochs=1", "seed=0,1") == 0
-    for run_dir in run_dirs():
-        (run,) = run_dir.glob("wandb/offline-run-*")
-        assert list(run.glob("*.wandb"))
-    import wandb
-
-    assert wandb.run is None  # nothing is left open for the next job to write into

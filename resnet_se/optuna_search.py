@@ -1,0 +1,257 @@
+"""A search over hyperparameters: Optuna proposes, any Hydra launcher trains.
+
+    python -m resnet_se.train hparams_search=optuna launcher=joblib
+
+hydra-optuna-sweeper needs an Optuna below 3, so this is a Hydra sweeper over today's:
+tree-structured Parzen estimator (Bergstra et al. 2011) by ask and tell.
+
+A search lies in `<runs_dir>/searches/<experiment>-seed<k>-<hash of what it searches>`:
+`study.log` (Optuna's journal: trials, values, failures), each trial's `outcome.json`,
+`optimization_results.yaml`.  The same command goes on from there: trials that were
+running are run again, and training is idempotent.  Trial k draws from a generator of
+its own, (seed + k): an interrupted search proposes what an uninterrupted one would.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.core.plugins import Plugins
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf, read_write
+
+from resnet_se.config import config_hash
+from resnet_se.errors import UserError, nearest
+from resnet_se.results import atomic_file, exclusive
+from resnet_se.sweep import SweepTable, outcomes, print_outcomes
+
+if TYPE_CHECKING:
+    import optuna
+    from optuna.distributions import BaseDistribution
+
+METRICS = {"val/acc": "maximize", "val/loss": "minimize"}
+RESULTS = "optimization_results.yaml"  # as Hydra's own sweepers call it
+
+
+class OptunaSearch(Sweeper):
+    """Hydra's sweeper of `hparams_search=optuna`.
+
+    Args:
+        n_trials: in all, failed ones and those of earlier starts included.
+        metric: a key of `METRICS`.
+        max_batch_size: trials launched at once.
+        params: {override: sweep in Hydra's grammar}; the command line beats it.
+
+    Raises:
+        UserError: a setting is wrong.
+    """
+
+    def __init__(
+        self,
+        n_trials: int,
+        metric: str,
+        max_batch_size: int,
+        params: Mapping[str, str],
+    ) -> None:
+        if metric not in METRICS:
+            hint = nearest(metric, METRICS)
+            raise UserError(f"metric: got {metric!r}; {hint}")
+        for name, value in (("n_trials", n_trials), ("max_batch_size", max_batch_size)):
+            if not isinstance(value, int) or value < 1:
+                raise UserError(f"{name}: expected an integer >= 1, got {value!r}")
+        self.n_trials = n_trials
+        self.metric = metric
+        self.max_batch_size = max_batch_size
+        self.params = params
+
+    def setup(
+        self,
+        *,
+        hydra_context: HydraContext,
+        task_function: TaskFunction,
+        config: DictConfig,
+    ) -> None:
+        """Reads the space, names the search's directory, and makes the launcher.
+
+        Raises:
+            UserError: Optuna is missing, or there is nothing to search.
+        """
+        self.hydra_context, self.config = hydra_context, config
+        typed = [f"{key}={value}" for key, value in self.params.items()]
+        typed += OmegaConf.to_container(config.hydra.overrides.task)  # ${…} as it is
+        parsed = OverridesParser.create(hydra_context.config_loader).parse_overrides(
+            typed
+        )
+        last = {o.get_key_element(): o for o in parsed}  # the command line's
+        last.pop("hparams_search", None)  # a job, or its ranks, must not search again
+        searched = {k: o for k, o in last.items() if o.is_sweep_override()}
+        if not searched:
+            raise UserError("hydra.sweeper.params: nothing to search")
+        self.space = {key: _distribution(o) for key, o in searched.items()}
+        self.fixed = [o.input_line for k, o in last.items() if k not in searched]
+        self.folder = Path(config.runs_dir) / "searches" / self._name(searched)
+        # The launcher reads the configuration; the jobs compose theirs anew.
+        typed_to_hydra = OmegaConf.to_container(config.hydra.overrides.hydra)
+        with read_write(config.hydra):
+            config.hydra.sweep.dir = str(self.folder)
+            config.hydra.overrides.hydra = [
+                o for o in typed_to_hydra if not o.startswith("hydra.sweeper.")
+            ] + [f"hydra.sweep.dir='{self.folder}'"]
+        self.launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
+
+    def _name(self, searched: Mapping[str, Override]) -> str:
+        """`<experiment>-seed<k>-<hash>`; the hash: fixed settings, space, metric."""
+        cfg = OmegaConf.create(OmegaConf.to_container(self.config))
+        del cfg["hydra"]
+        space = {key: override.input_line for key, override in searched.items()}
+        what = json.dumps([config_hash(cfg, ""), space, self.metric], sort_keys=True)
+        experiment = self.config.hydra.runtime.choices.get("experiment") or "custom"
+        digest = hashlib.sha256(what.encode()).hexdigest()[:8]
+        return f"{experiment}-seed{cfg.seed}-{digest}"
+
+    def sweep(self, arguments: Sequence[str]) -> None:
+        """Trains until there are `n_trials`; `setup` has read the arguments.
+
+        Raises:
+            Busy: another process is at this search.
+        """
+        with exclusive(self.folder):
+            study = open_study(self.folder, METRICS[self.metric])
+            for batch in self._batches(study):
+                self._run(study, batch)
+                self._write_results(study)
+
+    def _batches(self, study: optuna.Study) -> Iterator[dict[int, dict[str, Any]]]:
+        """Trials by number, contiguous: those left running, then new ones."""
+        optuna = import_optuna()
+        left = {}
+        for trial in study.get_trials(states=[optuna.trial.TrialState.RUNNING]):
+            if trial.params.keys() == self.space.keys():
+                left[trial.number] = trial.params
+            else:  # killed while it was asked for
+                study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
+        for _, run in groupby(enumerate(left), lambda pair: pair[1] - pair[0]):
+            yield {number: left[number] for _, number in run}
+        while (started := len(study.trials)) < self.n_trials:
+            batch = {}
+            for number in range(started, self.n_trials)[: self.max_batch_size]:
+                study.sampler = optuna.samplers.TPESampler(
+                    seed=self.config.seed + number
+                )
+                batch[number] = study.ask(self.space).params
+            yield batch
+
+    def _run(self, study: optuna.Study, batch: dict[int, dict[str, Any]]) -> None:
+        """Trains a batch and tells its values; if the launcher dies, none."""
+        jobs = [self.fixed + _as_overrides(params) for params in batch.values()]
+        self.validate_batch_is_legal(jobs)
+        self.launcher.launch(jobs, initial_job_idx=min(batch))
+        for record in outcomes(self.folder):
+            number = record["job"]
+            if number not in batch or record["kind"] in ("busy", "not started"):
+                continue  # told before, or to be run by the next start
+            value = record.get(self.metric.replace("/", "_"))
+            state = import_optuna().trial.TrialState.FAIL if value is None else None
+            study.tell(number, value, state)
+
+    def _write_results(self, study: optuna.Study) -> None:
+        """`optimization_results.yaml`: the best trial and its command."""
+        complete = [t for t in study.trials if t.value is not None]
+        if not complete:
+            return
+        best = study.best_trial
+        found = _as_overrides(best.params)
+        train = [o for o in self.fixed if not o.startswith("launcher")]
+        results = {
+            "name": "optuna",
+            "best_params": {
+                key: yaml.safe_load(value)
+                for key, value in (override.split("=", 1) for override in found)
+            },
+            "best_value": best.value,
+            "metric": self.metric,
+            "best_trial": best.number,
+            "trials": len(study.trials),
+            "command": shlex.join(["python", "-m", "resnet_se.train", *train, *found]),
+        }
+        with atomic_file(self.folder / RESULTS) as file:
+            file.write(yaml.safe_dump(results, sort_keys=False, width=1000).encode())
+
+
+class SearchTable(SweepTable):
+    """The table of a search, with validation figures alone, and its best trial."""
+
+    def show(self, found: list[dict[str, Any]], config: DictConfig) -> None:
+        """Prints them; the command last, to be copied."""
+        print_outcomes(found, {"val": "val_acc"})
+        path = Path(config.hydra.sweep.dir) / RESULTS
+        if path.is_file():
+            best = yaml.safe_load(path.read_text())
+            print(
+                f"best of {best['trials']}: trial {best['best_trial']}, "
+                f"{best['metric']} {best['best_value']:.6g}\n{best['command']}"
+            )
+
+
+def import_optuna() -> Any:
+    """Optuna, which is an extra, without its line for every trial."""
+    try:
+        import optuna
+    except ImportError:
+        raise UserError(
+            "hparams_search=optuna: not installed; uv sync --extra optuna"
+        ) from None
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    return optuna
+
+
+def open_study(folder: Path, direction: str) -> optuna.Study:
+    """The study in `folder`, new or as it was left; one process at a time."""
+    storages = import_optuna().storages
+    backend = storages.journal.JournalFileBackend(str(folder / "study.log"))
+    return import_optuna().create_study(
+        storage=storages.JournalStorage(backend),
+        study_name=folder.name,
+        direction=direction,
+        load_if_exists=True,
+    )
+
+
+def _distribution(override: Override) -> BaseDistribution:
+    """A sweep of Hydra's grammar as Optuna's distribution; choices as text."""
+    distributions = import_optuna().distributions
+    if override.is_discrete_sweep():
+        choices = list(override.sweep_string_iterator())
+        return distributions.CategoricalDistribution(choices)
+    sweep = override.value()
+    low, high, log = sweep.start, sweep.end, "log" in sweep.tags
+    try:
+        if isinstance(low, int) and isinstance(high, int):
+            return distributions.IntDistribution(low, high, log=log)
+        return distributions.FloatDistribution(low, high, log=log)
+    except ValueError as error:
+        raise UserError(f"{override.input_line}: {error}") from None
+
+
+def _as_overrides(params: Mapping[str, Any]) -> list[str]:
+    """Six digits of a float are enough, and can be typed."""
+    return [
+        f"{key}={value:.6g}" if isinstance(value, float) else f"{key}={value}"
+        for key, value in params.items()
+    ]
+
+
+# Hydra takes a plugin by no other package's name.
+Plugins.instance().class_name_to_class["hydra_plugins.OptunaSearch"] = OptunaSearch

@@ -1,0 +1,373 @@
+"""Many jobs at once: Hydra's launchers, the GPUs of a machine, the search with Optuna.
+
+Real GPUs and a real SLURM are not needed: what a job sees of the former is an
+environment variable, and of the latter a few commands, which a test replaces.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import lightning as L
+import pytest
+import yaml
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.core.plugins import Plugins
+
+from resnet_se import sweep
+from resnet_se.config import CONF
+from tests.conftest import TINY
+
+ROOT = Path(__file__).parent.parent
+LAUNCHERS = ("joblib", "submitit_local", "submitit_slurm", "ray")
+
+
+class Note(L.Callback):
+    """Leaves the process's id and its GPUs in a file, where training starts."""
+
+    def on_fit_start(self, trainer, pl_module):
+        with (Path(trainer.default_root_dir) / "note.txt").open("a") as file:
+            print(os.getpid(), os.environ.get("CUDA_VISIBLE_DEVICES"), file=file)
+
+
+NOTE = "+callbacks.note._target_=tests.test_launchers.Note"
+
+
+def extra(launcher: str) -> None:
+    """Skips a test whose launcher is not installed."""
+    name = launcher.partition("_")[0]
+    pytest.importorskip(f"hydra_plugins.hydra_{name}_launcher", reason=f"extra {name}")
+
+
+def start(tmp_path: Path, *overrides: str, **environment: str) -> subprocess.Popen:
+    """`train` with the tiny configuration in a process of its own."""
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    flags = [o for o in overrides if o.startswith("-")]  # argparse wants them first
+    rest = [o for o in overrides if not o.startswith("-")]
+    return subprocess.Popen(
+        [sys.executable, "-m", "resnet_se.train", *flags, *TINY, NOTE, *rest],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": path} | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def wait_for(process: subprocess.Popen, folder: Path, pattern: str) -> Path:
+    while not (found := sorted(folder.glob(pattern))):
+        time.sleep(0.05)
+        assert process.poll() is None, process.communicate()[0]
+    return found[0]
+
+
+def outcomes(folder: Path) -> list[dict]:
+    """Of the newest sweep under `folder`, in order."""
+    newest = max((folder / "runs/sweeps").iterdir(), key=lambda p: p.stat().st_mtime_ns)
+    return sweep.outcomes(newest)
+
+
+def notes(run_dirs) -> list[list[str]]:
+    """(process, GPUs) of every start of training."""
+    files = [folder / "note.txt" for folder in run_dirs()]
+    lines = [line for f in files if f.exists() for line in f.read_text().splitlines()]
+    return [line.split() for line in lines]
+
+
+# --- configuration -----------------------------------------------
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_a_missing_extra_names_its_command(train, capsys, monkeypatch, launcher):
+    Plugins.instance()  # they register their configurations
+    known = ConfigStore.instance().repo["hydra"]["launcher"]
+    monkeypatch.delitem(known, f"{launcher}.yaml", raising=False)
+    assert train("-m", f"launcher={launcher}") == 2
+    name = launcher.partition("_")[0]
+    assert f"not installed; uv sync --extra {name}" in capsys.readouterr().err
+
+
+def test_a_missing_optuna_names_its_command(train, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    assert train("hparams_search=optuna") == 2
+    assert "not installed; uv sync --extra optuna" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("gpus", "jobs", "cores", "shares"),
+    [
+        ("", 2, 8, (4, 0)),
+        ("3,5", 2, 8, (4, 1)),
+        ("3,5", 4, 8, (2, 0.5)),
+        ("0,1,2,3", 2, 3, (1, 2)),
+    ],
+)
+def test_ray_gives_a_job_its_share(monkeypatch, gpus, jobs, cores, shares):
+    extra("ray")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", gpus)
+    monkeypatch.setattr(sweep, "usable_cores", lambda: cores)
+    overrides = ["launcher=ray", f"launcher.jobs={jobs}"]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("train", overrides, return_hydra_config=True)
+    remote = cfg.hydra.launcher.ray.remote
+    assert (remote.num_cpus, remote.num_gpus) == shares
+
+
+# --- GPUs --------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("gpus", "jobs", "shares"),
+    [
+        (["0", "1"], 2, ["0", "1"]),
+        (["4", "7"], 4, ["4", "7", "4", "7"]),
+        ([0, 1, 2, 3], 2, ["0,1", "2,3"]),
+        (["GPU-a"], 1, ["GPU-a"]),
+    ],
+)
+def test_processes_share_the_gpus_evenly(tmp_path, monkeypatch, gpus, jobs, shares):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    processes = []
+    for share in shares:  # a lock excludes another of the same process as well
+        monkeypatch.setattr(sweep, "_locks_held", processes.append([]) or processes[-1])
+        for _ in range(2):  # a worker's second job keeps what the first one took
+            sweep.take_gpus(gpus, jobs, tmp_path)
+            assert os.environ["CUDA_VISIBLE_DEVICES"] == share
+    processes[-1].clear()  # it ends
+    monkeypatch.setattr(sweep, "_locks_held", [])
+    sweep.take_gpus(gpus, jobs, tmp_path)
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == shares[-1]
+
+
+def test_without_gpus_nothing_is_set(tmp_path, monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    sweep.take_gpus([], 2, tmp_path)
+    assert "CUDA_VISIBLE_DEVICES" not in os.environ
+    assert not list(tmp_path.iterdir())
+
+
+# --- launchers ---------------------------------------------------
+
+
+def test_joblib_goes_on_after_a_worker_was_killed(tmp_path, run_dirs):
+    extra("joblib")
+    line = ("-m", "launcher=joblib", "launcher.gpus=[4,7]", "trainer.max_epochs=15")
+    jobs = ("optimizer.lr=0.1,-1,0.2",)
+    first = start(tmp_path, *line, *jobs)
+    checkpoint = wait_for(first, tmp_path, "runs/*/*/checkpoints/last.ckpt")
+    killed = checkpoint.parent.parent
+    os.kill(int((killed / "note.txt").read_text().split()[0]), signal.SIGKILL)
+    printed = first.communicate(timeout=600)[0]
+    assert first.returncode == 1
+    assert "the same command goes on from here" in printed
+    assert run_dirs()[killed]["status"] == "running"
+
+    again = start(tmp_path, *line, *jobs)
+    printed = again.communicate(timeout=600)[0]
+    assert again.returncode == 1, printed
+    kinds = {o["run_dir"]: o["kind"] for o in outcomes(tmp_path)}
+    assert kinds[str(killed)] == "resumed"
+    assert [o["kind"] for o in outcomes(tmp_path)][1] == "failed"
+    assert "1 failed" in printed
+    finished = [r for r in run_dirs().values() if r["status"] == "finished"]
+    assert [r["train"]["epochs"] for r in finished] == [15, 15]
+    # A worker has one GPU for good, and no two at once the same.
+    assert {gpu for _, gpu in notes(run_dirs)} == {"4", "7"}
+    workers = {tuple(note) for note in notes(run_dirs)}
+    assert len(workers) == len({process for process, _ in workers})
+
+
+def test_submitit_gives_every_job_a_process(tmp_path, run_dirs):
+    extra("submitit_local")
+    line = ("-m", "launcher=submitit_local", "launcher.gpus=[4,7]", "seed=0,1")
+    process = start(tmp_path, *line, "trainer.max_epochs=1")
+    printed = process.communicate(timeout=600)[0]
+    assert process.returncode == 0, printed
+    assert [o["kind"] for o in outcomes(tmp_path)] == ["done", "done"]
+    (a, _), (b, _) = notes(run_dirs)
+    assert a != b
+    assert {gpu for _, gpu in notes(run_dirs)} <= {"4", "7"}
+    logs = list(tmp_path.glob("runs/sweeps/*/.submitit/*/*_log.out"))
+    assert any("quickstart, seed 1" in log.read_text() for log in logs)
+
+
+# The commands of SLURM that submitit calls.  A requeued job's script runs once more.
+FAKE_SLURM = {
+    "sbatch": """
+        cp "$1" "$FAKE/script"
+        export SLURM_JOB_ID=7 SLURM_NTASKS=1 SLURM_JOB_NUM_NODES=1
+        export SLURM_NODEID=0 SLURM_PROCID=0 SLURM_LOCALID=0
+        (bash "$FAKE/script"; [ -e "$FAKE/requeued" ] && bash "$FAKE/script") \
+            > /dev/null 2>&1 &
+        echo Submitted batch job 7""",
+    "srun": """
+        while [[ "$1" == --* ]]; do
+            [[ "$1" == --output || "$1" == --error ]] && shift
+            shift
+        done
+        exec "$@" """,
+    "scontrol": 'echo "$@" >> "$FAKE/requeued"',
+    "sacct": "echo 'JobID|State|NodeList'; echo '7|RUNNING|here'",
+}
+
+
+def test_slurm_requeues_a_job_at_its_time_limit(tmp_path, run_dirs):
+    extra("submitit_slurm")
+    for name, text in FAKE_SLURM.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    environment = {
+        "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}",
+        "FAKE": str(tmp_path),
+    }
+    line = ("-m", "launcher=submitit_slurm", "hydra.launcher.partition=gpu")
+    job = ("trainer.max_epochs=15", "hydra.launcher.timeout_min=600")
+    process = start(tmp_path, *line, *job, **environment)
+    checkpoint = wait_for(process, tmp_path, "runs/*/*/checkpoints/last.ckpt")
+    note = checkpoint.parent.parent / "note.txt"
+    os.kill(int(note.read_text().split()[0]), signal.SIGUSR2)
+    printed = process.communicate(timeout=600)[0]
+    assert process.returncode == 0, printed
+    assert (tmp_path / "requeued").read_text().split() == ["requeue", "7"]
+    assert [o["kind"] for o in outcomes(tmp_path)] == ["resumed"]
+    assert len(notes(run_dirs)) == 2
+    (result,) = run_dirs().values()
+    assert (result["status"], result["train"]["epochs"]) == ("finished", 15)
+    script = (tmp_path / "script").read_text()
+    for option in (
+        "--partition=gpu",
+        "--gpus-per-node=1",
+        "--cpus-per-task=4",
+        "--time=600",
+        "--signal=USR2@300",
+        "--open-mode=append",
+    ):
+        assert f"#SBATCH {option}\n" in script
+
+
+@pytest.mark.slow
+def test_ray_runs_two_workers(tmp_path, run_dirs):
+    extra("ray")
+    line = ("-m", "launcher=ray", "launcher.jobs=2", "seed=0,1")
+    ray = (
+        "+hydra.launcher.ray.init.num_cpus=2",
+        "hydra.launcher.ray.remote.num_cpus=1",
+    )
+    process = start(tmp_path, *line, *ray, "trainer.max_epochs=1")
+    printed = process.communicate(timeout=600)[0]
+    assert process.returncode == 0, printed
+    assert [o["kind"] for o in outcomes(tmp_path)] == ["done", "done"]
+    assert len({process for process, _ in notes(run_dirs)}) == 2
+
+
+# --- the search --------------------------------------------------
+
+SEARCH = (
+    "hparams_search=optuna",
+    "trainer.max_epochs=4",
+    "model.reduction=choice(2,4,8)",
+    "hydra.sweeper.n_trials=3",
+)
+
+
+@pytest.fixture
+def study(tmp_path):
+    """The trials of the one search under a runs directory, and its results file."""
+    pytest.importorskip("optuna", reason="extra optuna")
+    from resnet_se.optuna_search import open_study
+
+    def find(runs: str = "runs"):
+        (folder,) = (tmp_path / runs / "searches").iterdir()
+        results = folder / "optimization_results.yaml"
+        found = yaml.safe_load(results.read_text()) if results.exists() else None
+        return open_study(folder, "maximize").trials, found, folder
+
+    return find
+
+
+def test_a_killed_search_goes_on_as_if_it_had_not_been(
+    train, command, tmp_path, run_dirs, study, capsys
+):
+    process = start(tmp_path, *SEARCH)
+    seen = set()
+    while len(seen) < 2:  # the second trial has a checkpoint
+        seen |= set(tmp_path.glob("runs/*/*/checkpoints/last.ckpt"))
+        time.sleep(0.05)
+        assert process.poll() is None, process.communicate()[0]
+    process.kill()
+    process.communicate()
+    states = [trial.state.name for trial in study()[0]]
+    assert states == ["COMPLETE", "RUNNING"]
+
+    assert train(NOTE, *SEARCH) == 0
+    trials, results, folder = study()
+    assert [trial.state.name for trial in trials] == ["COMPLETE"] * 3
+    kinds = [o["kind"] for o in sweep.outcomes(folder)]
+    assert kinds == ["done", "resumed", "done"]
+    printed = capsys.readouterr().out
+    assert results["command"] in printed
+
+    # Validation chose: the best value is the best of the runs' validation accuracies.
+    values = [result["val"]["acc"] for result in run_dirs().values()]
+    assert sorted(values) == sorted(trial.value for trial in trials)
+    assert results["best_value"] == max(values)
+    assert 0.0001 <= results["best_params"]["optimizer.lr"] <= 0.3
+    assert results["best_params"]["model.reduction"] in (2, 4, 8)
+
+    # The command that is printed is the best trial's run.
+    python, m, module, *overrides = shlex.split(results["command"])
+    assert (python, m, module) == ("python", "-m", "resnet_se.train")
+    assert command("train", *overrides) == 0
+    assert "is finished" in capsys.readouterr().out
+
+    # And without an interruption: the same trials.
+    assert train(NOTE, *SEARCH, "runs_dir=whole") == 0
+    whole = study("whole")[0]
+    assert [trial.params for trial in whole] == [trial.params for trial in trials]
+    assert [trial.value for trial in whole] == [trial.value for trial in trials]
+
+
+def test_a_search_records_what_fails_and_can_be_continued(train, study, capsys):
+    space = ("optimizer.lr=choice(-1)", "trainer.max_epochs=1")
+    assert train(*SEARCH, *space, "hydra.sweeper.n_trials=1") == 1
+    assert "optimizer.lr: expected a positive number" in capsys.readouterr().err
+    trials, results, folder = study()
+    assert [trial.state.name for trial in trials] == ["FAIL"]
+    assert results is None
+    assert train(*SEARCH, *space, "hydra.sweeper.n_trials=2") == 1
+    assert len(study()[0]) == 2
+    assert len(sweep.outcomes(folder)) == 2
+
+
+def test_a_search_with_joblib_runs_trials_at_once(tmp_path, run_dirs, study):
+    extra("joblib")
+    line = ("launcher=joblib", "launcher.jobs=2", "hydra.sweeper.n_trials=2")
+    process = start(tmp_path, *SEARCH, *line, "trainer.max_epochs=2")
+    printed = process.communicate(timeout=600)[0]
+    assert process.returncode == 0, printed
+    assert [trial.state.name for trial in study()[0]] == ["COMPLETE"] * 2
+    assert len({process for process, _ in notes(run_dirs)}) == 2
+
+
+@pytest.mark.parametrize(
+    ("typed", "answer"),
+    {
+        "hydra.sweeper.metric=test/acc": "hydra.sweeper.metric: got 'test/acc'; valid",
+        "hydra.sweeper.n_trials=0": "n_trials: expected an integer >= 1, got 0",
+        "optimizer.lr=tag(log,interval(0,1))": "optimizer.lr=tag(log,interval(0,1)): ",
+        "hydra.sweeper.n_trial=3": "hydra.sweeper.n_trial",
+    }.items(),
+)
+def test_a_mistake_in_a_search(train, capsys, typed, answer):
+    pytest.importorskip("optuna", reason="extra optuna")
+    assert train("hparams_search=optuna", typed) == 2
+    error = capsys.readouterr().err
+    assert answer in error
+    assert "Traceback" not in error

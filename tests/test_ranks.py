@@ -1,0 +1,175 @@
+"""One run on several processes: the same images, figures and directory."""
+
+import csv
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from omegaconf import OmegaConf
+from torch import nn
+
+from resnet_se import ranks
+from resnet_se.errors import UserError
+from tests.conftest import TINY
+
+# 61 test images are not divided by two.
+PAIR = ("trainer=ddp_sim", "data.source.num_test=61", "trainer.sync_batchnorm=true")
+
+
+def predictions(run_dir):
+    with np.load(run_dir / "predictions.npz") as found:
+        return dict(found)
+
+
+def history(run_dir):
+    with (run_dir / "metrics.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+# --- pieces, two processes without Lightning ---------------------
+
+
+def in_pairs(rank, folder, part):
+    """What one of two ranks checks; an assertion here fails the whole."""
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2
+    )
+    torch.set_num_threads(1)
+    part(rank)
+    dist.destroy_process_group()
+
+
+def batchnorm_is_that_of_the_whole_batch(rank):
+    torch.manual_seed(0)
+    x = torch.randn(6, 4, 3, 5) * 3 + 1
+    weights = torch.randn(6, 4, 3, 5)
+    alone, shared = (nn.Sequential(nn.BatchNorm2d(4, momentum=0.3)) for _ in range(2))
+    ranks.sync_batchnorm(shared)
+    assert shared.state_dict().keys() == alone.state_dict().keys()
+    whole = x.clone().requires_grad_()
+    (alone(whole) * weights).sum().backward()
+    mine = x[rank * 3 : rank * 3 + 3].clone().requires_grad_()
+    y = shared(mine)
+    (y * weights[rank * 3 : rank * 3 + 3]).sum().backward()
+    torch.testing.assert_close(mine.grad, whole.grad[rank * 3 : rank * 3 + 3])
+    for theirs, ours in zip(alone.buffers(), shared.buffers(), strict=True):
+        torch.testing.assert_close(ours, theirs)
+    shared.eval(), alone.eval()
+    torch.testing.assert_close(shared(x), alone(x))
+
+
+def rows_come_back_in_order(rank):
+    whole = torch.arange(14).view(7, 2)
+    assert torch.equal(ranks.gathered(whole[rank::2]), whole)
+    assert ranks.summed(torch.tensor([1.0, rank])).tolist() == [2.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    "part", [batchnorm_is_that_of_the_whole_batch, rows_come_back_in_order]
+)
+def test_two_ranks(part, tmp_path):
+    torch.multiprocessing.spawn(in_pairs, (str(tmp_path), part), nprocs=2)
+
+
+def test_one_process_needs_no_group():
+    x = torch.arange(4)
+    assert ranks.gathered(x) is x
+    assert ranks.summed(x) is x
+    assert ranks.is_leader()
+    assert not ranks.in_group()
+
+
+@pytest.mark.parametrize(
+    ("trainer", "processes"),
+    [
+        ({"accelerator": "cpu", "devices": 2}, 1),
+        ({"accelerator": "cpu", "devices": 2, "strategy": "ddp"}, 2),
+        ({"accelerator": "cpu", "devices": "auto", "strategy": "ddp"}, 1),
+    ],
+)
+def test_processes_asked_for(trainer, processes):
+    assert ranks.local_processes(OmegaConf.create(trainer)) == processes
+
+
+def test_more_gpus_than_there_are(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    trainer = {"accelerator": "gpu", "devices": 4, "strategy": "ddp"}
+    with pytest.raises(UserError, match="asked for 4 GPUs, this machine has 2"):
+        ranks.local_processes(OmegaConf.create(trainer))
+
+
+# --- whole runs --------------------------------------------------
+
+
+def test_a_sweep_of_pairs_is_the_sweep_of_single_runs(train, run_dirs, tmp_path):
+    """Each job once, in its own directory; 2 × 16 images train as 1 × 32 do."""
+    assert train("-m", *PAIR, "data.batch_size=16", "seed=0,1") == 0
+    pairs = run_dirs()
+    assert sorted(r["seed"] for r in pairs.values()) == [0, 1]
+    assert {r["status"] for r in pairs.values()} == {"finished"}
+    assert len(list((tmp_path / "runs/sweeps").iterdir())) == 1
+    assert train("-m", *PAIR, "data.batch_size=16", "seed=0,1") == 0  # skipped
+    assert run_dirs().keys() == pairs.keys()
+    assert run_dirs() == pairs
+
+    assert train("data.source.num_test=61", "data.batch_size=32") == 0
+    (single,) = set(run_dirs()) - set(pairs)
+    (pair,) = (d for d, r in pairs.items() if r["seed"] == 0)
+    for ours, theirs in zip(history(pair), history(single), strict=True):
+        for name in ("train/loss", "val/loss", "train/acc", "train/lr", "step"):
+            assert float(ours[name]) == pytest.approx(float(theirs[name]), rel=2e-3)
+    ours, theirs = predictions(pair), predictions(single)
+    assert pairs[pair]["test"]["images"] == len(ours["labels"]) == 61
+    assert (ours["labels"] == theirs["labels"]).all()
+    np.testing.assert_allclose(ours["logits"], theirs["logits"], atol=0.02)
+
+
+def test_a_killed_rank_interrupts_the_run_and_one_device_goes_on(
+    train, run_dirs, tmp_path
+):
+    overrides = ("trainer.max_epochs=40",)
+    line = [sys.executable, "-m", "resnet_se.train", *TINY, *PAIR, *overrides]
+    process = subprocess.Popen(line, cwd=tmp_path, stdout=subprocess.DEVNULL)
+    while not list(tmp_path.glob("runs/*/*/checkpoints/last.ckpt")):
+        time.sleep(0.05)
+        assert process.poll() is None
+    children = subprocess.run(
+        ["pgrep", "-P", str(process.pid)], capture_output=True, text=True
+    ).stdout.split()
+    assert len(children) >= 2
+    os.kill(int(children[-1]), signal.SIGKILL)
+    assert process.wait(timeout=60) == 130
+    (result,) = run_dirs().values()
+    assert result["status"] == "interrupted"
+    assert "SIGKILL" in result["error"]
+    assert train(*PAIR, *overrides, "trainer.devices=1") == 0
+    (result,) = run_dirs().values()
+    assert result["status"] == "finished"
+    assert result["train"]["epochs"] == 40
+    assert len(result["history"]["epoch"]) == 40
+
+
+def test_torchrun_on_two_nodes_trains_one_run(run_dirs, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    line = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2"]
+    line += ["--nproc-per-node=1", "--master-addr=127.0.0.1", f"--master-port={port}"]
+    task = ["-m", "resnet_se.train", *TINY, *PAIR]
+    task += ["trainer.devices=1", "trainer.num_nodes=2", "trainer.max_epochs=1"]
+    nodes = [
+        subprocess.Popen([*line, f"--node-rank={i}", *task], cwd=tmp_path)
+        for i in range(2)
+    ]
+    assert [node.wait(timeout=120) for node in nodes] == [0, 0]
+    (result,) = run_dirs().values()
+    assert result["status"] == "finished"
+    assert result["test"]["images"] == 61
+    assert result["train"]["steps"] == 216 // 64
