@@ -32,7 +32,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from itertools import islice
 from pathlib import Path
@@ -268,6 +268,27 @@ def distributed(net: nn.Module) -> nn.Module:
 # --- the variants ------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Way:
+    """What one variant does."""
+
+    name: str
+    engine: str
+    channels_last: bool = False
+    precision: str = "32-true"
+    compile: str = "off"
+
+
+def ways(precision: str, compile: str) -> dict[str, Way]:
+    """Variants b to e; each changes one thing of the one before it."""
+    b = Way("Trainer, torchvision", "torchvision")
+    c = replace(b, name="Trainer, batched", engine="batched")
+    name = f"… channels_last, {precision}"
+    d = replace(c, name=name, channels_last=True, precision=precision)
+    e = replace(d, name=f"… compile={compile}", compile=compile)
+    return {"b": b, "c": c, "d": d, "e": e}
+
+
 class PlainImages(Dataset):
     """Image by image, as torchvision's data sets: float (3, H, W) and label."""
 
@@ -286,7 +307,7 @@ class PlainImages(Dataset):
 class PlainLoop:
     """Variant a, the loop of a tutorial; of ours are the network and the optimizer."""
 
-    name = "plain loop, torchvision, float32, NCHW"
+    way = Way("plain loop, torchvision", "torchvision")
 
     def __init__(self, cfg: DictConfig, data: ImageDataModule, device: torch.device):
         self.device = device
@@ -326,27 +347,6 @@ class PlainLoop:
         self.optimizer.step()
 
 
-@dataclass(frozen=True)
-class Way:
-    """One way to train with the Trainer."""
-
-    name: str
-    engine: str
-    channels_last: bool = False
-    precision: str = "32-true"
-    compile: str = "off"
-
-
-def ways(precision: str, compile: str) -> dict[str, Way]:
-    """Variants b to e; each changes one thing of the one before it."""
-    b = Way("Trainer, torchvision, float32, NCHW", "torchvision")
-    c = replace(b, name="Trainer, batched, float32, NCHW", engine="batched")
-    name = f"… + channels_last, {precision}"
-    d = replace(c, name=name, channels_last=True, precision=precision)
-    e = replace(d, name=f"… + compile={compile}", compile=compile)
-    return {"b": b, "c": c, "d": d, "e": e}
-
-
 class Laps(L.Callback):
     """Lets a stopwatch see a Trainer's steps, and ends the fit with the epoch."""
 
@@ -372,7 +372,6 @@ class WithTrainer:
     def __init__(self, cfg: DictConfig, data: ImageDataModule, way: Way):
         self.data = data
         self.way = way
-        self.name = way.name
         self.cfg = cfg = cfg.copy()
         cfg.trainer.compile = way.compile
         self.model = build_classifier(cfg, data.num_classes)
@@ -392,11 +391,12 @@ class WithTrainer:
     def chunk(self, warmup: int, steps: int) -> Stopwatch:
         self.data.engine = self.way.engine
         # A new one: an old one may be at the end of its epochs.
-        self.trainer = build_trainer(self.cfg, self.way.precision)
-        self.trainer.limit_train_batches = warmup + steps
+        trainer = build_trainer(self.cfg, self.way.precision)
+        trainer.limit_train_batches = warmup + steps
         watch = Stopwatch(self.device, warmup, steps)
-        self.trainer.callbacks.append(Laps(watch))
-        self.trainer.fit(self.model, datamodule=self.data)
+        trainer.callbacks.append(Laps(watch))
+        trainer.fit(self.model, datamodule=self.data)
+        self.model.zero_grad()  # the others need the memory
         return watch
 
 
@@ -405,7 +405,7 @@ class BareLoop:
 
     def __init__(self, base: WithTrainer):
         self.base = base
-        self.name = "bare loop of the same step"
+        self.way = replace(base.way, name="bare loop")
         self.workers = base.workers
 
     def chunk(self, warmup: int, steps: int) -> Stopwatch:
@@ -415,7 +415,10 @@ class BareLoop:
         def whole_step(batch: Batch) -> None:
             step(on_device(batch, base.data, base.device))
 
-        return Stopwatch(base.device, warmup, steps).time(base.loader(), whole_step)
+        watch = Stopwatch(base.device, warmup, steps)
+        watch.time(base.loader(), whole_step)
+        base.model.zero_grad()
+        return watch
 
 
 def on_device(batch: Batch, data: ImageDataModule, device: torch.device) -> Batch:
@@ -583,9 +586,9 @@ class Benchmark:
             except UserError as error:
                 if letter != "e":
                     raise
-                name, reason = self.ways[letter].name, str(error)
-                self.result["variants"][letter] = {"name": name, "skipped": reason}
-                say(f"{letter}: skipped: {reason}")
+                skipped = {**asdict(self.ways[letter]), "skipped": str(error)}
+                self.result["variants"][letter] = skipped
+                say(f"{letter}: skipped: {error}")
                 continue
             steps = self.size.steps[0] // 2
             seconds = agreed(runner.chunk(self.warmup, steps).seconds / steps)
@@ -594,11 +597,11 @@ class Benchmark:
             compiled = getattr(runner, "compile_seconds", None)
             if compiled is not None:
                 self.result["variants"][letter]["compile_seconds"] = compiled
-            say(f"{letter}: {runner.name}: {self.batch / seconds:,.0f} images/s")
+            say(f"{letter}: {runner.way.name}: {self.batch / seconds:,.0f} images/s")
 
     def _add(self, letter: str, runner: PlainLoop | WithTrainer | BareLoop) -> None:
         self.runners[letter] = runner
-        found = {"name": runner.name, "workers": runner.workers}
+        found = {**asdict(runner.way), "workers": runner.workers}
         self.result["variants"][letter] = found
 
     def _add_bare_loop(self) -> str:
@@ -746,7 +749,8 @@ def print_table(result: dict[str, Any]) -> None:
     table = Table(
         title=f"{machine['device']}, {machine['cores']} cores · "
         f"{result['model']['total']:,} parameters · batches of "
-        f"{result['settings']['batch_size']} · {_images(data)}"
+        f"{result['settings']['batch_size']} · {_images(data)}",
+        caption="a to c: float32, NCHW; spread: of the samples, minimum to maximum",
     )
     table.add_column("")
     for name in ("images/s", "spread", "ms/step", "× a", "memory MB"):
@@ -762,7 +766,7 @@ def print_table(result: dict[str, Any]) -> None:
     for letter, found in sorted(result["variants"].items()):
         name = f"{letter}  {found['name']}"
         if "of" in found:
-            name += f" as {found['of']}"
+            name += f" of {found['of']}'s step"
         if "skipped" in found:
             table.add_row(name, "skipped")
         elif "samples" in found:

@@ -249,7 +249,8 @@ def run(task: Callable[[DictConfig], Any], config_name: str) -> None:
         print(f"error: {explain(error, config_name)}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
+        again = "; the same command goes on from here" if config_name == "train" else ""
+        print(f"interrupted{again}", file=sys.stderr)
         sys.exit(130)
     if errors:
         sys.exit(2 if isinstance(errors[-1], EXPECTED) else 1)

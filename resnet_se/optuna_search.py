@@ -106,7 +106,7 @@ class OptunaSearch(Sweeper):
             config.hydra.sweep.dir = str(self.folder)
             config.hydra.overrides.hydra = [
                 o for o in typed_to_hydra if not o.startswith("hydra.sweeper.")
-            ] + [f"hydra.sweep.dir='{self.folder}'"]
+            ] + ["hydra.mode=MULTIRUN", f"hydra.sweep.dir='{self.folder}'"]
         self.launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
         )
