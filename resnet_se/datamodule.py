@@ -311,6 +311,7 @@ class ImageDataModule(L.LightningDataModule):
 
     def setup(self, stage: str | None = None) -> None:
         if self.train_part is not None:
+            self._check_batch_size(len(self.train_part[0]))
             return
         images, self._loaded = self._loaded or self.source.load(), None
         train, val = stratified_split(

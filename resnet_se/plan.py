@@ -225,8 +225,9 @@ def main() -> None:
 
 
 def _share(loaded: ImageDataModule, fresh: ImageDataModule) -> None:
-    """The same pixels are not decoded again for the next job."""
-    fresh.images = loaded.images
+    """The same pixels are not decoded and dealt out again for the next job."""
+    for name in ("images", "train_part", "val_part", "test_part", "mean", "std"):
+        setattr(fresh, name, getattr(loaded, name))
 
 
 if __name__ == "__main__":

@@ -59,6 +59,7 @@ class Layers:
     se_position: str
     bias: bool
     bn: dict[str, float]
+    bn_scale: bool = True
 
     def se(self, at: str, channels: int) -> nn.Module:
         """An SE block where this is its position, else nothing."""
@@ -70,7 +71,9 @@ class Layers:
         return nn.Conv2d(c_in, c, kernel, stride, padding=kernel // 2, bias=self.bias)
 
     def norm(self, channels: int) -> nn.BatchNorm2d:
-        return nn.BatchNorm2d(channels, **self.bn)
+        layer = nn.BatchNorm2d(channels, **self.bn)
+        layer.weight.requires_grad_(self.bn_scale)
+        return layer
 
 
 class BasicBlock(nn.Module):
@@ -181,6 +184,7 @@ class ResNet(nn.Module):
         bn_momentum: weight of the new batch in BatchNorm's running statistics, in
             (0, 1], PyTorch's convention; Keras's default 0.99 is 0.01 here.
         bn_eps: added to the variance; Keras's default is 1e-3.
+        bn_scale: whether BatchNorm's scales are trained, or stay one.
         whiten: a `WhiteningStem` in place of the 3×3 convolution with BatchNorm.
         downsample: how a block with a stride shrinks the image: by the `stride` of its
             convolutions (`BasicBlock`), or by a `pool` after the first (`PoolBlock`).
@@ -206,6 +210,7 @@ class ResNet(nn.Module):
         conv_bias: bool = True,
         bn_momentum: float = 0.1,
         bn_eps: float = 1e-5,
+        bn_scale: bool = True,
         whiten: bool = False,
         downsample: str = "stride",
         identity_init: bool = False,
@@ -244,7 +249,7 @@ class ResNet(nn.Module):
             raise UserError(f"num_classes: expected at least 2, got {num_classes}")
 
         bn = {"momentum": bn_momentum, "eps": bn_eps}
-        layers = Layers(reduction, se_position, conv_bias, bn)
+        layers = Layers(reduction, se_position, conv_bias, bn, bn_scale)
         self.num_layers = 1 + 2 * sum(depths) + 1  # stem, two a block, head
         if whiten:
             self.stem = WhiteningStem(in_channels)
