@@ -48,6 +48,7 @@ NOT_HASHED = (
     "runs_dir",
     "run_dir",
     "fail_fast",
+    "launcher",
     "logger",
     "data.num_workers",
     "data.source.root",  # the data's own identity is hashed instead
@@ -62,6 +63,7 @@ NOT_HASHED = (
     "callbacks.history.path",
     "callbacks.checkpoint.dirpath",
 )
+EXTRAS = ("joblib", "submitit", "ray")  # launchers that pyproject.toml offers
 EXPECTED = (UserError, HydraException, OmegaConfBaseException)
 # Read by train, no arguments of the target beside them.
 OWN_KEYS = {"trainer.compile", "trainer.scale_lr"}
@@ -104,7 +106,7 @@ def check_config(cfg: DictConfig) -> None:
         for key in entry
         if not key.startswith("override")
     }
-    known = (set(primary) | groups) - {"hydra", "experiment", "debug"}
+    known = (set(primary) | groups) - {"hydra", "experiment", "debug", "hparams_search"}
     for key in cfg:
         if key not in known:
             raise UserError(f"unknown key {key!r}; {nearest(str(key), known)}")
@@ -252,6 +254,10 @@ def run(task: Callable[[DictConfig], Any], config_name: str) -> None:
         again = "; the same command goes on from here" if config_name == "train" else ""
         print(f"interrupted{again}", file=sys.stderr)
         sys.exit(130)
+    except Exception:  # no job's: the launcher has lost a worker
+        traceback.print_exc()
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        sys.exit(1)
     if errors:
         sys.exit(2 if isinstance(errors[-1], EXPECTED) else 1)
 
@@ -266,6 +272,9 @@ def explain(error: BaseException, config_name: str = "train") -> str:
         return f"{key[1]}{between}{cause}" if key else str(cause)
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, name = error.missing_cfg_file.rpartition("/")
+        extra = name.partition("_")[0]  # submitit_local, submitit_slurm
+        if group == "hydra/launcher" and extra in EXTRAS:
+            return f"launcher={name}: not installed; uv sync --extra {extra}"
         choices = [option for option in error.options or [] if option]
         return f"{group}={name}: no such choice; {nearest(name, choices)}"
     override = re.search(r"Could not override '([^']+)'", str(error))
@@ -276,6 +285,8 @@ def explain(error: BaseException, config_name: str = "train") -> str:
 
 def _explain_key(dotted: str, config_name: str) -> str:
     """Where a dotted key of the command line leaves the configuration."""
+    if dotted.startswith("hydra."):
+        return f"{dotted}: not in Hydra's own configuration; +{dotted}=… would add it"
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         node = hydra.compose(config_name)
     path: list[str] = []

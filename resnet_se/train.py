@@ -64,7 +64,8 @@ COMPILE = {"off": None, "default": "default", "cuda_graphs": "reduce-overhead"}
 
 OTHER_RANKS = "error.other_ranks.txt"  # beside error.txt, the first one's
 
-PLACES = ("runs_dir=", "data.source.root=")  # paths of one machine, no part of a record
+# Where and how one machine ran it, no part of a record.
+PLACES = ("runs_dir=", "data.source.root=", "launcher", "hparams_search=")
 
 
 # --- building ----------------------------------------------------
@@ -254,6 +255,7 @@ def train(cfg: DictConfig) -> Outcome:
             directory could be named.
         Busy: another process is at it.
     """
+    quiet()  # a launcher's worker comes here first
     check_config(cfg)
     data = build_data(cfg)
     key = data.locate()

@@ -113,7 +113,11 @@ def test_two_jobs_one_failing_leave_two_runs_in_their_true_states(
         start(self)
 
     monkeypatch.setattr(Classifier, "on_train_epoch_start", fail)
-    overrides = ("callbacks=gradient_norm", "logger=wandb", "tags=[a]")
+    overrides = (
+        "+callbacks.gradient_norm._target_=resnet_se.dashboard.GradientNorm",
+        "logger=wandb",
+        "tags=[a]",
+    )
     assert train("-m", *overrides, "logger.wandb.log_model=true", "seed=0,1") == 1
     assert capsys.readouterr().err.count("no account on this machine") == 1
     assert wandb.run is None
@@ -377,7 +381,10 @@ def test_all_loggers_at_once(wandb, train, run_dirs, monkeypatch):
 
 def test_watching_does_not_change_the_run_directory():
     plain = config_hash(compose_logger(), "")
-    watched = compose_logger("logger=many", "callbacks=gradient_norm")
+    watched = compose_logger(
+        "logger=many",
+        "+callbacks.gradient_norm._target_=resnet_se.dashboard.GradientNorm",
+    )
     assert config_hash(watched, "") == plain
 
 
