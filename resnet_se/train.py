@@ -622,6 +622,8 @@ def quiet() -> None:
 
 def main() -> None:
     """Console entry: `resnet-se train …`."""
+    import resnet_se.optuna_search  # noqa: F401  makes itself known to Hydra
+
     quiet()
     ranks.share_cores()
     console.quiet = not ranks.is_leader()

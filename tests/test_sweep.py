@@ -98,19 +98,6 @@ def test_two_sweeps_at_once_train_nothing_twice(tmp_path, run_dirs):
     assert {r["status"] for r in run_dirs().values()} == {"finished"}
 
 
-def test_joblib_runs_two_jobs_side_by_side(tmp_path, run_dirs):
-    sweep = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
-    line = [sys.executable, "-m", "resnet_se.train", "-m", *TINY, *sweep]
-    jobs = ("trainer.max_epochs=1", "optimizer.lr=0.1,-1,0.2")
-    done = subprocess.run(
-        [*line, *jobs], cwd=tmp_path, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 1, done.stderr
-    kinds = [o["kind"] for o in outcomes(tmp_path)]
-    assert kinds == ["done", "failed", "done"]
-    assert "2 done, 1 failed" in done.stdout
-
-
 @pytest.mark.parametrize(
     ("typed", "answer"),
     {
