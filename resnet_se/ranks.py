@@ -14,6 +14,7 @@ import signal
 import sys
 import uuid
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -23,7 +24,6 @@ from torch import Tensor, nn
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
-from torch.distributed.nn.functional import all_reduce
 from torchmetrics.utilities.distributed import gather_all_tensors
 
 from resnet_se.errors import UserError
@@ -163,6 +163,18 @@ def summed(values: Tensor) -> Tensor:
     return values
 
 
+class _Sum(torch.autograd.Function):
+    """The sum over all ranks; its gradient is the sum of theirs."""
+
+    @staticmethod
+    def forward(_: Any, values: Tensor) -> Tensor:
+        return summed(values.clone())
+
+    @staticmethod
+    def backward(_: Any, grad: Tensor) -> Tensor:
+        return summed(grad.clone())
+
+
 class SyncBatchNorm2d(nn.BatchNorm2d):
     """BatchNorm over the batches of all ranks, on a CPU; torch's own wants a GPU."""
 
@@ -173,7 +185,7 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
         values = x.float()
         count = values.new_full((1,), values.numel() / values.shape[1])
         sums = [values.sum(dim=(0, 2, 3)), values.square().sum(dim=(0, 2, 3)), count]
-        total = all_reduce(torch.cat(sums))  # (2 C + 1,)
+        total = _Sum.apply(torch.cat(sums))  # (2 C + 1,)
         n = total[-1]
         mean, square = (total[:-1] / n).chunk(2)  # (C,)
         var = square - mean.square()

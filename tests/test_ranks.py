@@ -163,7 +163,7 @@ def test_torchrun_on_two_nodes_trains_one_run(run_dirs, tmp_path):
     line = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2"]
     line += ["--nproc-per-node=1", "--master-addr=127.0.0.1", f"--master-port={port}"]
     task = ["-m", "resnet_se.train", *TINY, *PAIR]
-    task += ["trainer.devices=1", "trainer.num_nodes=2", "trainer.max_epochs=1"]
+    task += ["trainer.devices=1", "+trainer.num_nodes=2", "trainer.max_epochs=1"]
     nodes = [
         subprocess.Popen([*line, f"--node-rank={i}", *task], cwd=tmp_path)
         for i in range(2)
