@@ -29,6 +29,10 @@ from resnet_se.config import CONF, explain
 from resnet_se.errors import nearest
 from resnet_se.results import Busy, atomic_file, exclusive, usable_cores
 
+# Under `uv run` Ray would copy the working directory to its workers, runs and data with
+# it, and let them write their results into the copies.
+os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+
 STYLES = {"failed": "red", "not started": "yellow", "busy": "yellow"}
 
 # --- what a job may use of the machine: conf/launcher ------------
@@ -157,10 +161,13 @@ class SweepTable(Callback):
     """Hydra's callback that ends a multirun with a table; status 1 if a job failed."""
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
-        found = outcomes(Path(config.hydra.sweep.dir))
+        folder = Path(config.hydra.sweep.dir)
+        found = outcomes(folder)
         if not found:
             print(
-                "error: no job ran; experiment=glob(…) that matches no experiment? "
+                f"error: no job left an outcome in {folder.resolve()}: workers on other "
+                "machines need a runs_dir that all can reach, as an absolute path; an "
+                "experiment=glob(…) may match no experiment, "
                 f"{nearest('', experiments())}",
                 file=sys.stderr,
             )
