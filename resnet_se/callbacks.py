@@ -1,9 +1,10 @@
-"""Callbacks: the run's own record, averaged weights, progress without a terminal."""
+"""Callbacks: the run's own record, averaged weights, SIGTERM, plain progress."""
 
 from __future__ import annotations
 
 import csv
 import io
+import signal
 import sys
 import time
 from pathlib import Path
@@ -13,6 +14,7 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import ProgressBar, RichProgressBar
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from resnet_se.errors import UserError
 from resnet_se.results import atomic_file
@@ -35,12 +37,15 @@ class History(L.Callback):
         self.seconds = 0.0
         self.train_seconds = 0.0
         self.images = 0
+        self._start: float | None = None  # of the epoch under way
 
     def state_dict(self) -> dict[str, Any]:
+        # Written in mid-epoch (`SaveOnSigterm`), the epoch's time so far counts.
+        so_far = 0.0 if self._start is None else time.perf_counter() - self._start
         return {
             "rows": self.rows,
-            "seconds": self.seconds,
-            "train_seconds": self.train_seconds,
+            "seconds": self.seconds + so_far,
+            "train_seconds": self.train_seconds + so_far,
             "images": self.images,
         }
 
@@ -52,7 +57,13 @@ class History(L.Callback):
         """Training throughput, validation and start-up left out."""
         return self.images / self.train_seconds if self.train_seconds else None
 
-    def on_train_epoch_start(self, trainer: L.Trainer, *_: Any) -> None:
+    def on_train_start(self, *_: Any) -> None:
+        self._begin()  # a run that resumes in mid-epoch does not start it again
+
+    def on_train_epoch_start(self, *_: Any) -> None:
+        self._begin()
+
+    def _begin(self) -> None:
         self._start = time.perf_counter()
         self._validating = 0.0
         self._validated = False
@@ -66,7 +77,7 @@ class History(L.Callback):
             self._validated = True
 
     def on_train_epoch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        took = time.perf_counter() - self._start
+        took, self._start = time.perf_counter() - self._start, None
         self.seconds += took
         self.train_seconds += took - self._validating
         batches = trainer.num_training_batches * trainer.world_size
@@ -172,6 +183,39 @@ class WeightAverage(L.Callback):
             module.load_state_dict(checkpoint["trained_state"])
 
 
+class SaveOnSigterm(L.Callback):
+    """Saves a checkpoint in mid-epoch when SIGTERM stops training.
+
+    SLURM and spot machines send it some seconds before they kill.  Lightning stops
+    after the step under way; in a validation, or between epochs, the last epoch's
+    checkpoint stays.
+
+    Args:
+        path: of the checkpoint, which the next start resumes from.
+    """
+
+    def __init__(self, path: str):
+        self.path = path
+
+    def on_train_start(self, trainer: L.Trainer, *_: Any) -> None:
+        if trainer.world_size > 1:
+            # Lightning's handler talks to the other ranks from wherever the signal
+            # finds it, between two halves of another conversation too.  A note will do:
+            # rank 0's is read out to all before each step.
+            connector = trainer._signal_connector
+            signal.signal(
+                signal.SIGTERM, lambda *_: setattr(connector, "received_sigterm", True)
+            )
+
+    def on_exception(
+        self, trainer: L.Trainer, module: L.LightningModule, exception: BaseException
+    ) -> None:
+        if isinstance(exception, SIGTERMException) and trainer.training:
+            done = trainer.fit_loop.epoch_loop.batch_progress.current.completed
+            if 0 < done < trainer.num_training_batches:
+                trainer.save_checkpoint(self.path)
+
+
 def _floating(state: dict[str, torch.Tensor]) -> list[torch.Tensor]:
     return [t for t in state.values() if t.is_floating_point()]
 
@@ -185,6 +229,9 @@ class PlainProgress(ProgressBar):
     """One line an epoch, and one every half minute within a long epoch."""
 
     EVERY_SECONDS = 30.0
+
+    def on_train_start(self, *_: Any) -> None:
+        self._start = self._last = time.perf_counter()  # should it resume in mid-epoch
 
     def on_train_epoch_start(self, trainer: L.Trainer, *_: Any) -> None:
         self._start = self._last = time.perf_counter()

@@ -89,6 +89,7 @@ class Classifier(L.LightningModule):
         # Loss, hits and size of each batch since the epoch began, on the device: asking
         # for a value would wait for it, and what sums them up each step costs more.
         self.train_batches: list[Batch] = []
+        self.earlier = torch.zeros(3)  # the epoch's `_sums` before it was resumed
         self.val_batches: list[Batch] = []
         self.outputs: list[dict[str, Tensor]] = []
         self.predictions: dict[str, Tensor] = {}
@@ -111,11 +112,21 @@ class Classifier(L.LightningModule):
             stem.fit(self.trainer.datamodule.first_images(WHITEN_IMAGES))
 
     def on_train_epoch_start(self) -> None:
-        # Dropout and mixing go on as they would have if the run had not been cut here.
-        torch.manual_seed(
-            derive_seed("step", self.seed, self.current_epoch, self.global_rank)
-        )
         self.train_batches = []
+        self.earlier = torch.zeros(3)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        batches = self.trainer.fit_loop.epoch_loop.batch_progress.current
+        if batches.completed < self.trainer.num_training_batches:
+            checkpoint["epoch_so_far"] = self._train_sums().cpu()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.earlier = checkpoint.get("epoch_so_far", self.earlier)
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        # Dropout and mixing go on as they would have if the run had not been cut here.
+        step = (self.seed, self.current_epoch, self.global_rank, batch_idx)
+        torch.manual_seed(derive_seed("step", *step))
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         images, targets = self.mixing(*batch, self.num_classes)  # (B, 3, H, W), (B, K)
@@ -127,7 +138,7 @@ class Classifier(L.LightningModule):
             # Not at the epoch's end: callbacks that write the epoch down read it.
             self._stop_if_diverged("training", [b[0] for b in self.train_batches])
             lr = self.trainer.optimizers[0].param_groups[0]["lr"]
-            self._log_epoch("train", self.train_batches, **{"train/lr": lr})
+            self._log_epoch("train", self._train_sums(), **{"train/lr": lr})
         return loss
 
     def _stop_if_diverged(self, what: str, losses: list[Tensor]) -> None:
@@ -141,8 +152,12 @@ class Classifier(L.LightningModule):
                 "longer warm-up"
             )
 
-    def _log_epoch(self, part: str, batches: list[Batch], **more: float) -> None:
-        means = _means(batches)
+    def _train_sums(self) -> Tensor:
+        sums = _sums(self.train_batches)
+        return sums + self.earlier.to(sums.device)
+
+    def _log_epoch(self, part: str, sums: Tensor, **more: float) -> None:
+        means = sums[:2] / sums[2]
         values = {f"{part}/loss": means[0], f"{part}/acc": means[1], **more}
         self.log_dict(values, prog_bar=True, on_step=False, on_epoch=True)
 
@@ -160,11 +175,12 @@ class Classifier(L.LightningModule):
     def on_validation_epoch_end(self) -> None:
         if self.trainer.sanity_checking:
             return
+        sums = _sums(self.val_batches)
         if self.trainer.state.fn == TrainerFn.FITTING:
             # Before a checkpoint of it could be written.
             self._stop_if_diverged("validation", [b[0] for b in self.val_batches])
-            self.lr_schedulers().observe(float(_means(self.val_batches)[0]))
-        self._log_epoch("val", self.val_batches)
+            self.lr_schedulers().observe(float(sums[0] / sums[2]))
+        self._log_epoch("val", sums)
 
     # --- test --------------------------------------------------------
 
@@ -218,11 +234,10 @@ def _counted(loss: Tensor, logits: Tensor, labels: Tensor) -> Batch:
     return loss.detach(), hits, len(labels)
 
 
-def _means(batches: list[Batch]) -> Tensor:
-    """Loss and accuracy (2,) over the images of all batches on all ranks."""
+def _sums(batches: list[Batch]) -> Tensor:
+    """Loss × images, hits and images (3,) of all batches on all ranks."""
     losses, hits, sizes = zip(*batches, strict=True)
     weights = torch.tensor(sizes, device=losses[0].device)
     loss = torch.stack(losses) @ weights.float()
     sums = [loss, torch.stack(hits).sum().float(), weights.sum().float()]
-    loss, hits, images = summed(torch.stack(sums))
-    return torch.stack([loss, hits]) / images
+    return summed(torch.stack(sums))

@@ -61,6 +61,7 @@ NOT_HASHED = (
     "callbacks.progress",
     "callbacks.gradient_norm",
     "callbacks.history.path",
+    "callbacks.sigterm",
     "callbacks.checkpoint.dirpath",
 )
 EXTRAS = ("joblib", "submitit", "ray")  # launchers that pyproject.toml offers

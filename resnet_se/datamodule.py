@@ -81,6 +81,7 @@ class ShuffledBatches(Sampler):
         seed: of the order.
         rank, world_size: see the head of this file.
         epoch: to begin with.
+        done: batches of that epoch which have been trained on and are left out.
     """
 
     def __init__(
@@ -91,6 +92,7 @@ class ShuffledBatches(Sampler):
         rank: int = 0,
         world_size: int = 1,
         epoch: int = 0,
+        done: int = 0,
     ):
         self.size = size
         self.batch_size = batch_size
@@ -98,21 +100,25 @@ class ShuffledBatches(Sampler):
         self.rank = rank
         self.world_size = world_size
         self.epoch = epoch
+        self.done = done
 
     def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
+        if epoch != self.epoch:
+            self.epoch, self.done = epoch, 0
 
     def __len__(self) -> int:
+        """Batches of a whole epoch."""
         return self.size // (self.batch_size * self.world_size)
 
     def indices(self) -> Tensor:
-        """(len(self), B) int64: the images of this rank's batches in this epoch."""
+        """(len(self) − done, B) int64: the images of this rank's batches to come."""
         generator = torch.Generator().manual_seed(
             derive_seed("shuffle", self.seed, self.epoch)
         )
         order = torch.randperm(self.size, generator=generator)
         shape = len(self), self.world_size, self.batch_size
-        return order[: shape[0] * shape[1] * shape[2]].view(shape)[:, self.rank]
+        order = order[: shape[0] * shape[1] * shape[2]].view(shape)
+        return order[self.done :, self.rank]
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         epoch = self.epoch
@@ -292,6 +298,7 @@ class ImageDataModule(L.LightningDataModule):
         self.train_part: tuple[Tensor, Tensor] | None = None
         self._loaded: ImageSet | None = None
         self._placed: dict[str, tuple[Tensor, Tensor]] = {}
+        self._place = {"epoch": 0, "done": 0}  # where training goes on
 
     def locate(self) -> str:
         """Finds or downloads the data and returns their identity, without decoding.
@@ -399,10 +406,9 @@ class ImageDataModule(L.LightningDataModule):
     def train_dataloader(self) -> BatchesOnDevice | DataLoader:
         size = len(self.train_part[0])
         self._check_batch_size(size)
-        # A DataLoader with workers begins before Lightning says which epoch it resumes.
-        epoch = self.trainer.current_epoch if self.trainer else 0
+        # Told here: a DataLoader with workers begins before Lightning says the epoch.
         sampler = ShuffledBatches(
-            size, self.batch_size, self.seed, *self._rank, epoch=epoch
+            size, self.batch_size, self.seed, *self._rank, **self._place
         )
         if self.engine == "batched":
             part, statistics = map(self._on_device, ("train_part", "statistics"))
@@ -442,8 +448,14 @@ class ImageDataModule(L.LightningDataModule):
     # --- checkpoints -------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint needs to be used without the data: see `predict`."""
+        """The place in training, and what `predict` needs instead of the data."""
+        loop = self.trainer.fit_loop
+        done = loop.epoch_loop.batch_progress.current.completed
         return {
+            "place": {
+                "epoch": loop.epoch_progress.current.processed,
+                "done": done % self.trainer.num_training_batches,
+            },
             "fingerprint": self.images.fingerprint,
             "classes": list(self.images.classes),
             "mean": self.mean,
@@ -457,3 +469,4 @@ class ImageDataModule(L.LightningDataModule):
                 "ckpt_path: the checkpoint was trained on data with fingerprint "
                 f"{state['fingerprint']}, these have {self.images.fingerprint}"
             )
+        self._place = state["place"]

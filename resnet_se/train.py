@@ -616,6 +616,8 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", ".*smaller than the logging interval.*")
     # The classifier sums over the ranks itself.
     warnings.filterwarnings("ignore", ".*sync_dist=True.*")
+    # The data module keeps the place in the epoch.
+    warnings.filterwarnings("ignore", ".*before the epoch ended and your dataloader.*")
     # Lightning 2.6 with torch 2.15; nothing a user could act on.
     warnings.filterwarnings("ignore", ".*isinstance\\(treespec, LeafSpec\\).*")
 

@@ -323,12 +323,22 @@ def test_a_resumed_run_sees_the_images_it_would_have_seen(tmp_path, engine):
         assert torch.equal(a[1], b[1])
 
 
-@lightning
-def test_a_loader_of_a_resumed_run_begins_with_its_epoch():
+@pytest.mark.parametrize("engine", ["batched", "torchvision"])
+def test_a_resumed_loader_begins_where_the_checkpoint_was_written(engine):
     # With worker processes, before Lightning calls `set_epoch`.
-    data = module("torchvision")
-    data.trainer.current_epoch = 7
-    assert data.train_dataloader().sampler.epoch == 7
+    data = module(engine)
+    whole = [epoch_of(data, epoch) for epoch in (7, 8)]
+    place = {"epoch": 7, "done": 3}
+    state = {"fingerprint": data.images.fingerprint, "place": place}
+    data.load_state_dict(state)
+    loader = data.train_dataloader()
+    assert len(loader) == len(whole[0])
+    for epoch, batches in zip((7, 8), (whole[0][3:], whole[1]), strict=True):
+        found = [data.on_after_batch_transfer(batch, 0) for batch in loader]
+        for a, b in zip(found, batches, strict=True):
+            assert torch.equal(a[0], b[0])
+            assert torch.equal(a[1], b[1])
+        loader.sampler.set_epoch(epoch + 1)
 
 
 @lightning

@@ -156,6 +156,40 @@ def test_a_killed_rank_interrupts_the_run_and_one_device_goes_on(
     assert len(result["history"]["epoch"]) == 40
 
 
+def test_sigterm_stops_all_ranks_in_mid_epoch_and_both_go_on(train, run_dirs, tmp_path):
+    # MASTER_PORT, taken: each run finds a free one of its own.
+    overrides = (*PAIR, "data.source.num_train=5000", "trainer.max_epochs=2")
+    line = [sys.executable, "-m", "resnet_se.train", *TINY, *overrides]
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        environment = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        process = subprocess.Popen(
+            line, cwd=tmp_path, stdout=subprocess.DEVNULL, env=environment
+        )
+        while not list(tmp_path.glob("runs/*/*/metrics.csv")):
+            time.sleep(0.05)
+            assert process.poll() is None
+        time.sleep(0.3)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=60) == 130
+    run_dir, result = next(iter(run_dirs().items()))
+    assert result["status"] == "interrupted"
+    kept = torch.load(run_dir / "checkpoints/last.ckpt", weights_only=True)
+    steps = 4500 // 64
+    assert steps < kept["global_step"] < 2 * steps
+    assert kept["ImageDataModule"]["place"] == {
+        "epoch": 1,
+        "done": kept["global_step"] - steps,
+    }
+    assert kept["epoch_so_far"][2] == 64 * (kept["global_step"] - steps)  # of both
+    assert train(*overrides) == 0
+    (result,) = run_dirs().values()
+    assert (result["status"], result["train"]["steps"]) == ("finished", 2 * steps)
+    assert result["history"]["epoch"] == [0, 1]
+
+
 def test_torchrun_on_two_nodes_trains_one_run(run_dirs, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -112,6 +112,43 @@ def test_an_interrupted_run_goes_on_as_if_it_had_not_stopped(
     np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [("callbacks=ema",), ("data.engine=torchvision", "data.num_workers=1")],
+    ids=["averaged", "workers"],
+)
+def test_after_sigterm_a_run_goes_on_in_mid_epoch(
+    train, run_dirs, monkeypatch, options
+):
+    overrides = ("model.dropout=0.2", "mixing=mixup", *options)
+    assert train("runs_dir=whole", *overrides) == 0
+    whole = next(Path("whole").glob("*/*"))
+
+    step, seen = Classifier.training_step, []
+
+    def terminated(self, batch, batch_idx):
+        seen.append((self.current_epoch, batch_idx))
+        if seen[-1] == (1, 3) and seen.count((1, 3)) == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(self, batch, batch_idx)
+
+    monkeypatch.setattr(Classifier, "training_step", terminated)
+    assert train(*overrides) == 130
+    run_dir, result = only(run_dirs())
+    assert result["status"] == "interrupted"
+    assert seen[-1] == (1, 3)  # that step was finished
+    assert train(*overrides) == 0
+    assert seen == [(epoch, batch) for epoch in range(2) for batch in range(6)]
+    result = only(run_dirs())[1]
+    assert result["status"] == "finished"
+    assert result["train"]["images_per_second"] > 0
+    for ours, theirs in zip(epochs_of(run_dir), epochs_of(whole), strict=True):
+        for name, value in theirs.items():
+            assert float(ours[name]) == pytest.approx(float(value), rel=1e-6), name
+    a, b = (np.load(d / "predictions.npz")["logits"] for d in (run_dir, whole))
+    np.testing.assert_array_equal(a, b)
+
+
 def test_a_killed_process_is_resumed_by_the_same_command(tmp_path, train, run_dirs):
     overrides = ("trainer.max_epochs=30",)
     line = [sys.executable, "-m", "resnet_se.train", *TINY, *overrides]
