@@ -7,6 +7,7 @@ mistake prints one clear message instead of a traceback.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import inspect
 import json
@@ -66,6 +67,7 @@ NOT_HASHED = (
 )
 EXTRAS = ("joblib", "submitit", "ray")  # launchers that pyproject.toml offers
 EXPECTED = (UserError, HydraException, OmegaConfBaseException)
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 # Read by train, no arguments of the target beside them.
 OWN_KEYS = {"trainer.compile", "trainer.scale_lr"}
 HYDRA_KEYS = {"_target_", "_partial_", "_convert_", "_recursive_", "_args_"}
@@ -238,7 +240,7 @@ def run(task: Callable[[DictConfig], Any], config_name: str) -> None:
             return task(cfg)
         except Exception as error:  # the other jobs of a sweep go on
             errors.append(error)
-            if show_all or not isinstance(error, EXPECTED):
+            if show_all or not (isinstance(error, EXPECTED) or _no_room(error)):
                 traceback.print_exc()
             print(f"error: {explain(error, config_name)}", file=sys.stderr)
 
@@ -278,10 +280,17 @@ def explain(error: BaseException, config_name: str = "train") -> str:
             return f"launcher={name}: not installed; uv sync --extra {extra}"
         choices = [option for option in error.options or [] if option]
         return f"{group}={name}: no such choice; {nearest(name, choices)}"
+    if _no_room(error):
+        return f"{error}; the same command goes on once the run directory has room"
     override = re.search(r"Could not override '([^']+)'", str(error))
     if isinstance(error, ConfigCompositionException) and override:
         return _explain_key(override[1], config_name)
     return str(error)
+
+
+def _no_room(error: BaseException) -> bool:
+    """Whether a disk is full, over a quota or read-only."""
+    return isinstance(error, OSError) and error.errno in NO_ROOM
 
 
 def _explain_key(dotted: str, config_name: str) -> str:

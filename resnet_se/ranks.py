@@ -132,9 +132,15 @@ def launch(module: str, overrides: Sequence[str], processes: int) -> None:
         raise Stopped(str(error) or "interrupted from outside") from None
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
+        # Where one has ended the agent stops the others, who are not the reason; but of
+        # those, some fail first because they have lost the one that was killed.
         for which, found in error.failures.items():
-            if found.exitcode < 0 or found.exitcode == 130:
+            late = found.timestamp - failure.timestamp >= STOP_SECONDS - 1
+            if found.exitcode < 0 and found.exitcode != -signal.SIGTERM and not late:
                 raise Stopped(f"rank {which} was stopped: {found.message}") from None
+        codes = {found.exitcode for found in error.failures.values()}
+        if codes <= {130, -signal.SIGTERM}:
+            raise Stopped(f"rank {rank} was stopped: {failure.message}") from None
         raise UserError(f"rank {rank} ended with status {failure.exitcode}") from None
     finally:
         del os.environ[OURS]

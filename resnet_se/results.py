@@ -78,9 +78,16 @@ def exclusive(run_dir: Path) -> Iterator[None]:
 
     Raises:
         Busy: somebody else does.
+        UserError: the directory cannot be written.
     """
-    run_dir.mkdir(parents=True, exist_ok=True)
-    with (run_dir / ".lock").open("w") as file:
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        lock = (run_dir / ".lock").open("w")
+    except OSError as error:
+        raise UserError(
+            f"runs_dir: cannot write in {run_dir}: {error.strerror}"
+        ) from None
+    with lock as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

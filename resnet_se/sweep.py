@@ -165,8 +165,8 @@ class SweepTable(Callback):
         found = outcomes(folder)
         if not found:
             print(
-                f"error: no job left an outcome in {folder.resolve()}: workers on other "
-                "machines need a runs_dir that all can reach, as an absolute path; an "
+                f"error: no job left an outcome in {folder.resolve()}: workers on "
+                "other machines need a runs_dir that all reach, an absolute path; an "
                 "experiment=glob(…) may match no experiment, "
                 f"{nearest('', experiments())}",
                 file=sys.stderr,

@@ -62,7 +62,8 @@ console = Console()
 # trainer.compile: the mode of torch's compiler.
 COMPILE = {"off": None, "default": "default", "cuda_graphs": "reduce-overhead"}
 
-OTHER_RANKS = "error.other_ranks.txt"  # beside error.txt, the first one's
+# What went wrong: in the only process or rank 0; in another rank.
+ERROR, OTHER_RANKS = "error.txt", "error.other_ranks.txt"
 
 # Where and how one machine ran it, no part of a record.
 PLACES = ("runs_dir=", "data.source.root=", "launcher", "hparams_search=")
@@ -309,7 +310,7 @@ def _run(
     }
     if previous and "hardware" in previous:
         result["hardware"] = previous["hardware"]  # its precision is kept on resuming
-    error_file = run_dir / ("error.txt" if ranks.is_leader() else OTHER_RANKS)
+    error_file = run_dir / (ERROR if ranks.is_leader() else OTHER_RANKS)
     _record(run_dir, result)
     if ranks.is_leader():
         with atomic_file(run_dir / "config.yaml") as file:
@@ -330,7 +331,7 @@ def _run(
             result["error"] = "interrupted from outside"
         with suppress(OSError):  # a full disk must not hide what happened
             _record(run_dir, result)
-            if not stopped:
+            if not stopped and not error_file.exists():  # else a rank's: it says more
                 error_file.write_text(traceback.format_exc())
         if stopped:
             signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -368,12 +369,14 @@ def _train_in_ranks(
             ranks.local_processes(cfg.trainer),
         )
     except UserError as error:
-        # The first rank may only have seen the others go.
-        if (run_dir / OTHER_RANKS).is_file():
-            lines = (run_dir / OTHER_RANKS).read_text().strip().splitlines()
-            raise UserError(f"{error}: {lines[-1]}") from None
-        found = read_result(run_dir) or {}
-        raise UserError(found.get("error", str(error))) from None
+        # Who wrote first is the reason; the others may only have seen it go.
+        files = [run_dir / name for name in (ERROR, OTHER_RANKS)]
+        files = [file for file in files if file.is_file()]
+        if not files:
+            raise
+        first = min(files, key=lambda file: file.stat().st_mtime_ns)
+        line = first.read_text().strip().splitlines()[-1]
+        raise UserError(f"{error}: {line} (see {first})") from None
     finally:
         result |= read_result(run_dir) or {}
 

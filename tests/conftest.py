@@ -38,9 +38,9 @@ def _few_threads():
 def command(monkeypatch, tmp_path):
     """Calls a command's `main` in `tmp_path`; returns the exit status."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
 
     def call(name: str, *arguments: str) -> int:
+        monkeypatch.setenv("HYDRA_FULL_ERROR", "0")  # a command sets it for Hydra
         monkeypatch.setattr(sys, "argv", [f"resnet-se {name}", *arguments])
         try:
             import_module(f"resnet_se.{name}").main()

@@ -2,6 +2,7 @@
 
 import csv
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -188,6 +189,23 @@ def test_sigterm_stops_all_ranks_in_mid_epoch_and_both_go_on(train, run_dirs, tm
     (result,) = run_dirs().values()
     assert (result["status"], result["train"]["steps"]) == ("finished", 2 * steps)
     assert result["history"]["epoch"] == [0, 1]
+
+
+def test_a_rank_on_a_full_disk_fails_the_run_and_says_why(run_dirs, tmp_path):
+    def full():  # no file may be longer than some bytes, as on a disk almost full
+        resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))
+
+    line = [sys.executable, "-m", "resnet_se.train", *TINY, *PAIR]
+    done = subprocess.run(
+        line, cwd=tmp_path, preexec_fn=full, stderr=subprocess.PIPE, text=True
+    )
+    assert done.returncode == 2
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("error: rank 0 ended with status 1: OSError: [Errno 27]")
+    ((run_dir, result),) = run_dirs().items()
+    assert result["status"] == "failed"
+    assert "OSError" in result["error"]
+    assert "_save_checkpoint" in (run_dir / "error.txt").read_text()
 
 
 def test_torchrun_on_two_nodes_trains_one_run(run_dirs, tmp_path):

@@ -127,8 +127,17 @@ def test_a_full_disk_fails_the_job_and_nothing_else(
     monkeypatch.setattr(callbacks, "atomic_file", full)
     assert train("-m", "trainer.max_epochs=1", "seed=0,1,2") != 0
     assert [o["kind"] for o in outcomes(tmp_path)] == ["skipped", "failed", "done"]
-    assert "No space left on device" in capsys.readouterr().err
+    printed = capsys.readouterr().err
+    assert "No space left on device" in printed
+    assert "once the run directory has room" in printed
+    assert "Traceback" not in printed
     assert all((d / "result.json").read_bytes() == text for d, text in before.items())
+
+
+def test_where_nothing_can_be_written(train, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    assert train("runs_dir=file/runs") == 2
+    assert "runs_dir: cannot write in file/runs/" in capsys.readouterr().err
 
 
 def composed(experiment: str, *overrides: str):
