@@ -46,7 +46,9 @@ class SqueezeExcite(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) → (B, C, H, W)."""
-        z = x.mean(dim=(2, 3))  # (B, C)
+        # Its gradient is channels-last, as x's others are: that of `x.mean((2, 3))` is
+        # not, and adding them up took 8 % of se_resnet80's step on a CPU.
+        z = x.permute(0, 2, 3, 1).mean(dim=(1, 2))  # (B, C)
         gate = self.excite(F.relu(self.squeeze(z))).sigmoid()  # (B, C)
         return x * gate[:, :, None, None]
 
