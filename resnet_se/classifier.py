@@ -116,8 +116,8 @@ class Classifier(L.LightningModule):
         self.earlier = torch.zeros(3)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        batches = self.trainer.fit_loop.epoch_loop.batch_progress.current
-        if batches.completed < self.trainer.num_training_batches:
+        done = self.trainer.fit_loop.epoch_loop.batch_progress.current.completed
+        if 0 < done < self.trainer.num_training_batches:
             checkpoint["epoch_so_far"] = self._train_sums().cpu()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -206,7 +206,8 @@ def config_hash(cfg: DictConfig, data_key: str) -> str:
         data_key: the identity of the data (`ImageDataModule.locate`).
     """
     cfg = OmegaConf.create(OmegaConf.to_container(cfg))
-    cfg.run_dir = ""  # set later; what refers to it must not change with it
+    # Set later; what refers to it, by name or in a saved file resolved, must not count.
+    run_dir, cfg.run_dir = cfg.run_dir, ""
     plain = OmegaConf.to_container(cfg, resolve=True)
     for dotted in NOT_HASHED:
         *parents, last = dotted.split(".")
@@ -215,6 +216,8 @@ def config_hash(cfg: DictConfig, data_key: str) -> str:
             node = node.get(parent) or {}
         node.pop(last, None)
     text = json.dumps([plain, data_key], sort_keys=True)
+    if run_dir:
+        text = text.replace(json.dumps(run_dir)[1:-1], "")
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 

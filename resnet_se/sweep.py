@@ -111,7 +111,8 @@ def recorded(task: Callable[[DictConfig], Outcome]) -> Callable[[DictConfig], No
             task(cfg)
             return
         folder = Path(hydra.runtime.output_dir)
-        record = {"job": hydra.job.num, "overrides": list(hydra.overrides.task)}
+        overrides = [o for o in hydra.overrides.task if "api_key" not in o]
+        record = {"job": hydra.job.num, "overrides": overrides}
         if cfg.fail_fast and any(
             o["kind"] == "failed" for o in outcomes(folder.parent)
         ):

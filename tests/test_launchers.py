@@ -198,6 +198,18 @@ def test_submitit_gives_every_job_a_process(tmp_path, run_dirs):
     assert any("quickstart, seed 1" in log.read_text() for log in logs)
 
 
+@pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
+def test_a_launchers_jobs_start_their_own_ranks(tmp_path, run_dirs, launcher):
+    extra(launcher)
+    line = ("-m", f"launcher={launcher}", "launcher.jobs=2", "seed=0,1")
+    process = start(tmp_path, *line, "trainer=ddp_sim", "trainer.max_epochs=1")
+    printed = process.communicate(timeout=600)[0]
+    assert process.returncode == 0, printed
+    assert [o["kind"] for o in outcomes(tmp_path)] == ["done", "done"]
+    assert [r["train"]["steps"] for r in run_dirs().values()] == [216 // 64] * 2
+    assert len({process for process, *_ in notes(run_dirs)}) == 4  # two ranks a job
+
+
 # The commands of SLURM that submitit calls.  A requeued job's script runs once more.
 FAKE_SLURM = {
     "sbatch": """

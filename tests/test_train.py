@@ -80,6 +80,16 @@ def test_what_cannot_change_the_result_does_not_change_the_directory(train, run_
     assert a.name.split("-")[1] == b.name.split("-")[1]  # one configuration, two seeds
 
 
+def test_a_callback_of_ones_own_may_name_the_run_directory(train, run_dirs, capsys):
+    own = ("_target_=lightning.pytorch.callbacks.ModelCheckpoint",)
+    own += ("dirpath=${run_dir}/mine",)
+    overrides = ("trainer.max_epochs=1", *(f"+callbacks.mine.{o}" for o in own))
+    assert train(*overrides) == 0
+    assert train(*overrides) == 0
+    assert "skipped" in capsys.readouterr().out
+    only(run_dirs())
+
+
 @pytest.mark.parametrize("callbacks", ["default", "ema"])
 def test_an_interrupted_run_goes_on_as_if_it_had_not_stopped(
     train, run_dirs, monkeypatch, callbacks
