@@ -57,7 +57,14 @@ from resnet_se.classifier import Classifier
 from resnet_se.config import check_config, explain, run
 from resnet_se.datamodule import ImageDataModule
 from resnet_se.errors import UserError, nearest
-from resnet_se.ranks import Stopped, in_group, is_leader, launch, share_cores
+from resnet_se.ranks import (
+    Stopped,
+    in_group,
+    is_leader,
+    launch,
+    share_cores,
+    world_size,
+)
 from resnet_se.resnet import describe
 from resnet_se.results import (
     atomic_file,
@@ -241,14 +248,9 @@ def summary(samples: list[float]) -> dict[str, Any]:
 # --- several devices ---------------------------------------------
 
 
-def ranks() -> int:
-    """Processes that train together, each with its device."""
-    return dist.get_world_size() if dist.is_initialized() else 1
-
-
 def cores() -> int:
     """CPU cores for one of them."""
-    return max(1, usable_cores() // ranks())
+    return max(1, usable_cores() // world_size())
 
 
 def agreed(value: Any) -> Any:
@@ -323,7 +325,7 @@ class PlainLoop:
             v2.Normalize(*(values.tolist() for values in data.statistics)),
         ]
         images = PlainImages(*data.train_part, v2.Compose([s for s in steps if s]))
-        several = ranks() > 1
+        several = world_size() > 1
         self.workers = cores()
         self.loader = DataLoader(
             images,
@@ -478,10 +480,10 @@ class Benchmark:
             compile = "cuda_graphs" if device.type == "cuda" else "default"
         self.ways = ways(precision, compile)
         self.warmup = WARMUP.get(device.type, WARMUP["cpu"])
-        self.batch = data.batch_size * ranks()  # of all devices
+        self.batch = data.batch_size * world_size()  # of all devices
         self.batches = len(data.train_part[0]) // self.batch
         if self.batches < self.warmup + size.steps[0]:
-            steps = (self.warmup + size.steps[0]) * ranks()
+            steps = (self.warmup + size.steps[0]) * world_size()
             most = len(data.train_part[0]) // steps
             raise UserError(
                 f"batch_size: expected at most {most}, so that {self.warmup} steps to "
