@@ -59,7 +59,7 @@ class Classifier(L.LightningModule):
         num_classes: K.
         mixing: images and labels → images and soft targets.
         tta: views averaged in the test beside the plain image, or None.
-        seed: of dropout and mixing, which draw from (seed, epoch, rank).
+        seed: of dropout and mixing, which draw from (seed, epoch, rank, batch).
         channels_last: keep images and weights in that memory format; faster on CPUs
             with oneDNN and on GPUs with tensor cores.
     """
