@@ -132,9 +132,10 @@ def test_summary_keeps_every_sample():
     }
 
 
+@pytest.mark.skipif(
+    not Path("/proc/self/smaps_rollup").exists(), reason="Linux alone says"
+)
 def test_resident_memory_counts_children():
-    if not Path("/proc/self/smaps_rollup").exists():
-        pytest.skip("not Linux")
     alone = resident_mb()
     held = torch.ones(25_000_000)  # 100 MB
     assert resident_mb() - alone > 90
