@@ -167,8 +167,8 @@ class SweepTable(Callback):
         if not found:
             print(
                 f"error: no job left an outcome in {folder.resolve()}: workers on "
-                "other machines need a runs_dir that all reach, an absolute path; an "
-                "experiment=glob(…) may match no experiment, "
+                "other machines need a runs_dir that all reach, an absolute path; is "
+                "it experiment=glob(…) that matches no experiment? "
                 f"{nearest('', experiments())}",
                 file=sys.stderr,
             )
