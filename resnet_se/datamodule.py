@@ -469,4 +469,4 @@ class ImageDataModule(L.LightningDataModule):
                 "ckpt_path: the checkpoint was trained on data with fingerprint "
                 f"{state['fingerprint']}, these have {self.images.fingerprint}"
             )
-        self._place = state["place"]
+        self._place = state.get("place", self._place)  # older checkpoints have none

@@ -371,7 +371,8 @@ def _train_in_ranks(
     except UserError as error:
         # Who wrote first is the reason; the others may only have seen it go.
         files = [run_dir / name for name in (ERROR, OTHER_RANKS)]
-        files = [file for file in files if file.is_file()]
+        # On a full disk a file may be there and empty.
+        files = [file for file in files if file.is_file() and file.stat().st_size]
         if not files:
             raise
         first = min(files, key=lambda file: file.stat().st_mtime_ns)

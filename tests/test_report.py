@@ -743,16 +743,19 @@ def test_pictures_are_the_same_bytes_each_time(plant):
     assert list(twice[0]) == ["curves-accuracy", "curves-loss", "confusion-best"]
 
 
+chromium = pytest.mark.skipif(
+    shutil.which("chromium") is None,
+    reason="needs chromium: apt-get install chromium",
+)
+
+
 def browse(page, profile):
     """What Chromium says on its console, and the addresses that a page asks for."""
-    browser = shutil.which("chromium")
-    if browser is None:
-        pytest.skip("needs chromium: apt-get install chromium")
     switches = "headless no-sandbox disable-gpu disable-quic no-first-run disable-sync"
     switches += " disable-background-networking disable-component-update dump-dom"
     done = subprocess.run(
         [
-            browser,
+            "chromium",
             *(f"--{switch}" for switch in switches.split()),
             f"--user-data-dir={profile}",
             f"--log-net-log={profile}/net.json",
@@ -777,6 +780,7 @@ def browse(page, profile):
     return done.stdout, console, loads
 
 
+@chromium
 def test_chromium_opens_the_page_without_an_error_or_a_request(whole, tmp_path):
     dom, console, loads = browse(whole / "report.html", tmp_path)
     assert "<h1>the name</h1>" in dom
@@ -785,6 +789,7 @@ def test_chromium_opens_the_page_without_an_error_or_a_request(whole, tmp_path):
     assert loads == set()
 
 
+@chromium
 def test_chromium_would_show_an_error_and_a_request(tmp_path):
     page = tmp_path / "bad.html"
     page.write_text('<img src="http://127.0.0.1:9/x"><script>nothing()</script>')
