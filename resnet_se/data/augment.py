@@ -29,6 +29,7 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 
 from resnet_se.errors import UserError
+from resnet_se.seeds import derive_seed, kept_stream, stream
 
 # Luma weights of torchvision's `rgb_to_grayscale` (ITU-R 601-2).
 GREY = (0.2989, 0.587, 0.114)
@@ -207,7 +208,7 @@ class Augmentation:
 
     def mirrored(self, n: int, seed: int, epoch: int) -> Tensor:
         """(n,) bool: which of n images the alternating flip mirrors in this epoch."""
-        coin = torch.rand(n, generator=_stream("coin", seed)) < 0.5
+        coin = torch.rand(n, generator=stream("coin", seed)) < 0.5
         return coin ^ (epoch % 2 == 1)
 
     # --- batched -----------------------------------------------------
@@ -221,11 +222,11 @@ class Augmentation:
         self.check(height, width)
 
         def uniform(name: str, limit: float, columns: tuple[int, ...] = ()) -> Tensor:
-            stream = _stream(name, seed, epoch)
+            stream = stream(name, seed, epoch)
             return (2 * torch.rand(n, *columns, generator=stream) - 1) * limit
 
         def integers(name: str, *ends: int) -> Tensor:
-            stream = _stream(name, seed, epoch)
+            stream = stream(name, seed, epoch)
             return torch.stack(
                 [torch.randint(end, (n,), generator=stream) for end in ends], dim=1
             )
@@ -243,7 +244,7 @@ class Augmentation:
         if self.alternate_flip:
             found["mirror"] = self.mirrored(n, seed, epoch)
         elif self.flip:
-            chance = torch.rand(n, generator=_stream("mirror", seed, epoch))
+            chance = torch.rand(n, generator=stream("mirror", seed, epoch))
             found["mirror"] = chance < self.flip
         if self.jitter:
             found["jitter"] = 1 + uniform("jitter", self.jitter, (3,))
@@ -346,27 +347,6 @@ def _cut_(x: Tensor, hole: Tensor, side: int) -> None:
         inside.append((i >= 0) & (i < side))
     rows, columns = inside
     x.masked_fill_((rows[:, :, None] & columns[:, None, :]).unsqueeze(1), 0)
-
-
-def derive_seed(purpose: str, *parts: int) -> int:
-    """A 63-bit seed; another purpose or other parts give an unrelated stream."""
-    # Not numpy's SeedSequence: to it (1,), (1, 0) and (1, 0, 0) are the same entropy.
-    digest = hashlib.sha256(repr((purpose, *parts)).encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 1
-
-
-def _stream(purpose: str, *parts: int) -> torch.Generator:
-    return torch.Generator().manual_seed(derive_seed(purpose, *parts))
-
-
-@contextmanager
-def kept_stream() -> Iterator[torch.Generator]:
-    """torch's CPU generator, to be seeded at will; afterwards it is as it was."""
-    before = torch.default_generator.get_state()
-    try:
-        yield torch.default_generator
-    finally:
-        torch.default_generator.set_state(before)
 
 
 def channel_statistics(images: Tensor) -> tuple[Tensor, Tensor]:
