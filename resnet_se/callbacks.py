@@ -12,12 +12,15 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import ProgressBar, RichProgressBar
+from lightning.fabric.plugins.io import CheckpointIO
+from lightning.pytorch.callbacks import Checkpoint, ProgressBar, RichProgressBar
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from resnet_se import checkpoint as checkpoint_files
+from resnet_se import lightning_internals as internals
 from resnet_se.errors import UserError
-from resnet_se.results import atomic_file
+from resnet_se.files import atomic_file
 
 
 class History(L.Callback):
@@ -183,6 +186,73 @@ class WeightAverage(L.Callback):
             module.load_state_dict(checkpoint["trained_state"])
 
 
+class CheckpointFiles(CheckpointIO):
+    """Lightning's way to the disk, by `checkpoint`: whole, synced, verified."""
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
+    ) -> None:
+        checkpoint_files.write(Path(path), checkpoint)
+
+    def load_checkpoint(self, path: Any, *_: Any, **__: Any) -> dict[str, Any]:
+        return checkpoint_files.read(Path(path))
+
+    def remove_checkpoint(self, path: Any) -> None:
+        Path(path).unlink(missing_ok=True)
+
+
+class Checkpoints(Checkpoint):
+    """`last.ckpt` after every epoch, `best.ckpt` by a metric, each by its own rule.
+
+    Lightning's `ModelCheckpoint` writes its last one only when it writes its best, and
+    forgets the best score where the directory has moved; this one keeps the score in
+    the checkpoints.
+
+    Args:
+        dirpath: the folder of both.
+        monitor: the metric, one of `classifier.METRICS`; smaller is better.
+        every_n_steps: `last.ckpt` is written after so many optimizer steps as well.
+
+    Raises:
+        UserError: `every_n_steps` is below 1.
+    """
+
+    def __init__(
+        self, dirpath: str, monitor: str = "val/loss", every_n_steps: int | None = None
+    ):
+        if every_n_steps is not None and every_n_steps < 1:
+            raise UserError(f"every_n_steps: expected >= 1, got {every_n_steps}")
+        self.dirpath = Path(dirpath)
+        self.monitor = monitor
+        self.every_n_steps = every_n_steps
+        self.best_score: float | None = None
+        self.best_epoch: int | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best_score": self.best_score, "best_epoch": self.best_epoch}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.best_score = state["best_score"]
+        self.best_epoch = state["best_epoch"]
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, module: Any, outputs: Any, batch: Any, index: int
+    ) -> None:
+        whole = index + 1 == trainer.num_training_batches  # the epoch's end writes it
+        due = self.every_n_steps and trainer.global_step % self.every_n_steps == 0
+        if due and not whole:
+            trainer.save_checkpoint(self.dirpath / checkpoint_files.LAST)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        score = trainer.callback_metrics.get(self.monitor)
+        if score is not None and (
+            self.best_score is None or float(score) < self.best_score
+        ):
+            self.best_score, self.best_epoch = float(score), trainer.current_epoch
+            trainer.save_checkpoint(self.dirpath / checkpoint_files.BEST)
+        trainer.save_checkpoint(self.dirpath / checkpoint_files.LAST)
+
+
 class SaveOnSigterm(L.Callback):
     """Saves a checkpoint in mid-epoch when SIGTERM stops training.
 
@@ -202,16 +272,15 @@ class SaveOnSigterm(L.Callback):
             # Lightning's handler talks to the other ranks from wherever the signal
             # finds it, between two halves of another conversation too.  A note will do:
             # rank 0's is read out to all before each step.
-            connector = trainer._signal_connector
             signal.signal(
-                signal.SIGTERM, lambda *_: setattr(connector, "received_sigterm", True)
+                signal.SIGTERM, lambda *_: internals.note_sigterm(trainer)
             )
 
     def on_exception(
         self, trainer: L.Trainer, module: L.LightningModule, exception: BaseException
     ) -> None:
         if isinstance(exception, SIGTERMException) and trainer.training:
-            done = trainer.fit_loop.epoch_loop.batch_progress.current.completed
+            done = internals.batches_done(trainer)
             if 0 < done < trainer.num_training_batches:
                 trainer.save_checkpoint(self.path)
 

@@ -19,12 +19,12 @@ from torchmetrics.functional.classification import (
     multiclass_calibration_error,
 )
 
-from resnet_se.augment import derive_seed
+from resnet_se import lightning_internals as internals
 from resnet_se.errors import UserError
 from resnet_se.mixing import Mixing
 from resnet_se.optim import Schedule
 from resnet_se.ranks import gathered, summed
-from resnet_se.resnet import WhiteningStem
+from resnet_se.seeds import derive_seed
 from resnet_se.tta import TTA
 
 METRICS = (
@@ -42,7 +42,7 @@ METRICS = (
 
 Batch = tuple[Tensor, Tensor, int]
 
-WHITEN_IMAGES = 2000  # enough for the covariance of 12 numbers
+INIT_IMAGES = 2000  # that a network may set itself up from
 
 
 class Diverged(UserError):
@@ -107,16 +107,17 @@ class Classifier(L.LightningModule):
     # --- training ----------------------------------------------------
 
     def on_fit_start(self) -> None:
-        stem = getattr(self.net, "stem", None)
-        if isinstance(stem, WhiteningStem) and self.trainer.ckpt_path is None:
-            stem.fit(self.trainer.datamodule.first_images(WHITEN_IMAGES))
+        # A network may set itself up from training images, once: a whitening stem does.
+        init = getattr(self.net, "init_from_images", None)
+        if callable(init) and self.trainer.ckpt_path is None:
+            init(self.trainer.datamodule.first_images(INIT_IMAGES))
 
     def on_train_epoch_start(self) -> None:
         self.train_batches = []
         self.earlier = torch.zeros(3)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        done = self.trainer.fit_loop.epoch_loop.batch_progress.current.completed
+        done = internals.batches_done(self.trainer)
         if 0 < done < self.trainer.num_training_batches:
             checkpoint["epoch_so_far"] = self._train_sums().cpu()
 
@@ -193,9 +194,9 @@ class Classifier(L.LightningModule):
 
     def on_test_epoch_end(self) -> None:
         parts, self.outputs = self.outputs, []
-        found = {k: gathered(torch.cat([part[k] for part in parts])) for k in parts[0]}
-        self.predictions = {k: v.cpu() for k, v in found.items()}
-        labels, logits = found["labels"], found["logits"]
+        outputs = {k: gathered(torch.cat([part[k] for part in parts])) for k in parts[0]}
+        self.predictions = {k: v.cpu() for k, v in outputs.items()}
+        labels, logits = outputs["labels"], outputs["logits"]
         figures = {
             "test/loss": F.cross_entropy(logits, labels),
             "test/acc": (logits.argmax(dim=1) == labels).float().mean(),
@@ -203,8 +204,8 @@ class Classifier(L.LightningModule):
                 logits, labels, self.num_classes, n_bins=15
             ),
         }
-        if "tta" in found:
-            hits = found["tta"].argmax(dim=1) == labels
+        if "tta" in outputs:
+            hits = outputs["tta"].argmax(dim=1) == labels
             figures["test/acc_tta"] = hits.float().mean()
         self.per_class = multiclass_accuracy(
             logits, labels, self.num_classes, average=None
@@ -218,7 +219,7 @@ class Classifier(L.LightningModule):
         trainer = self.trainer
         # `trainer.estimated_stepping_batches` is cut by max_steps: that would squeeze
         # the schedule of all epochs into the steps that are taken.
-        trainer.fit_loop.setup_data()
+        internals.make_loaders(trainer)
         steps = math.ceil(
             trainer.num_training_batches / trainer.accumulate_grad_batches
         )

@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import importlib.util
 import inspect
 import json
 import os
 import re
+import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from inspect import isclass
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -42,29 +44,62 @@ CONF = next(
     if folder.is_dir()
 )
 
-# What names the run, or says where and how to watch it, but cannot change its result.
+# Raised where the same configuration is to mean another training than before.
+RECIPE = 1
+
+# Stands in a saved configuration for the run directory, which may move.
+RUN_DIR = "<run_dir>"
+
+# What names a run, says where and how it is watched, or has been resolved into other
+# keys, but does not change its result.
 NOT_HASHED = (
     "seed",  # stands in the directory's name
     "tags",
+    "notes",
+    "plots",
+    "against",
+    "noise_family",
     "runs_dir",
     "run_dir",
+    "ckpt_path",  # its content is hashed
     "fail_fast",
     "launcher",
     "logger",
+    "budget",  # resolved into the epochs, images and widths that it scales
     "data.num_workers",
-    "data.source.root",  # the data's own identity is hashed instead
-    "data.source.download",
+    "data.batch_size",  # the global one is hashed
+    "data.source",  # its content is hashed
+    "data.fallback",
+    "optimizer.fused",  # this and `compile`: the same within rounding
+    "trainer.compile",
+    "trainer.precision",  # what `auto` has been settled to is hashed
     "trainer.accelerator",
-    "trainer.devices",
+    "trainer.devices",  # the world size is hashed
+    "trainer.num_nodes",
+    "trainer.strategy",
     "trainer.default_root_dir",
     "trainer.profiler",
-    "trainer.compile",  # the same within rounding
-    "callbacks.progress",
-    "callbacks.gradient_norm",
-    "callbacks.history.path",
-    "callbacks.sigterm",
-    "callbacks.checkpoint.dirpath",
+    "trainer.scale_lr",  # the rate in force is hashed
+    "trainer.log_every_n_steps",
+    "trainer.enable_progress_bar",
+    "trainer.enable_model_summary",
+    "trainer.use_distributed_sampler",
 )
+# Callbacks that watch, by their canonical names.
+WATCHERS = {
+    "resnet_se:Checkpoints",
+    "resnet_se:GradientNorm",
+    "resnet_se:History",
+    "resnet_se:SaveOnSigterm",
+    "resnet_se:progress",
+    "lightning.pytorch.callbacks.DeviceStatsMonitor",
+    "lightning.pytorch.callbacks.LearningRateMonitor",
+    "lightning.pytorch.callbacks.ModelCheckpoint",
+    "lightning.pytorch.callbacks.ModelSummary",
+    "lightning.pytorch.callbacks.RichModelSummary",
+    "lightning.pytorch.callbacks.RichProgressBar",
+    "lightning.pytorch.callbacks.TQDMProgressBar",
+}
 EXTRAS = ("joblib", "submitit", "ray")  # launchers that pyproject.toml offers
 EXPECTED = (UserError, HydraException, OmegaConfBaseException)
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
@@ -198,27 +233,147 @@ def _fits(value: Any, hint: Any) -> bool:
 # --- the run directory -------------------------------------------
 
 
-def config_hash(cfg: DictConfig, data_key: str) -> str:
-    """Eight hex digits of what determines a run's result, its seed left out.
+class Facts(NamedTuple):
+    """What the configuration leaves open and the machine and the data settle."""
+
+    data: str  # the identity of the data's content
+    precision: str
+    world_size: int  # processes, of one device each
+
+
+def resolved(cfg: DictConfig) -> dict[str, Any]:
+    """A composed configuration as plain values, `RUN_DIR` for its run directory."""
+    cfg = OmegaConf.create(OmegaConf.to_container(cfg))
+    cfg.run_dir = RUN_DIR
+    plain = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
+
+
+def setting(plain: dict[str, Any], facts: Facts) -> dict[str, Any]:
+    """All that determines a run's result but its seed: {dotted key: plain value}.
+
+    A pure function; what `config_hash` covers, and what the record keeps.  Our own
+    targets go by a name that stays when a module moves.
 
     Args:
-        cfg: the composed configuration.
-        data_key: the identity of the data (`ImageDataModule.locate`).
+        plain: of `resolved`.
+        facts: of this machine and these data.
     """
-    cfg = OmegaConf.create(OmegaConf.to_container(cfg))
-    # Set later; what refers to it, by name or in a saved file resolved, must not count.
-    run_dir, cfg.run_dir = cfg.run_dir, ""
-    plain = OmegaConf.to_container(cfg, resolve=True)
-    for dotted in NOT_HASHED:
-        *parents, last = dotted.split(".")
-        node = plain
-        for parent in parents:
-            node = node.get(parent) or {}
-        node.pop(last, None)
-    text = json.dumps([plain, data_key], sort_keys=True)
-    if run_dir:
-        text = text.replace(json.dumps(run_dir)[1:-1], "")
-    return hashlib.sha256(text.encode()).hexdigest()[:8]
+    flat = _flat(plain)
+    watchers = {
+        key.rpartition(".")[0]
+        for key, value in flat.items()
+        if key.startswith("callbacks.") and value in WATCHERS
+    }
+    dropped = (*NOT_HASHED, *watchers)
+    kept = {
+        key: value
+        for key, value in flat.items()
+        if not any(key == name or key.startswith(f"{name}.") for name in dropped)
+    }
+    world = facts.world_size
+    kept["recipe"] = RECIPE
+    kept["precision"] = facts.precision
+    kept["world_size"] = world  # each rank has its own BatchNorm, dropout and mixing
+    kept["data.content"] = facts.data
+    kept["data.global_batch_size"] = plain["data"]["batch_size"] * world
+    trainer = plain["trainer"]
+    if world == 1:
+        kept.pop("trainer.sync_batchnorm", None)
+    elif trainer.get("scale_lr"):
+        kept["optimizer.lr"] = plain["optimizer"]["lr"] * world
+    if plain.get("ckpt_path"):
+        kept["ckpt_path.content"] = _digest(Path(plain["ckpt_path"]))
+    kept |= foreign_sources(value for key, value in flat.items() if _is_target(key))
+    return dict(sorted(kept.items()))
+
+
+def config_hash(kept: dict[str, Any]) -> str:
+    """Eight hex digits of a `setting`."""
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def _flat(node: Any, path: str = "") -> dict[str, Any]:
+    """Nested mappings as dotted keys; an empty one and a null leave nothing behind."""
+    if isinstance(node, dict):
+        flat: dict[str, Any] = {}
+        for key, value in node.items():
+            flat |= _flat(value, f"{path}.{key}".lstrip("."))
+        return flat
+    if node is None or node == []:
+        return {}
+    if _is_target(path):
+        node = canonical(str(node))
+    elif isinstance(node, list):
+        node = [_flat(item) if isinstance(item, dict) else item for item in node]
+    return {path: node}
+
+
+def _is_target(path: str) -> bool:
+    return path.rpartition(".")[2] == "_target_"
+
+
+def canonical(target: str) -> str:
+    """The name of a `_target_` that stays when our module moves: `resnet_se:ResNet`."""
+    root, _, rest = target.partition(".")
+    return f"{root}:{rest.rpartition('.')[2]}" if root == "resnet_se" else target
+
+
+def foreign_sources(targets: Iterable[str]) -> dict[str, str]:
+    """{"source of MODULE": digest} of each module that is the user's own.
+
+    That is: not of this package, of the standard library or installed.  A package
+    counts whole, so that an edit anywhere in it is another configuration.
+    """
+    digests: dict[str, str] = {}
+    for target in targets:
+        name = target.partition(".")[0]
+        if name == "resnet_se" or ":" in name or name in sys.stdlib_module_names:
+            continue
+        try:
+            spec = importlib.util.find_spec(name)
+        except (ImportError, ValueError):
+            spec = None
+        origin = Path(spec.origin) if spec and spec.origin else None
+        if origin is None or INSTALLED & set(origin.parts):
+            continue
+        package = origin.name == "__init__.py"
+        files = sorted(origin.parent.rglob("*.py")) if package else [origin]
+        whole = hashlib.sha256()
+        for file in files:
+            whole.update(file.read_bytes() + b"\0")
+        digests[f"source of {name}"] = whole.hexdigest()[:16]
+    return digests
+
+
+INSTALLED = {"site-packages", "dist-packages"}
+
+
+def _digest(path: Path) -> str:
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    except OSError as error:
+        raise UserError(f"ckpt_path: {path}: {error.strerror}") from None
+
+
+def load_config(run_dir: Path) -> DictConfig:
+    """The saved configuration of a run, wherever its directory lies now.
+
+    Raises:
+        UserError: there is none, or it is not readable.
+    """
+    path = run_dir / "config.yaml"
+    try:
+        text = path.read_text(encoding="utf-8")
+        cfg = OmegaConf.create(text.replace(RUN_DIR, str(run_dir.resolve())))
+    except FileNotFoundError:
+        raise UserError(f"run: expected a run directory, got {run_dir}") from None
+    except Exception as error:
+        raise UserError(f"{path}: not a configuration of a run: {error}") from None
+    if not isinstance(cfg, DictConfig):
+        raise UserError(f"{path}: not a configuration of a run")
+    return cfg
 
 
 def experiment_name() -> str:
@@ -257,6 +412,7 @@ def run(task: Callable[[DictConfig], Any], config_name: str) -> None:
         print(f"error: {explain(error, config_name)}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # nothing is left to stop
         again = "; the same command goes on from here" if config_name == "train" else ""
         print(f"interrupted{again}", file=sys.stderr)
         sys.exit(130)

@@ -28,7 +28,7 @@ from PIL import Image
 from torch import Tensor
 
 from resnet_se.errors import UserError
-from resnet_se.results import atomic_file
+from resnet_se.files import atomic_file
 
 if TYPE_CHECKING:  # importing wandb takes a second, which few runs need
     import wandb

@@ -16,15 +16,12 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from resnet_se.config import run
+from resnet_se.build import build_classifier, build_data, load_weights, quiet
+from resnet_se.config import load_config, run
 from resnet_se.errors import UserError, nearest
-from resnet_se.results import atomic_file, read_result
-from resnet_se.train import (
-    build_classifier,
-    build_data,
-    evaluate_classifier,
-    quiet,
-)
+from resnet_se.files import atomic_file
+from resnet_se.record import read_result
+from resnet_se.scoring import score
 
 CHECKPOINTS = ("best", "last")
 
@@ -38,12 +35,12 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     """
     run_dir = Path(cfg.run)
     result = read_result(run_dir)
-    if result is None or not (run_dir / "config.yaml").is_file():
+    if result is None:
         raise UserError(f"run: expected a run directory, got {cfg.run!r}")
     if cfg.ckpt not in CHECKPOINTS:
         hint = nearest(str(cfg.ckpt), CHECKPOINTS)
         raise UserError(f"ckpt: unknown {cfg.ckpt!r}; {hint}")
-    of_run = OmegaConf.load(run_dir / "config.yaml")
+    of_run = load_config(run_dir)
     if "tta" in cfg:
         of_run.tta = cfg.tta
 
@@ -62,7 +59,8 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
         enable_model_summary=False,
         enable_checkpointing=False,
     )
-    figures = evaluate_classifier(trainer, model, data, ckpt)
+    load_weights(model, data, ckpt)
+    figures = score(trainer, model, data)
     _print_table(cfg, figures, result)
     if cfg.out:
         record = {"run": str(run_dir), "ckpt": cfg.ckpt, **figures}

@@ -9,15 +9,10 @@ memory, time and disk.  Times are this machine's, now, with validation, test and
 
 from __future__ import annotations
 
-import math
 import sys
-import time
-from typing import Any, NamedTuple
+from itertools import product
 
-import torch
-import torch.nn.functional as F
 from hydra import compose, initialize_config_dir
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -27,43 +22,33 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.table import Table
 
+from resnet_se.build import build_data, quiet, settle_precision
 from resnet_se.config import (
     CONF,
     EXPECTED,
+    Facts,
     check_config,
     config_hash,
     experiment_name,
     explain,
+    resolved,
+    setting,
 )
-from resnet_se.datamodule import EVAL_BATCH_SIZE, ImageDataModule
-from resnet_se.resnet import describe
-from resnet_se.results import peak_memory_mb, reset_peak_memory
-from resnet_se.train import (
-    build_classifier,
-    build_data,
-    choose_precision,
-    quiet,
-)
-from resnet_se.train import console as train_console
-
-WARMUP_STEPS, TIMED_STEPS = 1, 2
-
-
-class Cost(NamedTuple):
-    """One job's measured and estimated cost."""
-
-    total: int  # parameters
-    macs: int
-    memory_mb: float
-    seconds: float
-    disk_mb: float
+from resnet_se.cost import Cost, measure
+from resnet_se.data.module import ImageDataModule
+from resnet_se.ranks import processes
 
 
 def expand(overrides: list[str]) -> list[list[str]]:
     """The overrides of each job of a multirun, as Hydra's own sweeper expands them."""
     parser = OverridesParser.create(GlobalHydra.instance().config_loader())
-    batches = BasicSweeper.split_arguments(parser.parse_overrides(overrides), None)
-    return [job for batch in batches for job in batch]
+    choices = [
+        [f"{o.get_key_element()}={value}" for value in o.sweep_string_iterator()]
+        if o.is_sweep_override()
+        else [o.input_line or ""]
+        for o in parser.parse_overrides(overrides)
+    ]
+    return [list(job) for job in product(*choices)]
 
 
 def compose_job(overrides: list[str]) -> DictConfig:
@@ -75,96 +60,6 @@ def compose_job(overrides: list[str]) -> DictConfig:
     check_config(cfg)
     cfg.run_dir = ""
     return cfg
-
-
-def measure(cfg: DictConfig, data: ImageDataModule) -> Cost:
-    """Builds the job, takes its steps, and extrapolates to its whole length."""
-    model = build_classifier(cfg, data.num_classes)
-    facts = describe(model.net, data.image_size[0])
-    train_console.quiet = True  # what a run says of itself is not asked for here
-    try:
-        precision = choose_precision(cfg, model.net, data.image_size)
-    finally:
-        train_console.quiet = False
-    on_gpu = cfg.trainer.accelerator != "cpu" and torch.cuda.is_available()
-    device = torch.device("cuda" if on_gpu else "cpu")
-    model.to(device)
-    reset_peak_memory(device)
-
-    steps = _limited(len(data.train_dataloader()), cfg.trainer.limit_train_batches)
-    epochs = cfg.trainer.max_epochs
-    optimizer = model.make_optimizer(model.net)
-    model.make_schedule(optimizer, steps, epochs)  # checks itself
-    images = data.train_part[0][: data.batch_size].to(device)
-    labels = data.train_part[1][: data.batch_size].to(device)
-
-    def autocast() -> torch.autocast:
-        return torch.autocast(device.type, torch.bfloat16, precision == "bf16-mixed")
-
-    def step() -> None:
-        batch = data.on_after_batch_transfer((images, labels), 0)
-        x, targets = model.mixing(*batch, model.num_classes)
-        with autocast():
-            loss = F.cross_entropy(model(x), targets)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-
-    @torch.no_grad()
-    def look() -> None:
-        part = data.val_part[0][:EVAL_BATCH_SIZE].to(device)
-        batch = data.on_after_batch_transfer((part, labels), 0)
-        with autocast():
-            model(batch[0])
-
-    step_seconds = _timed(step, device)
-    model.eval()
-    look_seconds = _timed(look, device) / min(EVAL_BATCH_SIZE, len(data.val_part[0]))
-    trainer = cfg.trainer
-    val = _limited_images(len(data.val_part[0]), trainer.limit_val_batches)
-    test = _limited_images(len(data.test_part[0]), trainer.limit_test_batches)
-    views = len(model.tta.views) if model.tta else 1
-    seconds = epochs * steps * step_seconds
-    seconds += ((epochs + 1) * val + test * views) * look_seconds
-    tensors = [*model.state_dict().values()]
-    tensors += [
-        value
-        for state in optimizer.state.values()
-        for value in state.values()
-        if torch.is_tensor(value)
-    ]
-    checkpoint = sum(t.numel() * t.element_size() for t in tensors)
-    return Cost(
-        facts["total"],
-        facts["macs"],
-        peak_memory_mb(device),
-        seconds,
-        2 * checkpoint / 1e6,  # best and last; the rest of a run is small
-    )
-
-
-def _timed(call: Any, device: torch.device) -> float:
-    """Seconds of one call, the mean of a few after a warm-up."""
-    for i in range(WARMUP_STEPS + TIMED_STEPS):
-        if i == WARMUP_STEPS:
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            start = time.perf_counter()
-        call()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return (time.perf_counter() - start) / TIMED_STEPS
-
-
-def _limited(batches: int, limit: float) -> int:
-    """Lightning's `limit_…_batches`: an integer is a number, a float a share."""
-    many = limit if isinstance(limit, int) else math.floor(batches * limit)
-    return min(batches, many)
-
-
-def _limited_images(images: int, limit: float) -> int:
-    batches = _limited(math.ceil(images / EVAL_BATCH_SIZE), limit)
-    return min(images, batches * EVAL_BATCH_SIZE)
 
 
 def main() -> None:
@@ -191,14 +86,16 @@ def main() -> None:
                 name = f"{number} {experiment_name()} seed {cfg.seed}"
                 data = build_data(cfg)
                 key = data.locate()
-                digest = config_hash(cfg, key)
+                source = f"{key} {data.val_fraction} {data.train_subset}"
+                if source in modules:
+                    _share(modules[source], data)
+                data.setup()
+                modules[source] = data
+                precision = settle_precision(cfg, data)
+                facts = Facts(key, precision, processes(cfg.trainer))
+                digest = config_hash(setting(resolved(cfg), facts))
                 if digest not in known:
-                    source = f"{key} {data.val_fraction} {data.train_subset}"
-                    if source in modules:
-                        _share(modules[source], data)
-                    data.setup()
-                    modules[source] = data
-                    known[digest] = measure(cfg, data)
+                    known[digest] = measure(cfg, data, precision)
                 cost = known[digest]
             except EXPECTED as error:
                 failures.append(f"{name}: {explain(error)}")

@@ -9,9 +9,12 @@ each rank; in a multirun that is another multirun.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import sys
+import threading
+import time
 import uuid
 from collections.abc import Sequence
 from typing import Any
@@ -27,9 +30,9 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from torchmetrics.utilities.distributed import gather_all_tensors
 
 from resnet_se.errors import UserError
-from resnet_se.results import usable_cores
+from resnet_se.machine import accelerator, usable_cores
 
-OURS = "RESNET_SE_LAUNCHED"  # set for the processes that `launch` starts
+OURS = "RESNET_SE_LAUNCHER"  # for the processes that `launch` starts: its own id
 STOP_SECONDS = 15  # for the others to end once one has: then they are killed
 
 
@@ -42,16 +45,17 @@ class Stopped(BaseException):
 
 def in_group() -> bool:
     """Whether this process is one of several that were started for one run."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if _number("WORLD_SIZE", 1) > 1:
         return True
-    tasks = int(os.environ.get("SLURM_NTASKS", "1"))
+    tasks = _number("SLURM_NTASKS", 1)
     return tasks > 1 and SLURMEnvironment.detect()
 
 
 def is_leader() -> bool:
     """Whether this is the process that writes: rank 0, or the only one."""
-    slurm = os.environ.get("SLURM_PROCID", "0") if in_group() else "0"
-    return int(os.environ.get("RANK", slurm)) == 0
+    if not in_group():  # a RANK left over in the environment means nothing
+        return True
+    return _number("RANK", _number("SLURM_PROCID", 0)) == 0
 
 
 def has_parent() -> bool:
@@ -61,22 +65,36 @@ def has_parent() -> bool:
 
 def world_size() -> int:
     """How many processes this run has, on all machines."""
-    slurm = os.environ.get("SLURM_NTASKS", "1") if in_group() else "1"
-    return int(os.environ.get("WORLD_SIZE", slurm))
+    if not in_group():
+        return 1
+    return _number("WORLD_SIZE", _number("SLURM_NTASKS", 1))
+
+
+def _number(name: str, default: int) -> int:
+    text = os.environ.get(name, "")
+    try:
+        return int(text) if text else default
+    except ValueError:
+        raise UserError(f"{name} in the environment: not a number: {text!r}") from None
 
 
 def on_cpu(trainer: DictConfig) -> bool:
     """Whether a `trainer` configuration trains on the CPU here."""
-    gpus = torch.cuda.is_available() or torch.backends.mps.is_available()
-    return trainer.accelerator == "cpu" or (trainer.accelerator == "auto" and not gpus)
+    return accelerator(trainer.accelerator) == "cpu"
 
 
 def local_processes(trainer: DictConfig) -> int:
     """How many processes a `trainer` configuration asks for on this machine.
 
     Raises:
-        UserError: more devices than there are.
+        UserError: more devices than there are, or several machines, on each of which
+            the processes must be started.
     """
+    if trainer.get("num_nodes", 1) != 1 and not in_group():
+        raise UserError(
+            f"trainer.num_nodes={trainer.num_nodes}: start it on each machine, by "
+            "torchrun --nnodes or srun; alone this process would wait for the others"
+        )
     if not str(trainer.get("strategy", "auto")).startswith("ddp"):
         return 1
     gpus = torch.cuda.device_count()
@@ -95,14 +113,42 @@ def local_processes(trainer: DictConfig) -> int:
     return n
 
 
+def processes(trainer: DictConfig) -> int:
+    """The world size of a run: what was started, else what will be; see above."""
+    return world_size() if in_group() else local_processes(trainer)
+
+
 def share_cores() -> None:
     """Gives each local process its part of the cores, unless OMP_NUM_THREADS says."""
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    local = _number("LOCAL_WORLD_SIZE", 1)
     if local > 1 and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, usable_cores() // local))
 
 
 # --- starting them -----------------------------------------------
+
+
+def die_with_parent() -> None:
+    """Ends this process with the one that launched it, even by `kill -9`.
+
+    On Linux by the kernel; elsewhere a thread watches.
+    """
+    parent = _number(OURS, 0)
+    if not parent:
+        return
+    if sys.platform == "linux":
+        set_parent_death_signal = 1  # PR_SET_PDEATHSIG of prctl(2)
+        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
+    else:
+        threading.Thread(target=_watch, args=(parent,), daemon=True).start()
+    if os.getppid() != parent:  # it died before the line above
+        os._exit(1)
+
+
+def _watch(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
 
 
 def launch(module: str, overrides: Sequence[str], processes: int) -> None:
@@ -125,7 +171,7 @@ def launch(module: str, overrides: Sequence[str], processes: int) -> None:
         shutdown_timeout=STOP_SECONDS,
     )
     handlers = {s: signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)}
-    os.environ[OURS] = "1"
+    os.environ[OURS] = str(os.getpid())
     try:
         elastic_launch(config, sys.executable)("-m", module, *overrides)
     except (SignalException, KeyboardInterrupt) as error:
@@ -205,7 +251,13 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
 
 
 def sync_batchnorm(net: nn.Module) -> None:
-    """Turns BatchNorm into `SyncBatchNorm2d`, in place; names of weights stay."""
-    for module in net.modules():
-        if type(module) is nn.BatchNorm2d:
-            module.__class__ = SyncBatchNorm2d
+    """Replaces each BatchNorm2d by a `SyncBatchNorm2d` of the same tensors, in place."""
+    for parent in net.modules():
+        for name, child in parent.named_children():
+            if type(child) is nn.BatchNorm2d:
+                synced = SyncBatchNorm2d(
+                    child.num_features, child.eps, child.momentum, child.affine
+                )
+                for tensors in ("_parameters", "_buffers"):
+                    getattr(synced, tensors).update(getattr(child, tensors))
+                setattr(parent, name, synced)

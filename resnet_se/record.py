@@ -1,15 +1,22 @@
 """The record of a run: `result.json`, its schema, and how it is written and read.
 
-A run directory is `runs/<experiment>/seed<k>-<hash of the resolved configuration>`.
+    python -m resnet_se.record RUN         what went into the run's hash
+    python -m resnet_se.record RUN RUN     the keys that make the two differ
+
+A run directory is `runs/<experiment>/seed<k>-<hash of its setting>` (`config`).
 `result.json` needs nothing of this package to be read; whoever changes the meaning of a
 field raises `SCHEMA`.  Its fields:
 
     schema          this number
     status          running | finished | failed | interrupted; `error` says why
     experiment, seed, config_hash, overrides, tags
+    setting         {dotted key: value} of all that `config_hash` covers (from 2)
+    choices         {group: its choice on the command line or by default} (from 2)
+    against         [{experiment, question}] that this one is compared with (from 2)
+    noise_family    experiments that may share one seed deviation, or null (from 2)
     git             commit, dirty (null outside a repository)
     versions        python and the packages that compute
-    hardware        accelerator, device, cpu, cores, precision
+    hardware        accelerator, device, cpu, cores, precision, world_size (from 2)
     data            name, origin, fingerprint, sizes, split_seed, fallback, …
     model           trainable, non_trainable, total, macs, layers
     train           epochs, steps, seconds, images_per_second, compile_seconds (null:
@@ -24,29 +31,24 @@ field raises `SCHEMA`.  Its fields:
 
 from __future__ import annotations
 
-import fcntl
+import argparse
 import json
 import math
-import os
-import platform
-import resource
-import subprocess
-import tempfile
+import sys
 import zlib
 from base64 import b64decode, b64encode
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any, BinaryIO
-
-import numpy as np
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from resnet_se.errors import UserError
+from resnet_se.files import atomic_file
 
-SCHEMA = 1
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+SCHEMA = 2
+READABLE = (1, 2)
 STATUSES = ("running", "finished", "failed", "interrupted")
 
 
@@ -82,15 +84,20 @@ def read_record(path: Path) -> dict[str, Any]:
     try:
         result = json.loads(path.read_bytes())
         schema, status = result["schema"], result["status"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(
             f"{path}: not a result ({error!r}); delete it to go on"
         ) from None
-    if schema != SCHEMA:
+    if schema not in READABLE:
         raise UserError(f"{path}: schema {SCHEMA} expected, got {schema!r}")
     if status not in STATUSES:
         raise UserError(f"{path}: status expected in {STATUSES}, got {status!r}")
     return result
+
+
+def short(value: float | None) -> float | None:
+    """Six significant digits: float32 has no more."""
+    return value if value is None else float(f"{float(value):.6g}")
 
 
 def pack_labels(labels: Tensor) -> str:
@@ -100,7 +107,68 @@ def pack_labels(labels: Tensor) -> str:
 
 def unpack_labels(packed: str) -> np.ndarray:
     """The inverse: int64 (N,)."""
+    import numpy as np
+
     raw = np.frombuffer(zlib.decompress(b64decode(packed)), "<u2")
     return raw.astype(np.int64)
 
 
+# --- runs of earlier versions ------------------------------------
+
+
+def earlier_version(experiment_dir: Path, seed: int) -> list[Path]:
+    """Run directories of this experiment and seed that schema 1 has named."""
+    earlier = []
+    for path in sorted(experiment_dir.glob(f"seed{seed}-*/result.json")):
+        try:
+            if read_record(path)["schema"] == 1:
+                earlier.append(path.parent)
+        except UserError:  # damaged: its own start will say so
+            continue
+    return earlier
+
+
+# --- command line ------------------------------------------------
+
+
+def difference(a: dict[str, Any], b: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """The keys of two flat settings whose values differ; a missing one is None."""
+    return {
+        key: (a.get(key), b.get(key))
+        for key in sorted(a.keys() | b.keys())
+        if a.get(key) != b.get(key)
+    }
+
+
+def _setting(run: str) -> tuple[str, dict[str, Any]]:
+    path = Path(run)
+    record = read_record(path / "result.json" if path.is_dir() else path)
+    if not isinstance(record.get("setting"), dict):
+        raise UserError(f"{run}: of an earlier version, which kept no setting")
+    return record["config_hash"], record["setting"]
+
+
+def main() -> None:
+    """Console entry: `resnet-se record RUN [RUN]`."""
+    parser = argparse.ArgumentParser(prog="resnet-se record", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("run", nargs="+", help="a run directory or its result.json")
+    runs = parser.parse_args().run
+    try:
+        if len(runs) > 2:
+            raise UserError(f"record: one run or two, got {len(runs)}")
+        settings = [_setting(run) for run in runs]
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    if len(settings) == 1:
+        print(json.dumps({"config_hash": settings[0][0], **settings[0][1]}, indent=2))
+        return
+    (first, ours), (second, theirs) = settings
+    print(f"{first} {second}" if first != second else f"both {first}")
+    for key, (a, b) in difference(ours, theirs).items():
+        print(f"  {key}: {a!r} → {b!r}")
+
+
+if __name__ == "__main__":
+    main()

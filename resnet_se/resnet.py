@@ -277,6 +277,11 @@ class ResNet(nn.Module):
         self.logit_scale = logit_scale
         self.apply(_init_identity if identity_init else _init_he)
 
+    def init_from_images(self, images: Tensor) -> None:
+        """Sets a whitening stem from normalised images (N, C, H, W); else nothing."""
+        if isinstance(self.stem, WhiteningStem):
+            self.stem.fit(images)
+
     def forward(self, x: Tensor) -> Tensor:
         """Normalised images (B, 3, H, W) → logits (B, K)."""
         x = self.stem(x)

@@ -32,7 +32,7 @@ from omegaconf import DictConfig, OmegaConf, read_write
 
 from resnet_se.config import config_hash
 from resnet_se.errors import UserError, nearest
-from resnet_se.results import atomic_file, exclusive
+from resnet_se.files import atomic_file, exclusive
 from resnet_se.sweep import SweepTable, outcomes, print_outcomes
 
 if TYPE_CHECKING:

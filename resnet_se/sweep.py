@@ -27,7 +27,8 @@ from rich.table import Table
 
 from resnet_se.config import CONF, explain
 from resnet_se.errors import nearest
-from resnet_se.results import Busy, atomic_file, exclusive, usable_cores
+from resnet_se.files import Busy, atomic_file, exclusive
+from resnet_se.machine import usable_cores
 
 # Under `uv run` Ray would copy the working directory to its workers, runs and data with
 # it, and let them write their results into the copies.

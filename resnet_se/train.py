@@ -9,68 +9,67 @@ one from its `last.ckpt`, and starts otherwise.
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
 import time
 import traceback
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
-import lightning as L
-import numpy as np
-import torch
+import yaml
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from resnet_se import dashboard, plots, ranks
-from resnet_se.callbacks import History
-from resnet_se.classifier import METRICS, Classifier
+from resnet_se import checkpoint, dashboard, plots, ranks
+from resnet_se.build import (
+    build_classifier,
+    build_data,
+    build_trainer,
+    compile_net,
+    load_weights,
+    quiet,
+    settle_precision,
+)
+from resnet_se.callbacks import Checkpoints, History
 from resnet_se.config import (
+    Facts,
     check_config,
     config_hash,
     experiment_name,
     explain,
+    load_config,
+    resolved,
     run,
+    setting,
 )
-from resnet_se.datamodule import ImageDataModule
-from resnet_se.errors import UserError, nearest
-from resnet_se.resnet import describe
-from resnet_se.results import (
+from resnet_se.data.module import ImageDataModule
+from resnet_se.errors import UserError
+from resnet_se.files import atomic_file, exclusive
+from resnet_se.machine import environment, hardware, peak_memory_mb, reset_peak_memory
+from resnet_se.record import (
     SCHEMA,
-    atomic_file,
-    environment,
-    exclusive,
-    hardware,
-    pack_labels,
-    peak_memory_mb,
+    earlier_version,
     read_result,
-    reset_peak_memory,
+    short,
     write_result,
 )
+from resnet_se.resnet import describe
+from resnet_se.scoring import save_predictions, score
 from resnet_se.sweep import Outcome, recorded
 
 console = Console()
 
-
 # What went wrong: in the only process or rank 0; in another rank.
 ERROR, OTHER_RANKS = "error.txt", "error.other_ranks.txt"
+RANKS_LOCK = ".lock-ranks"  # of rank 0, which may outlive the one that launched it
 
 # Where and how one machine ran it, no part of a record.
 PLACES = ("runs_dir=", "data.source.root=", "launcher", "hparams_search=")
-
-
-# --- building ----------------------------------------------------
-
-
-# --- the run -----------------------------------------------------
 
 
 def train(cfg: DictConfig) -> Outcome:
@@ -90,61 +89,151 @@ def train(cfg: DictConfig) -> Outcome:
         _banner(data.fell_back)
     if "root" in cfg.data.source:  # `evaluate` may be called from elsewhere
         cfg.data.source.root = str(Path(cfg.data.source.root).expanduser().resolve())
-    digest = config_hash(cfg, key)
+    world_size = ranks.processes(cfg.trainer)
+    cfg.trainer.precision = settle_precision(cfg, data)
+    facts = Facts(key, cfg.trainer.precision, world_size)
+    kept = setting(resolved(cfg), facts)
+    digest = config_hash(kept)
     run_dir = Path(cfg.runs_dir) / experiment_name() / f"seed{cfg.seed}-{digest}"
     cfg.run_dir = str(run_dir.resolve())
+    result = _beginning(cfg, kept, digest)
 
-    # Of a run's processes the first works in its directory, for which the one that
-    # started them, where it is ours, keeps the lock.
-    alone = ranks.is_leader() and not ranks.has_parent()
-    with exclusive(run_dir) if alone else nullcontext():
+    with _alone(run_dir):
         previous = read_result(run_dir)
-        _check_directory(run_dir, digest, key)
+        if previous is None:
+            _refuse_beside_earlier(run_dir, cfg.seed, result["overrides"])
+        _check_directory(run_dir, digest, facts)
         if previous and previous["status"] == "finished":
-            console.print(f"skipped: {run_dir} is finished")
-            print_closing_table(previous, run_dir)
+            _say_skipped(previous, result, run_dir)
             return Outcome("skipped", previous)
-        resumed = (run_dir / "checkpoints/last.ckpt").is_file()
-        result = _run(cfg, data, run_dir, digest, previous)
+        resumed = (run_dir / "checkpoints" / checkpoint.LAST).is_file()
+        with ledger(run_dir, result):
+            if ranks.is_leader():
+                with atomic_file(run_dir / "config.yaml") as file:
+                    file.write(yaml.safe_dump(resolved(cfg), sort_keys=False).encode())
+            several = world_size > 1 and not ranks.in_group()
+            work = _train_in_ranks if several else _train_and_test
+            work(cfg, data, run_dir, result)
     if not ranks.has_parent():
         print_closing_table(result, run_dir)
     return Outcome("resumed" if resumed else "done", result)
 
 
-def _run(
-    cfg: DictConfig,
-    data: ImageDataModule,
-    run_dir: Path,
-    digest: str,
-    previous: dict[str, Any] | None,
-) -> dict[str, Any]:
-    """The run itself, with its record kept true whatever happens."""
-    result = {
+def _beginning(cfg: DictConfig, kept: dict[str, Any], digest: str) -> dict[str, Any]:
+    """What a record says before anything has been trained."""
+    hydra = HydraConfig.get()
+    return {
         "schema": SCHEMA,
         "status": "running",
         "experiment": experiment_name(),
         "seed": cfg.seed,
         "config_hash": digest,
+        "setting": kept,
+        "choices": {
+            group: choice
+            for group, choice in hydra.runtime.choices.items()
+            if group in cfg and choice is not None
+        },
+        "against": OmegaConf.to_container(cfg.get("against") or OmegaConf.create([])),
+        "noise_family": cfg.get("noise_family"),
         "overrides": [
             override
-            for override in HydraConfig.get().overrides.task
+            for override in hydra.overrides.task
             if not override.startswith(PLACES)
         ],
         "tags": list(cfg.tags),
         **environment(),
     }
-    if previous and "hardware" in previous:
-        result["hardware"] = previous["hardware"]  # its precision is kept on resuming
+
+
+# --- the run directory -------------------------------------------
+
+
+@contextmanager
+def _alone(run_dir: Path) -> Iterator[None]:
+    """The lock of a run: held by the process that was started, or that launched ranks.
+
+    Rank 0 of those holds one of its own: should its launcher be killed, nobody starts
+    before it has gone too.
+    """
+    if not ranks.is_leader():
+        with nullcontext():
+            yield
+    elif ranks.has_parent():
+        with exclusive(run_dir, RANKS_LOCK):
+            yield
+    else:
+        with exclusive(run_dir):
+            with exclusive(run_dir, RANKS_LOCK):
+                pass
+            yield
+
+
+def _refuse_beside_earlier(run_dir: Path, seed: int, overrides: list[str]) -> None:
+    """A run of an earlier version is not trained again in silence beside it.
+
+    Raises:
+        UserError: the same command has a run directory with the hash of schema 1.
+    """
+    for path in earlier_version(run_dir.parent, seed):
+        theirs = read_result(path) or {}
+        if sorted(theirs.get("overrides", [])) == sorted(overrides):
+            raise UserError(
+                f"{path}: a run of an earlier version ({theirs['status']}), whose hash "
+                "left out what the new one holds (world size, precision, content of "
+                "the data); report still reads it; to train anew move it away or give "
+                "another runs_dir"
+            )
+
+
+def _check_directory(run_dir: Path, digest: str, facts: Facts) -> None:
+    """Refuses to mix two configurations in one directory."""
+    if not (run_dir / "config.yaml").is_file():
+        return
+    cfg = load_config(run_dir)
+    theirs = config_hash(setting(resolved(cfg), facts))
+    if theirs != digest:
+        raise UserError(
+            f"{run_dir}: holds a run of another configuration (its config.yaml has the "
+            f"hash {theirs}, the name says {digest}); move it away to start afresh"
+        )
+
+
+def _say_skipped(
+    previous: dict[str, Any], result: dict[str, Any], run_dir: Path
+) -> None:
+    console.print(f"skipped: {run_dir} is finished")
+    then, now = previous.get("git"), result["git"]
+    if then and now and then["commit"] != now["commit"]:
+        console.print(
+            f"it was trained at commit {then['commit'][:8]}, this is "
+            f"{now['commit'][:8]}"
+        )
+    print_closing_table(previous, run_dir)
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, before training began or after it."""
+
+
+def _terminate(*_: Any) -> None:
+    raise Terminated
+
+
+@contextmanager
+def ledger(run_dir: Path, result: dict[str, Any]) -> Iterator[None]:
+    """Keeps the record of a run true whatever happens in the body.
+
+    It is `running` from here on, and in the end finished, interrupted (by Ctrl-C,
+    SIGTERM or a killed rank) or failed, with the error and its traceback beside it.
+    """
     error_file = run_dir / (ERROR if ranks.is_leader() else OTHER_RANKS)
-    _record(run_dir, result)
-    if ranks.is_leader():
-        with atomic_file(run_dir / "config.yaml") as file:
-            file.write(OmegaConf.to_yaml(cfg, resolve=True).encode())
-    error_file.unlink(missing_ok=True)
-    processes = 1 if ranks.in_group() else ranks.local_processes(cfg.trainer)
+    with suppress(ValueError):  # a launcher's thread takes no signals
+        signal.signal(signal.SIGTERM, _terminate)
     try:
-        work = _train_and_test if processes == 1 else _train_in_ranks
-        work(cfg, data, run_dir, result)
+        _record(run_dir, result)
+        error_file.unlink(missing_ok=True)
+        yield
         result["status"] = "finished"
         _record(run_dir, result)
     except BaseException as error:
@@ -159,12 +248,14 @@ def _run(
             if not stopped and not error_file.exists():  # else a rank's: it says more
                 error_file.write_text(traceback.format_exc())
         if stopped:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+            with suppress(ValueError):
+                signal.signal(signal.SIGINT, signal.default_int_handler)
             raise KeyboardInterrupt from None
         raise
     finally:
+        with suppress(ValueError):
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
         dashboard.finish(result["status"])
-    return result
 
 
 def _record(run_dir: Path, result: dict[str, Any]) -> None:
@@ -172,27 +263,25 @@ def _record(run_dir: Path, result: dict[str, Any]) -> None:
         write_result(run_dir, result)
 
 
+# --- training ----------------------------------------------------
+
+
 def _train_in_ranks(
     cfg: DictConfig, data: ImageDataModule, run_dir: Path, result: dict[str, Any]
 ) -> None:
     """`_train_and_test` in one process a device; fills `result` in with its record."""
     data.setup()  # decoded once, read from the cache by all
-    if "hardware" not in result:  # measured here: they must agree
-        net = build_classifier(cfg, data.num_classes).net
-        precision = choose_precision(cfg, net, data.image_size)
-        result["hardware"] = {"precision": precision}
-        write_result(run_dir, result)
     (run_dir / OTHER_RANKS).unlink(missing_ok=True)
     # They are no jobs of a multirun any more; wandb is to group them all the same.
     group = Path(HydraConfig.get().runtime.output_dir).parent.name
     if HydraConfig.get().mode == RunMode.MULTIRUN:
         os.environ.setdefault("WANDB_RUN_GROUP", group)
+    overrides = [
+        o for o in HydraConfig.get().overrides.task if "trainer.precision=" not in o
+    ]
+    overrides.append(f"trainer.precision={cfg.trainer.precision}")  # all have the same
     try:
-        ranks.launch(
-            "resnet_se.train",
-            HydraConfig.get().overrides.task,
-            ranks.local_processes(cfg.trainer),
-        )
+        ranks.launch("resnet_se.train", overrides, ranks.local_processes(cfg.trainer))
     except UserError as error:
         # Who wrote first is the reason; the others may only have seen it go.
         files = [run_dir / name for name in (ERROR, OTHER_RANKS)]
@@ -204,49 +293,25 @@ def _train_in_ranks(
         line = first.read_text().strip().splitlines()[-1]
         raise UserError(f"{error}: {line} (see {first})") from None
     finally:
+        overrides = result["overrides"]
         result |= read_result(run_dir) or {}
-
-
-def _check_directory(run_dir: Path, digest: str, key: str) -> None:
-    """Refuses to mix two configurations in one directory."""
-    path = run_dir / "config.yaml"
-    if not path.is_file():
-        return
-    try:
-        found = config_hash(OmegaConf.load(path), key)
-    except Exception as error:
-        raise UserError(f"{path}: not a configuration of a run: {error}") from None
-    if found != digest:
-        raise UserError(
-            f"{run_dir}: holds a run of another configuration (its config.yaml has the "
-            f"hash {found}, the name says {digest}); move it away to start afresh"
-        )
+        result["overrides"] = overrides
 
 
 def _train_and_test(
-    cfg: DictConfig,
-    data: ImageDataModule,
-    run_dir: Path,
-    result: dict[str, Any],
+    cfg: DictConfig, data: ImageDataModule, run_dir: Path, result: dict[str, Any]
 ) -> None:
     """Fits, tests the best checkpoint, and fills `result` in."""
     started = time.perf_counter()
     data.setup()
     model = build_classifier(cfg, data.num_classes)
-    last, best = (run_dir / f"checkpoints/{name}.ckpt" for name in ("last", "best"))
-    ckpt = last if last.is_file() else cfg.ckpt_path and Path(cfg.ckpt_path)
-    if ckpt:
-        check_checkpoint(load_checkpoint(ckpt), ckpt, model)
-        console.print(f"resuming from {ckpt}")
-    precision = result.get("hardware", {}).get("precision") or choose_precision(
-        cfg, model.net, data.image_size
-    )
-    trainer = build_trainer(cfg, precision)
+    ckpt = _goes_on_from(cfg, run_dir, model)
+    trainer = build_trainer(cfg, cfg.trainer.precision)
     device = trainer.strategy.root_device
     if cfg.trainer.get("sync_batchnorm") and device.type == "cpu":
         ranks.sync_batchnorm(model.net)
     result |= {
-        "hardware": hardware(device, precision),
+        "hardware": hardware(device, cfg.trainer.precision, trainer.world_size),
         "data": data.describe(),
         "model": describe(model.net, data.image_size[0]),
     }
@@ -256,31 +321,81 @@ def _train_and_test(
     compiled = compile_net(cfg, model, trainer, (data.batch_size, 3, *data.image_size))
 
     for logger in trainer.loggers:
-        logger.log_hyperparams(OmegaConf.to_container(cfg, resolve=True))
+        logger.log_hyperparams(resolved(cfg))
+    with suppress(ValueError):
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # Lightning's turn
     trainer.fit(model, datamodule=data, ckpt_path=ckpt, weights_only=True)
+    with suppress(ValueError):
+        signal.signal(signal.SIGTERM, _terminate)
     history = next((c for c in trainer.callbacks if isinstance(c, History)), None)
     result["train"] = {
         "epochs": trainer.current_epoch,
         "steps": trainer.global_step,
-        "seconds": history and _short(history.seconds),
-        "images_per_second": history and _short(history.images_per_second),
-        "compile_seconds": _short(compiled),
+        "seconds": history and short(history.seconds),
+        "images_per_second": history and short(history.images_per_second),
+        "compile_seconds": short(compiled),
         "peak_memory_mb": round(peak_memory_mb(device), 1),
         "stopped": "early_stopping"
         if trainer.current_epoch < trainer.max_epochs
         else "max_epochs",
     }
-    best = best if best.is_file() else None
-    result["best_epoch"] = load_checkpoint(best)["epoch"] if best else None
-    result |= evaluate_classifier(trainer, model, data, best)
+    best = _best(trainer, run_dir)
+    result["best_epoch"] = load_weights(model, data, best)["epoch"] if best else None
+    result |= score(trainer, model, data)
     result["seconds_in_all"] = round(time.perf_counter() - started, 2)
     if history:
         columns = dict.fromkeys(key for row in history.rows for key in row)
         result["history"] = {
-            name: [_short(row.get(name)) for row in history.rows] for name in columns
+            name: [short(row.get(name)) for row in history.rows] for name in columns
         }
-    if not ranks.is_leader():
-        return
+    if ranks.is_leader():
+        _save_test(cfg, trainer, model, data, run_dir, best)
+
+
+def _goes_on_from(cfg: DictConfig, run_dir: Path, model: Any) -> Path | None:
+    """The checkpoint that training goes on from: the run's own, else `ckpt_path`."""
+    choice = checkpoint.choose(run_dir / "checkpoints")
+    if choice is not None:
+        for sentence in choice.damage:
+            console.print(f"[yellow]{sentence}; going on from {choice.path.name}")
+        path, loaded = choice.path, choice.checkpoint
+    elif cfg.ckpt_path:
+        path = Path(cfg.ckpt_path)
+        loaded = checkpoint.read(path)
+    else:
+        return None
+    checkpoint.check(loaded, path, model)
+    console.print(f"resuming from {path}")
+    return path
+
+
+def _best(trainer: Any, run_dir: Path) -> Path | None:
+    """The checkpoint to test; None where nothing was validated.
+
+    Raises:
+        UserError: there was a best one, and its file has gone.
+    """
+    rule = next((c for c in trainer.callbacks if isinstance(c, Checkpoints)), None)
+    path = run_dir / "checkpoints" / checkpoint.BEST
+    if path.is_file():
+        return path
+    if rule is None or rule.best_epoch is None:
+        return None
+    raise UserError(
+        f"{path}: missing, though epoch {rule.best_epoch + 1} was the best; put it "
+        f"back, or test the last one: evaluate run={run_dir} ckpt=last"
+    )
+
+
+def _save_test(
+    cfg: DictConfig,
+    trainer: Any,
+    model: Any,
+    data: ImageDataModule,
+    run_dir: Path,
+    best: Path | None,
+) -> None:
+    """Predictions and pictures, in the run directory and on its dashboards."""
     save_predictions(run_dir / "predictions.npz", model.predictions)
     tested = {
         "images": data.test_part[0],
@@ -288,8 +403,10 @@ def _train_and_test(
         "logits": model.predictions["logits"],
         "classes": data.images.classes,
     }
-    rows = history.rows if history else []
-    plots.save_run_plots(run_dir / "plots", history=rows, **tested)
+    history = next((c for c in trainer.callbacks if isinstance(c, History)), None)
+    if cfg.plots:
+        rows = history.rows if history else []
+        plots.save_run_plots(run_dir / "plots", history=rows, **tested)
     dashboard.log_test(trainer, run_dir / "plots", **tested, best=best)
 
 
@@ -356,9 +473,10 @@ def _clock(seconds: float) -> str:
 
 def main() -> None:
     """Console entry: `resnet-se train …`."""
-    import resnet_se.optuna_search  # noqa: F401  makes itself known to Hydra
+    import resnet_se.search  # noqa: F401  makes itself known to Hydra
 
     quiet()
+    ranks.die_with_parent()
     ranks.share_cores()
     console.quiet = not ranks.is_leader()
     run(recorded(train), "train")

@@ -222,36 +222,36 @@ class Augmentation:
         self.check(height, width)
 
         def uniform(name: str, limit: float, columns: tuple[int, ...] = ()) -> Tensor:
-            stream = stream(name, seed, epoch)
-            return (2 * torch.rand(n, *columns, generator=stream) - 1) * limit
+            drawn = stream(name, seed, epoch)
+            return (2 * torch.rand(n, *columns, generator=drawn) - 1) * limit
 
         def integers(name: str, *ends: int) -> Tensor:
-            stream = stream(name, seed, epoch)
+            drawn = stream(name, seed, epoch)
             return torch.stack(
-                [torch.randint(end, (n,), generator=stream) for end in ends], dim=1
+                [torch.randint(end, (n,), generator=drawn) for end in ends], dim=1
             )
 
-        found: dict[str, Tensor] = {}
+        draws: dict[str, Tensor] = {}
         if self.crop_padding:
             positions = 2 * self.crop_padding + 1
-            found["corner"] = integers("corner", positions, positions)
+            draws["corner"] = integers("corner", positions, positions)
         if self.resamples:
-            found["angle"] = uniform("angle", self.rotation)
+            draws["angle"] = uniform("angle", self.rotation)
             reach = self.shift * torch.tensor([height, width])
-            found["shift"] = (uniform("shift", 1, (2,)) * reach).round()
-            found["shear"] = uniform("shear", self.shear)
-            found["scale"] = 1 + uniform("scale", self.zoom)
+            draws["shift"] = (uniform("shift", 1, (2,)) * reach).round()
+            draws["shear"] = uniform("shear", self.shear)
+            draws["scale"] = 1 + uniform("scale", self.zoom)
         if self.alternate_flip:
-            found["mirror"] = self.mirrored(n, seed, epoch)
+            draws["mirror"] = self.mirrored(n, seed, epoch)
         elif self.flip:
             chance = torch.rand(n, generator=stream("mirror", seed, epoch))
-            found["mirror"] = chance < self.flip
+            draws["mirror"] = chance < self.flip
         if self.jitter:
-            found["jitter"] = 1 + uniform("jitter", self.jitter, (3,))
-            found["order"] = uniform("order", 1, (3,)).argsort(dim=1)
+            draws["jitter"] = 1 + uniform("jitter", self.jitter, (3,))
+            draws["order"] = uniform("order", 1, (3,)).argsort(dim=1)
         if self.cutout:
-            found["hole"] = integers("hole", height, width)
-        return Draws(**found)
+            draws["hole"] = integers("hole", height, width)
+        return Draws(**draws)
 
     def apply(self, images: Tensor, draws: Draws) -> Tensor:
         """uint8 (B, 3, H, W) and their parameters → float32 (B, 3, H, W) in 0..255.

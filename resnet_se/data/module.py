@@ -14,26 +14,26 @@ two devices with B images each see what one device with 2·B sees.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import lightning as L
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader
 
-from resnet_se.augment import (
-    Augmentation,
-    channel_statistics,
-    derive_seed,
-    kept_stream,
-    normalise,
-    normalise_,
+from resnet_se import lightning_internals as internals
+from resnet_se.data.augment import Augmentation, channel_statistics, normalise
+from resnet_se.data.loaders import (
+    AugmentedImages,
+    BatchesOnDevice,
+    ImagesInOrder,
+    ShuffledBatches,
+    stratified_split,
 )
+from resnet_se.data.sources import DataNotFound, ImageSet
 from resnet_se.errors import UserError, nearest
-from resnet_se.results import usable_cores
-from resnet_se.sources import DataNotFound, ImageSet
+from resnet_se.machine import usable_cores
 
 ENGINES = ("batched", "torchvision")
 
@@ -263,11 +263,10 @@ class ImageDataModule(L.LightningDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         """The place in training, and what `predict` needs instead of the data."""
-        loop = self.trainer.fit_loop
-        done = loop.epoch_loop.batch_progress.current.completed
+        done = internals.batches_done(self.trainer)
         return {
             "place": {
-                "epoch": loop.epoch_progress.current.processed,
+                "epoch": internals.epochs_done(self.trainer),
                 "done": done % self.trainer.num_training_batches,
             },
             "fingerprint": self.images.fingerprint,

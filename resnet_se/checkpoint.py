@@ -1,0 +1,134 @@
+"""Checkpoints: written whole, verified at every read, chosen.
+
+A checkpoint is torch's own zip file, loadable with `weights_only=True`.  Its zip comment
+holds the SHA-256 of everything before it, so that no flipped byte goes unseen.  A run
+keeps three under `checkpoints/`:
+
+    best.ckpt       of the lowest validation loss
+    last.ckpt       of the last epoch, or step where one was asked for
+    previous.ckpt   what `last.ckpt` was before, until the next one is on disk
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+
+from resnet_se.errors import UserError
+from resnet_se.files import atomic_file
+
+if TYPE_CHECKING:
+    from torch import nn
+
+BEST, LAST, PREVIOUS = "best.ckpt", "last.ckpt", "previous.ckpt"
+
+MARK = b"sha256:"
+COMMENT = len(MARK) + 64  # and as many hexadecimal digits
+
+
+# --- files -------------------------------------------------------
+
+
+def write(path: Path, checkpoint: dict[str, Any]) -> None:
+    """Writes a checkpoint whole, on disk, or not at all; what was there stays until."""
+    buffer = io.BytesIO()
+    torch.save(checkpoint, buffer)
+    archive = buffer.getbuffer()
+    # A zip file ends with the length of its comment: two bytes, little endian.
+    archive[-2:] = COMMENT.to_bytes(2, "little")
+    backup = path.with_name(PREVIOUS) if path.name == LAST else None
+    with atomic_file(path, backup) as file:
+        file.write(archive)
+        file.write(MARK + hashlib.sha256(archive).hexdigest().encode())
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A checkpoint's contents; plain values and tensors only, on the CPU.
+
+    Raises:
+        UserError: the file is missing, damaged, or no checkpoint.
+    """
+    try:
+        content = Path(path).read_bytes()
+    except FileNotFoundError:
+        raise UserError(f"ckpt_path: no such file: {path}") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    archive, comment = content[:-COMMENT], content[-COMMENT:]
+    if comment.startswith(MARK):
+        digest = hashlib.sha256(archive).hexdigest()
+        if comment != MARK + digest.encode():
+            raise UserError(f"{path}: damaged, its checksum does not match")
+    elif _is_ours(content):
+        raise UserError(f"{path}: damaged, its checksum is gone")
+    try:
+        loaded = torch.load(io.BytesIO(content), "cpu", weights_only=True)
+    except Exception as error:
+        reason = (str(error).strip() or repr(error)).splitlines()[0]
+        raise UserError(f"{path}: not a readable checkpoint ({reason})") from None
+    if not isinstance(loaded, dict) or not isinstance(loaded.get("state_dict"), dict):
+        raise UserError(f"{path}: not a checkpoint: it holds no state_dict")
+    return loaded
+
+
+def _is_ours(content: bytes) -> bool:
+    """Whether the file claims a comment of our length, whatever stands in it."""
+    return content[-COMMENT - 2 : -COMMENT] == COMMENT.to_bytes(2, "little")
+
+
+# --- choosing ----------------------------------------------------
+
+
+class Choice(NamedTuple):
+    """The checkpoint that training goes on from, and what was wrong with later ones."""
+
+    path: Path
+    checkpoint: dict[str, Any]
+    damage: list[str]
+
+
+def choose(folder: Path) -> Choice | None:
+    """The newest whole checkpoint of a run: last, else previous, else best.
+
+    Returns:
+        None where there is no checkpoint at all.
+
+    Raises:
+        UserError: there are some, and all are damaged.
+    """
+    damage: list[str] = []
+    for name in (LAST, PREVIOUS, BEST):
+        path = folder / name
+        if not path.exists():
+            continue
+        try:
+            return Choice(path, read(path), damage)
+        except UserError as error:
+            damage.append(str(error))
+    if damage:
+        raise UserError(
+            f"{'; '.join(damage)}; no checkpoint of this run can be read: restore one "
+            "from a copy, or move the run directory away to train anew"
+        )
+    return None
+
+
+def check(checkpoint: dict[str, Any], path: Path, model: nn.Module) -> None:
+    """Refuses a checkpoint of another architecture, naming where it differs.
+
+    Raises:
+        UserError: its tensors are not the model's.
+    """
+    theirs = checkpoint["state_dict"]
+    ours = model.state_dict()
+    for name in sorted(ours.keys() | theirs.keys()):
+        a, b = (tuple(s[name].shape) if name in s else None for s in (ours, theirs))
+        if a != b:
+            raise UserError(
+                f"{path}: a checkpoint of another architecture: {name} expected "
+                f"{a or 'nowhere'}, got {b or 'nothing'}"
+            )

@@ -1,0 +1,200 @@
+"""Batches: which images, in which order, shared how among ranks, by which engine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+from resnet_se.data.augment import Augmentation, normalise_
+from resnet_se.errors import UserError
+from resnet_se.seeds import derive_seed, kept_stream
+
+EVAL_BATCH_SIZE = 500
+
+# Images that the batched engine cuts at once on a GPU: with single batches the launches
+# would take longer than the work.  A CPU's caches like single batches better.
+GPU_CHUNK = 2048
+
+
+def stratified_split(
+    labels: Tensor, fraction: float, seed: int
+) -> tuple[Tensor, Tensor]:
+    """Indices (N_train,) and (N_val,), ascending; each class gives its share.
+
+    A class of n images gives max(1, round(n × fraction)) of them to validation.
+
+    Raises:
+        UserError: `fraction` is not in (0, 1), or a class would have none left.
+    """
+    if not 0 < fraction < 1:
+        raise UserError(f"data.val_fraction: expected 0 < f < 1, got {fraction}")
+    generator = torch.Generator().manual_seed(derive_seed("split", seed))
+    chosen = torch.zeros(len(labels), dtype=torch.bool)
+    for label in labels.unique():
+        members = (labels == label).nonzero().squeeze(1)
+        n_val = max(1, round(len(members) * fraction))
+        if n_val >= len(members):
+            raise UserError(
+                f"data.val_fraction={fraction}: class {int(label)} has "
+                f"{len(members)} images and would keep none to train on"
+            )
+        order = torch.randperm(len(members), generator=generator)
+        chosen[members[order[:n_val]]] = True
+    return (~chosen).nonzero().squeeze(1), chosen.nonzero().squeeze(1)
+
+
+class ShuffledBatches(Sampler):
+    """This rank's batches of (epoch, index), in an order drawn from (seed, epoch).
+
+    What does not fill a batch on every rank is left out.  Lightning calls `set_epoch`.
+
+    Args:
+        size: images in all.
+        batch_size: B, of one rank.
+        seed: of the order.
+        rank, world_size: see the head of this file.
+        epoch: to begin with.
+        done: batches of that epoch which have been trained on and are left out.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        epoch: int = 0,
+        done: int = 0,
+    ):
+        self.size = size
+        self.batch_size = batch_size
+        self.seed = seed
+        self.rank = rank
+        self.world_size = world_size
+        self.epoch = epoch
+        self.done = done
+
+    def set_epoch(self, epoch: int) -> None:
+        if epoch != self.epoch:
+            self.epoch, self.done = epoch, 0
+
+    def __len__(self) -> int:
+        """Batches of a whole epoch."""
+        return self.size // (self.batch_size * self.world_size)
+
+    def indices(self) -> Tensor:
+        """(len(self) − done, B) int64: the images of this rank's batches to come."""
+        generator = torch.Generator().manual_seed(
+            derive_seed("shuffle", self.seed, self.epoch)
+        )
+        order = torch.randperm(self.size, generator=generator)
+        shape = len(self), self.world_size, self.batch_size
+        order = order[: shape[0] * shape[1] * shape[2]].view(shape)
+        return order[self.done :, self.rank]
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        epoch = self.epoch
+        for batch in self.indices().tolist():
+            yield [(epoch, i) for i in batch]
+
+
+class AugmentedImages(Dataset):
+    """torchvision's engine: uint8 images (B, 3, H, W) and labels (B,).
+
+    An item is a list of (epoch, index): each image's randomness is its own stream.
+    """
+
+    def __init__(
+        self, images: Tensor, labels: Tensor, augmentation: Augmentation, seed: int
+    ):
+        self.images = images
+        self.labels = labels
+        self.seed = seed
+        self.transform = augmentation.transform(*images.shape[-2:])
+        self.mirrored = None  # in even epochs, in odd ones
+        if augmentation.alternate_flip:
+            n = len(images)
+            self.mirrored = [augmentation.mirrored(n, seed, epoch) for epoch in (0, 1)]
+
+    def __getitem__(self, batch: list[tuple[int, int]]) -> tuple[Tensor, Tensor]:
+        index = torch.tensor([i for _, i in batch])
+        images, labels = self.images[index], self.labels[index]
+        if self.mirrored is not None:
+            # Before the rest, whose ranges are symmetric: the same distribution.
+            for row, (epoch, i) in enumerate(batch):
+                if self.mirrored[epoch % 2][i]:
+                    images[row] = images[row].flip(-1)
+        if self.transform is not None:
+            with kept_stream() as stream:
+                for row, (epoch, i) in enumerate(batch):
+                    stream.manual_seed(derive_seed("image", self.seed, epoch, i))
+                    images[row] = self.transform(images[row])
+        return images, labels
+
+
+class BatchesOnDevice:
+    """The batched engine: normalised float (B, 3, H, W), channels last; labels (B,).
+
+    Both are on the device that holds the images; an epoch moves its order and its
+    parameters there once, and nothing waits for the device afterwards.
+    """
+
+    def __init__(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        augmentation: Augmentation,
+        sampler: ShuffledBatches,
+        statistics: tuple[Tensor, Tensor],
+    ):
+        augmentation.check(*images.shape[-2:])
+        self.images = images
+        self.labels = labels
+        self.augmentation = augmentation
+        self.sampler = sampler  # where Lightning looks for `set_epoch`
+        self.statistics = statistics
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        device, sampler = self.images.device, self.sampler
+        draws = self.augmentation.draw(
+            *(len(self.images), *self.images.shape[-2:]), sampler.seed, sampler.epoch
+        ).to(device)
+        size = sampler.batch_size
+        at_once = max(1, GPU_CHUNK // size) if device.type != "cpu" else 1
+        for index in sampler.indices().flatten().to(device).split(at_once * size):
+            images = self.images.index_select(0, index)
+            images = self.augmentation.apply(images, draws.of(index))
+            images = normalise_(images, *self.statistics)
+            images = images.contiguous(memory_format=torch.channels_last)
+            labels = self.labels.index_select(0, index)
+            yield from zip(images.split(size), labels.split(size), strict=True)
+
+
+class ImagesInOrder:
+    """Batches of uint8 images (≤ 500, 3, H, W) and labels, on the images' device.
+
+    Rank r has images r, r + world_size, …: each image once, and as many batches (of
+    nearly equal sizes) on every rank.
+    """
+
+    def __init__(
+        self, images: Tensor, labels: Tensor, rank: int = 0, world_size: int = 1
+    ):
+        self.images = images[rank::world_size]
+        self.labels = labels[rank::world_size]
+        most = -(-len(images) // world_size)  # images of the rank with the most
+        self.batches = -(-most // EVAL_BATCH_SIZE)
+
+    def __len__(self) -> int:
+        return self.batches
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        parts = (x.tensor_split(self.batches) for x in (self.images, self.labels))
+        yield from zip(*parts, strict=True)
