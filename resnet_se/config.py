@@ -295,13 +295,13 @@ def config_hash(kept: dict[str, Any]) -> str:
 
 
 def _flat(node: Any, path: str = "") -> dict[str, Any]:
-    """Nested mappings as dotted keys; an empty one and a null leave nothing behind."""
+    """Nested mappings as dotted keys; a null where a whole part stood leaves nothing."""
     if isinstance(node, dict):
         flat: dict[str, Any] = {}
         for key, value in node.items():
             flat |= _flat(value, f"{path}.{key}".lstrip("."))
         return flat
-    if node is None or node == []:
+    if node is None and path.count(".") == path.startswith("callbacks."):
         return {}
     if _is_target(path):
         node = canonical(str(node))
