@@ -13,6 +13,7 @@ COMMANDS = {
     "benchmark": "images per second, the usual way and ours, in turns",
     "plan": "what a sweep would cost, and whether every job can work",
     "report": "tables, statistics and pictures from result.json files",
+    "record": "what went into a run's hash, or what makes two runs differ",
     "models": "the presets' parameters, MMAC and layers",
 }
 

@@ -219,9 +219,7 @@ def _step_seconds(net: torch.nn.Module, size: tuple) -> tuple[float, float]:
     return min(times[False][2:]), min(times[True][2:])
 
 
-def load_weights(
-    model: Classifier, data: ImageDataModule, path: Any
-) -> dict[str, Any]:
+def load_weights(model: Classifier, data: ImageDataModule, path: Any) -> dict[str, Any]:
     """Fills `model` with a checkpoint's weights; returns the checkpoint.
 
     Raises:

@@ -272,9 +272,7 @@ class SaveOnSigterm(L.Callback):
             # Lightning's handler talks to the other ranks from wherever the signal
             # finds it, between two halves of another conversation too.  A note will do:
             # rank 0's is read out to all before each step.
-            signal.signal(
-                signal.SIGTERM, lambda *_: internals.note_sigterm(trainer)
-            )
+            signal.signal(signal.SIGTERM, lambda *_: internals.note_sigterm(trainer))
 
     def on_exception(
         self, trainer: L.Trainer, module: L.LightningModule, exception: BaseException

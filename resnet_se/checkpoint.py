@@ -1,8 +1,8 @@
 """Checkpoints: written whole, verified at every read, chosen.
 
-A checkpoint is torch's own zip file, loadable with `weights_only=True`.  Its zip comment
-holds the SHA-256 of everything before it, so that no flipped byte goes unseen.  A run
-keeps three under `checkpoints/`:
+A checkpoint is torch's own zip file, loadable with `weights_only=True`.  Its zip
+comment holds the SHA-256 of everything before it, so that no flipped byte goes unseen.
+A run keeps three under `checkpoints/`:
 
     best.ckpt       of the lowest validation loss
     last.ckpt       of the last epoch, or step where one was asked for

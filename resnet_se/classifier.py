@@ -20,10 +20,10 @@ from torchmetrics.functional.classification import (
 )
 
 from resnet_se import lightning_internals as internals
+from resnet_se.collective import gathered, summed
 from resnet_se.errors import UserError
 from resnet_se.mixing import Mixing
 from resnet_se.optim import Schedule
-from resnet_se.ranks import gathered, summed
 from resnet_se.seeds import derive_seed
 from resnet_se.tta import TTA
 
@@ -194,7 +194,9 @@ class Classifier(L.LightningModule):
 
     def on_test_epoch_end(self) -> None:
         parts, self.outputs = self.outputs, []
-        outputs = {k: gathered(torch.cat([part[k] for part in parts])) for k in parts[0]}
+        outputs = {
+            k: gathered(torch.cat([part[k] for part in parts])) for k in parts[0]
+        }
         self.predictions = {k: v.cpu() for k, v in outputs.items()}
         labels, logits = outputs["labels"], outputs["logits"]
         figures = {

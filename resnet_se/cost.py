@@ -65,7 +65,9 @@ def measure(cfg: DictConfig, data: ImageDataModule, precision: str) -> Cost:
 
     step_seconds = _timed(step, device)
     model.eval()
-    evaluation_seconds = _timed(evaluate, device) / min(EVAL_BATCH_SIZE, len(data.val_part[0]))
+    evaluation_seconds = _timed(evaluate, device) / min(
+        EVAL_BATCH_SIZE, len(data.val_part[0])
+    )
     trainer = cfg.trainer
     val = _limited_images(len(data.val_part[0]), trainer.limit_val_batches)
     test = _limited_images(len(data.test_part[0]), trainer.limit_test_batches)

@@ -17,17 +17,8 @@ import threading
 import time
 import uuid
 from collections.abc import Sequence
-from typing import Any
 
-import torch
-import torch.distributed as dist
-from lightning.fabric.plugins.environments import SLURMEnvironment
 from omegaconf import DictConfig
-from torch import Tensor, nn
-from torch.distributed.elastic.multiprocessing.api import SignalException
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-from torch.distributed.launcher.api import LaunchConfig, elastic_launch
-from torchmetrics.utilities.distributed import gather_all_tensors
 
 from resnet_se.errors import UserError
 from resnet_se.machine import accelerator, usable_cores
@@ -48,7 +39,11 @@ def in_group() -> bool:
     if _number("WORLD_SIZE", 1) > 1:
         return True
     tasks = _number("SLURM_NTASKS", 1)
-    return tasks > 1 and SLURMEnvironment.detect()
+    if tasks == 1:
+        return False
+    from lightning.fabric.plugins.environments import SLURMEnvironment
+
+    return SLURMEnvironment.detect()
 
 
 def is_leader() -> bool:
@@ -97,6 +92,8 @@ def local_processes(trainer: DictConfig) -> int:
         )
     if not str(trainer.get("strategy", "auto")).startswith("ddp"):
         return 1
+    import torch
+
     gpus = torch.cuda.device_count()
     devices = trainer.devices
     if isinstance(devices, int) and devices > 0:
@@ -122,6 +119,8 @@ def share_cores() -> None:
     """Gives each local process its part of the cores, unless OMP_NUM_THREADS says."""
     local = _number("LOCAL_WORLD_SIZE", 1)
     if local > 1 and "OMP_NUM_THREADS" not in os.environ:
+        import torch
+
         torch.set_num_threads(max(1, usable_cores() // local))
 
 
@@ -158,6 +157,10 @@ def launch(module: str, overrides: Sequence[str], processes: int) -> None:
         Stopped: by a signal, or a rank was killed; none is left running.
         UserError: a rank ended with an error; what it was stands in its own output.
     """
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -192,72 +195,3 @@ def launch(module: str, overrides: Sequence[str], processes: int) -> None:
         del os.environ[OURS]
         for which, handler in handlers.items():
             signal.signal(which, handler)
-
-
-# --- what they share ---------------------------------------------
-
-
-def gathered(part: Tensor) -> Tensor:
-    """All ranks' rows in the images' order; rank r has images r, r + world size, …"""
-    if not (dist.is_available() and dist.is_initialized()):
-        return part
-    parts = gather_all_tensors(part)  # of lengths that may differ by one
-    whole = part.new_empty((sum(map(len, parts)), *part.shape[1:]))
-    for rank, rows in enumerate(parts):
-        whole[rank :: len(parts)] = rows
-    return whole
-
-
-def summed(values: Tensor) -> Tensor:
-    """The sum over all ranks, in place."""
-    if dist.is_available() and dist.is_initialized():
-        dist.all_reduce(values)
-    return values
-
-
-class _Sum(torch.autograd.Function):
-    """The sum over all ranks; its gradient is the sum of theirs."""
-
-    @staticmethod
-    def forward(_: Any, values: Tensor) -> Tensor:
-        return summed(values.clone())
-
-    @staticmethod
-    def backward(_: Any, grad: Tensor) -> Tensor:
-        return summed(grad.clone())
-
-
-class SyncBatchNorm2d(nn.BatchNorm2d):
-    """BatchNorm over the batches of all ranks, on a CPU; torch's own wants a GPU."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) → (B, C, H, W)."""
-        if not (self.training and dist.is_available() and dist.is_initialized()):
-            return super().forward(x)
-        values = x.float()
-        count = values.new_full((1,), values.numel() / values.shape[1])
-        sums = [values.sum(dim=(0, 2, 3)), values.square().sum(dim=(0, 2, 3)), count]
-        total = _Sum.apply(torch.cat(sums))  # (2 C + 1,)
-        n = total[-1]
-        mean, square = (total[:-1] / n).chunk(2)  # (C,)
-        var = square - mean.square()
-        with torch.no_grad():
-            self.num_batches_tracked += 1
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(var * n / (n - 1), self.momentum)
-        scale = self.weight * (var + self.eps).rsqrt()
-        shift = self.bias - mean * scale
-        return (values * scale[:, None, None] + shift[:, None, None]).to(x.dtype)
-
-
-def sync_batchnorm(net: nn.Module) -> None:
-    """Replaces each BatchNorm2d by a `SyncBatchNorm2d` of the same tensors, in place."""
-    for parent in net.modules():
-        for name, child in parent.named_children():
-            if type(child) is nn.BatchNorm2d:
-                synced = SyncBatchNorm2d(
-                    child.num_features, child.eps, child.momentum, child.affine
-                )
-                for tensors in ("_parameters", "_buffers"):
-                    getattr(synced, tensors).update(getattr(child, tensors))
-                setattr(parent, name, synced)

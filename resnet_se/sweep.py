@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
@@ -43,6 +42,8 @@ def _visible_gpus() -> list[str]:
     """`${visible_gpus:}`: this machine's GPUs as CUDA_VISIBLE_DEVICES names them."""
     names = os.environ.get("CUDA_VISIBLE_DEVICES")
     if names is None:
+        import torch
+
         return [str(i) for i in range(torch.cuda.device_count())]
     return [name for name in names.split(",") if name]
 

@@ -1,0 +1,136 @@
+"""One training: fits, tests the best checkpoint once, fills the record in."""
+
+from __future__ import annotations
+
+import signal
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from resnet_se import checkpoint, collective, dashboard, plots, ranks
+from resnet_se.build import build_classifier, build_trainer, compile_net, load_weights
+from resnet_se.callbacks import Checkpoints, History
+from resnet_se.config import resolved
+from resnet_se.data.module import ImageDataModule
+from resnet_se.errors import UserError
+from resnet_se.machine import hardware, peak_memory_mb, reset_peak_memory
+from resnet_se.record import short, write_result
+from resnet_se.resnet import describe
+from resnet_se.scoring import save_predictions, score
+from resnet_se.screen import console, print_header
+
+
+def train_and_test(
+    cfg: DictConfig, data: ImageDataModule, run_dir: Path, result: dict[str, Any]
+) -> None:
+    """Fits, tests the best checkpoint, and fills `result` in."""
+    started = time.perf_counter()
+    data.setup()
+    model = build_classifier(cfg, data.num_classes)
+    ckpt = _goes_on_from(cfg, run_dir, model)
+    trainer = build_trainer(cfg, cfg.trainer.precision)
+    device = trainer.strategy.root_device
+    if cfg.trainer.get("sync_batchnorm") and device.type == "cpu":
+        collective.sync_batchnorm(model.net)
+    result |= {
+        "hardware": hardware(device, cfg.trainer.precision, trainer.world_size),
+        "data": data.describe(),
+        "model": describe(model.net, data.image_size[0]),
+    }
+    if ranks.is_leader():
+        write_result(run_dir, result)
+    reset_peak_memory(device)
+    print_header(result, run_dir)
+    compiled = compile_net(cfg, model, trainer, (data.batch_size, 3, *data.image_size))
+
+    for logger in trainer.loggers:
+        logger.log_hyperparams(resolved(cfg))
+    with suppress(ValueError):
+        before = signal.signal(signal.SIGTERM, signal.SIG_DFL)  # Lightning's turn
+    trainer.fit(model, datamodule=data, ckpt_path=ckpt, weights_only=True)
+    with suppress(ValueError):
+        signal.signal(signal.SIGTERM, before)
+    history = next((c for c in trainer.callbacks if isinstance(c, History)), None)
+    result["train"] = {
+        "epochs": trainer.current_epoch,
+        "steps": trainer.global_step,
+        "seconds": history and short(history.seconds),
+        "images_per_second": history and short(history.images_per_second),
+        "compile_seconds": short(compiled),
+        "peak_memory_mb": round(peak_memory_mb(device), 1),
+        "stopped": "early_stopping"
+        if trainer.current_epoch < trainer.max_epochs
+        else "max_epochs",
+    }
+    best = _best(trainer, run_dir)
+    result["best_epoch"] = load_weights(model, data, best)["epoch"] if best else None
+    result |= score(trainer, model, data)
+    result["seconds_in_all"] = round(time.perf_counter() - started, 2)
+    if history:
+        columns = dict.fromkeys(key for row in history.rows for key in row)
+        result["history"] = {
+            name: [short(row.get(name)) for row in history.rows] for name in columns
+        }
+    if ranks.is_leader():
+        _save_test(cfg, trainer, model, data, run_dir, best)
+
+
+def _goes_on_from(cfg: DictConfig, run_dir: Path, model: Any) -> Path | None:
+    """The checkpoint that training goes on from: the run's own, else `ckpt_path`."""
+    choice = checkpoint.choose(run_dir / "checkpoints")
+    if choice is not None:
+        for sentence in choice.damage:
+            console.print(f"[yellow]{sentence}; going on from {choice.path.name}")
+        path, loaded = choice.path, choice.checkpoint
+    elif cfg.ckpt_path:
+        path = Path(cfg.ckpt_path)
+        loaded = checkpoint.read(path)
+    else:
+        return None
+    checkpoint.check(loaded, path, model)
+    console.print(f"resuming from {path}")
+    return path
+
+
+def _best(trainer: Any, run_dir: Path) -> Path | None:
+    """The checkpoint to test; None where nothing was validated.
+
+    Raises:
+        UserError: there was a best one, and its file has gone.
+    """
+    rule = next((c for c in trainer.callbacks if isinstance(c, Checkpoints)), None)
+    path = run_dir / "checkpoints" / checkpoint.BEST
+    if path.is_file():
+        return path
+    if rule is None or rule.best_epoch is None:
+        return None
+    raise UserError(
+        f"{path}: missing, though epoch {rule.best_epoch + 1} was the best; put it "
+        f"back, or test the last one: evaluate run={run_dir} ckpt=last"
+    )
+
+
+def _save_test(
+    cfg: DictConfig,
+    trainer: Any,
+    model: Any,
+    data: ImageDataModule,
+    run_dir: Path,
+    best: Path | None,
+) -> None:
+    """Predictions and pictures, in the run directory and on its dashboards."""
+    save_predictions(run_dir / "predictions.npz", model.predictions)
+    tested = {
+        "images": data.test_part[0],
+        "labels": model.predictions["labels"],
+        "logits": model.predictions["logits"],
+        "classes": data.images.classes,
+    }
+    history = next((c for c in trainer.callbacks if isinstance(c, History)), None)
+    if cfg.plots:
+        rows = history.rows if history else []
+        plots.save_run_plots(run_dir / "plots", history=rows, **tested)
+    dashboard.log_test(trainer, run_dir / "plots", **tested, best=best)

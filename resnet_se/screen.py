@@ -1,0 +1,70 @@
+"""What a person sees of a run: its header, its closing table, a warning."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+console = Console()
+
+
+def print_fallback(reason: str) -> None:
+    console.rule("[bold yellow]synthetic images instead of CIFAR-10", style="yellow")
+    console.print(reason)
+    console.print("The figures below say nothing about CIFAR-10.", style="bold yellow")
+    console.rule(style="yellow")
+
+
+def print_header(result: dict[str, Any], run_dir: Path) -> None:
+    model, data, machine = result["model"], result["data"], result["hardware"]
+    console.print(
+        f"{result['experiment']} · seed {result['seed']} · {model['total']:,} parameters · "
+        f"{model['macs'] / 1e6:.1f} MMAC · {data['origin']}, "
+        f"{data['train']:,} to train on · {machine['accelerator']}, "
+        f"{machine['precision']} · {run_dir}",
+        soft_wrap=True,
+        highlight=False,
+    )
+
+
+def print_closing_table(result: dict[str, Any], run_dir: Path) -> None:
+    """Accuracy, with TTA, parameters, time, images per second, where the files are."""
+    test, fit, data = result["test"], result["train"], result["data"]
+    table = Table(title=f"{result['experiment']}, seed {result['seed']}")
+    table.show_header = False
+    table.add_column()
+    table.add_column(justify="right", overflow="fold")
+    speed = fit["images_per_second"]
+    tta = test["acc_tta"]
+    rows = [
+        ("data", data["origin"]),
+        ("test accuracy", f"{test['acc']:.2%} of {test['images']:,} images"),
+        ("test accuracy with TTA", "–" if tta is None else f"{tta:.2%}"),
+        ("validation accuracy", f"{result['val']['acc']:.2%}"),
+        ("best epoch / epochs", f"{result['best_epoch'] + 1} / {fit['epochs']}")
+        if result["best_epoch"] is not None
+        else ("epochs", f"{fit['epochs']}"),
+        ("parameters", f"{result['model']['total']:,}"),
+        ("training time", "–" if fit["seconds"] is None else clock(fit["seconds"])),
+        ("images per second", "–" if speed is None else f"{speed:,.0f}"),
+        (
+            "hardware",
+            f"{result['hardware']['device']}, {result['hardware']['cores']} "
+            f"cores, {result['hardware']['precision']}",
+        ),
+        ("files", os.path.relpath(run_dir)),
+    ]
+    if data["fallback"]:
+        rows.insert(0, ("[yellow]CIFAR-10 was not found", "[yellow]synthetic images"))
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+
+
+def clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s"
