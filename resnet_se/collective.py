@@ -64,7 +64,7 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
 
 
 def sync_batchnorm(net: nn.Module) -> None:
-    """Replaces each BatchNorm2d by a `SyncBatchNorm2d` of the same tensors, in place."""
+    """Puts a `SyncBatchNorm2d` of the same tensors in place of each BatchNorm2d."""
     for parent in net.modules():
         for name, child in parent.named_children():
             if type(child) is nn.BatchNorm2d:

@@ -295,7 +295,7 @@ def config_hash(kept: dict[str, Any]) -> str:
 
 
 def _flat(node: Any, path: str = "") -> dict[str, Any]:
-    """Nested mappings as dotted keys; a null where a whole part stood leaves nothing."""
+    """Nested mappings as dotted keys; a callback set to null leaves nothing."""
     if isinstance(node, dict):
         flat: dict[str, Any] = {}
         for key, value in node.items():

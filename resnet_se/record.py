@@ -37,6 +37,7 @@ import math
 import sys
 import zlib
 from base64 import b64decode, b64encode
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -118,14 +119,14 @@ def unpack_labels(packed: str) -> np.ndarray:
 
 def earlier_version(experiment_dir: Path, seed: int) -> list[Path]:
     """Run directories of this experiment and seed that schema 1 has named."""
-    earlier = []
-    for path in sorted(experiment_dir.glob(f"seed{seed}-*/result.json")):
-        try:
-            if read_record(path)["schema"] == 1:
-                earlier.append(path.parent)
-        except UserError:  # damaged: its own start will say so
-            continue
-    return earlier
+
+    def is_earlier(path: Path) -> bool:
+        with suppress(UserError):  # damaged: its own start will say so
+            return read_record(path)["schema"] == 1
+        return False
+
+    paths = sorted(experiment_dir.glob(f"seed{seed}-*/result.json"))
+    return [path.parent for path in paths if is_earlier(path)]
 
 
 # --- command line ------------------------------------------------

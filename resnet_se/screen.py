@@ -22,7 +22,8 @@ def print_fallback(reason: str) -> None:
 def print_header(result: dict[str, Any], run_dir: Path) -> None:
     model, data, machine = result["model"], result["data"], result["hardware"]
     console.print(
-        f"{result['experiment']} · seed {result['seed']} · {model['total']:,} parameters · "
+        f"{result['experiment']} · seed {result['seed']} · "
+        f"{model['total']:,} parameters · "
         f"{model['macs'] / 1e6:.1f} MMAC · {data['origin']}, "
         f"{data['train']:,} to train on · {machine['accelerator']}, "
         f"{machine['precision']} · {run_dir}",
