@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from omegaconf import DictConfig
 
-from resnet_se.build import build_classifier
+from resnet_se.builders import build_classifier
 from resnet_se.data.loaders import EVAL_BATCH_SIZE
 from resnet_se.data.module import ImageDataModule
 from resnet_se.machine import accelerator, now, peak_memory_mb, reset_peak_memory

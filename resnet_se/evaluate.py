@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from resnet_se.build import build_classifier, build_data, load_weights, quiet
+from resnet_se.builders import build_classifier, build_data, load_weights, quiet
 from resnet_se.config import load_config, run
 from resnet_se.errors import UserError, nearest
 from resnet_se.files import atomic_file

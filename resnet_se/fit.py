@@ -11,7 +11,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from resnet_se import checkpoint, collective, dashboard, plots, ranks
-from resnet_se.build import build_classifier, build_trainer, compile_net, load_weights
+from resnet_se.builders import build_classifier, build_trainer, compile_net, load_weights
 from resnet_se.callbacks import Checkpoints, History
 from resnet_se.config import resolved
 from resnet_se.data.module import ImageDataModule

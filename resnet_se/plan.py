@@ -22,7 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.table import Table
 
-from resnet_se.build import build_data, quiet, settle_precision
+from resnet_se.builders import build_data, quiet, settle_precision
 from resnet_se.config import (
     CONF,
     EXPECTED,

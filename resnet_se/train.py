@@ -62,7 +62,7 @@ def train(cfg: DictConfig) -> Outcome:
         Busy: another process is at it.
     """
     # A misspelt key is to be answered before torch has been imported.
-    from resnet_se.build import build_data, quiet, settle_precision
+    from resnet_se.builders import build_data, quiet, settle_precision
     from resnet_se.fit import train_and_test
 
     quiet()  # a launcher's worker comes here first
