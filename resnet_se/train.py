@@ -150,8 +150,9 @@ def _alone(run_dir: Path) -> Iterator[None]:
             yield
     else:
         with exclusive(run_dir):
-            with exclusive(run_dir, RANKS_LOCK):
-                pass
+            if (run_dir / RANKS_LOCK).exists():  # ranks have been at it
+                with exclusive(run_dir, RANKS_LOCK):
+                    pass
             yield
 
 

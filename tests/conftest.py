@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -17,8 +19,9 @@ TINY = (
     "data.source.num_test=60",
     "data.batch_size=32",
     "data.num_workers=0",
-    "optimizer.lr=0.1",  # quickstart's own is for batch 512
-    "optimizer.norm_bias_lr=1",
+    "augment=crop2_flip",
+    "optimizer=sgd",
+    "scheduler=constant",
     "model.depths=[1,1,1]",
     "model.widths=[8,8,16]",
     "model.reduction=4",
@@ -26,51 +29,81 @@ TINY = (
     "trainer.accelerator=cpu",
     "trainer.max_epochs=2",
     "tta=flip",
+    "plots=false",
 )
 
 
+class Run(NamedTuple):
+    """A run directory and its record."""
+
+    folder: Path
+    result: dict
+
+
 @pytest.fixture(autouse=True)
-def _few_threads():
-    torch.set_num_threads(2)
+def _one_thread() -> None:
+    """Tensors this small are not worth a second one."""
+    torch.set_num_threads(1)
 
 
-@pytest.fixture
-def command(monkeypatch, tmp_path):
-    """Calls a command's `main` in `tmp_path`; returns the exit status."""
-    monkeypatch.chdir(tmp_path)
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What is remembered between runs is not the user's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RESNET_SE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
-    def call(name: str, *arguments: str) -> int:
-        monkeypatch.setenv("HYDRA_FULL_ERROR", "0")  # a command sets it for Hydra
-        monkeypatch.setattr(sys, "argv", [f"resnet-se {name}", *arguments])
+
+def call(folder: Path, name: str, *arguments: str) -> int:
+    """Calls a command's `main` in `folder`; returns the exit status."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("HYDRA_FULL_ERROR", "0")  # a command sets it for Hydra
+        patch.setattr(sys, "argv", [f"resnet-se {name}", *arguments])
         try:
             import_module(f"resnet_se.{name}").main()
         except SystemExit as stop:
-            return stop.code or 0
+            return int(stop.code or 0)
         return 0
 
-    return call
+
+def records(folder: Path) -> dict[Path, dict]:
+    """The run directories under `folder`/runs, and their records."""
+    return {
+        path.parent: json.loads(path.read_text())
+        for path in sorted(folder.glob("runs/*/*/result.json"))
+    }
 
 
 @pytest.fixture
-def train(command):
+def command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., int]:
+    """Calls a command's `main` in `tmp_path`; returns the exit status."""
+    monkeypatch.chdir(tmp_path)
+    return lambda name, *arguments: call(tmp_path, name, *arguments)
+
+
+@pytest.fixture
+def train(command: Callable[..., int]) -> Callable[..., int]:
     """Trains the tiny configuration with further overrides; returns the exit status."""
 
-    def call(*overrides: str) -> int:
+    def with_overrides(*overrides: str) -> int:
         flags = [o for o in overrides if o.startswith("-")]  # argparse wants them first
         rest = [o for o in overrides if not o.startswith("-")]
         return command("train", *flags, *TINY, *rest)
 
-    return call
+    return with_overrides
 
 
 @pytest.fixture
-def run_dirs(tmp_path):
+def run_dirs(tmp_path: Path) -> Callable[[], dict[Path, dict]]:
     """The run directories under `tmp_path`, and their records."""
+    return lambda: records(tmp_path)
 
-    def find() -> dict[Path, dict]:
-        return {
-            path.parent: json.loads(path.read_text())
-            for path in sorted(tmp_path.glob("runs/*/*/result.json"))
-        }
 
-    return find
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A finished run of the tiny configuration, with pictures; only to be read."""
+    folder = tmp_path_factory.mktemp("finished")
+    assert call(folder, "train", *TINY, "plots=true") == 0
+    ((run_dir, result),) = records(folder).items()
+    return Run(run_dir, result)
