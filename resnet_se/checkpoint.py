@@ -28,6 +28,7 @@ BEST, LAST, PREVIOUS = "best.ckpt", "last.ckpt", "previous.ckpt"
 
 MARK = b"sha256:"
 COMMENT = len(MARK) + 64  # and as many hexadecimal digits
+END = 22  # bytes of a zip file's end without a comment
 
 
 # --- files -------------------------------------------------------
@@ -58,13 +59,8 @@ def read(path: Path) -> dict[str, Any]:
         raise UserError(f"ckpt_path: no such file: {path}") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    archive, comment = content[:-COMMENT], content[-COMMENT:]
-    if comment.startswith(MARK):
-        digest = hashlib.sha256(archive).hexdigest()
-        if comment != MARK + digest.encode():
-            raise UserError(f"{path}: damaged, its checksum does not match")
-    elif _is_ours(content):
-        raise UserError(f"{path}: damaged, its checksum is gone")
+    if not _is_whole(content):
+        raise UserError(f"{path}: damaged, or no checkpoint: its checksum is not there")
     try:
         loaded = torch.load(io.BytesIO(content), "cpu", weights_only=True)
     except Exception as error:
@@ -75,9 +71,13 @@ def read(path: Path) -> dict[str, Any]:
     return loaded
 
 
-def _is_ours(content: bytes) -> bool:
-    """Whether the file claims a comment of our length, whatever stands in it."""
-    return content[-COMMENT - 2 : -COMMENT] == COMMENT.to_bytes(2, "little")
+def _is_whole(content: bytes) -> bool:
+    """Whether the checksum holds; a plain zip file, as torch writes it, has none."""
+    archive, comment = content[:-COMMENT], content[-COMMENT:]
+    if comment.startswith(MARK):
+        return comment == MARK + hashlib.sha256(archive).hexdigest().encode()
+    end = content[-END:]
+    return end.startswith(b"PK\5\6") and end.endswith(b"\0\0")
 
 
 # --- choosing ----------------------------------------------------
