@@ -1,11 +1,10 @@
-"""Callbacks: the run's own record, averaged weights, SIGTERM, plain progress."""
+"""Callbacks: the run's own record, checkpoints, averaged weights, SIGTERM."""
 
 from __future__ import annotations
 
 import csv
 import io
 import signal
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.fabric.plugins.io import CheckpointIO
-from lightning.pytorch.callbacks import Checkpoint, ProgressBar, RichProgressBar
+from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
@@ -285,43 +284,3 @@ class SaveOnSigterm(L.Callback):
 
 def _floating(state: dict[str, torch.Tensor]) -> list[torch.Tensor]:
     return [t for t in state.values() if t.is_floating_point()]
-
-
-def progress() -> ProgressBar:
-    """A live bar with metrics on a terminal, plain lines elsewhere."""
-    return RichProgressBar() if sys.stdout.isatty() else PlainProgress()
-
-
-class PlainProgress(ProgressBar):
-    """One line an epoch, and one every half minute within a long epoch."""
-
-    EVERY_SECONDS = 30.0
-
-    def on_train_start(self, *_: Any) -> None:
-        self._start = self._last = time.perf_counter()  # should it resume in mid-epoch
-
-    def on_train_epoch_start(self, trainer: L.Trainer, *_: Any) -> None:
-        self._start = self._last = time.perf_counter()
-
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, index: int
-    ) -> None:
-        now = time.perf_counter()
-        if now - self._last > self.EVERY_SECONDS:
-            self._last = now
-            self._say(trainer, f"step {index + 1}/{trainer.num_training_batches}")
-
-    def on_train_epoch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        metrics = "  ".join(
-            f"{name} {float(value):.4g}"
-            for name, value in sorted(trainer.callback_metrics.items())
-        )
-        self._say(trainer, f"{metrics}  {time.perf_counter() - self._start:.1f} s")
-
-    def _say(self, trainer: L.Trainer, text: str) -> None:
-        if trainer.is_global_zero:
-            epoch = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
-            print(f"{epoch}  {text}", flush=True)
-
-    def disable(self) -> None:
-        """Lightning's bars must offer it; ranks other than zero stay silent anyway."""

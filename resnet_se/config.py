@@ -88,6 +88,7 @@ NOT_HASHED = (
 # Callbacks that watch, by their canonical names.
 WATCHERS = {
     "resnet_se:Checkpoints",
+    "resnet_se:Forecast",
     "resnet_se:GradientNorm",
     "resnet_se:History",
     "resnet_se:SaveOnSigterm",

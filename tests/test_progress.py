@@ -1,0 +1,49 @@
+"""What a training shows of itself while it runs."""
+
+from __future__ import annotations
+
+import pytest
+
+from resnet_se.progress import LiveProgress, duration, forecast
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (40, "40 s"),
+        (119, "119 s"),
+        (720, "12 min"),
+        (3 * 3600, "3.0 h"),
+        (2e5, "2.3 days"),
+    ],
+)
+def test_durations(seconds, text):
+    assert duration(seconds) == text
+
+
+def test_a_long_training_names_shorter_ones_and_a_short_one_says_nothing():
+    assert forecast(1.0, 20) == ""
+    assert forecast(60.0, 20) == "about 20 min here: 20 epochs of 60 s"
+    lines = forecast(430.0, 300).splitlines()
+    assert (
+        lines[0] == "about 1.5 days here: 300 epochs of 7 min" or "35.8 h" in lines[0]
+    )
+    assert "experiment=quickstart" in lines[1]
+    assert all(len(line) <= 80 for line in lines)
+
+
+def test_lines_of_an_epoch_fit_eighty_columns_and_count_from_one(train, capsys):
+    assert train() == 0
+    lines = [x for x in capsys.readouterr().out.splitlines() if x.startswith("epoch ")]
+    assert [line.split()[1] for line in lines] == ["1/2", "2/2"]
+    assert max(map(len, lines)) <= 80
+    assert all("val" in line and "lr" in line for line in lines)
+
+
+def test_the_bar_counts_from_one():
+    class Trainer:
+        max_epochs = 30
+
+    bar = LiveProgress()
+    bar._trainer = Trainer()
+    assert bar._get_train_description(0) == "epoch 1/30"
