@@ -12,18 +12,17 @@ from scipy import stats
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as TF
 
-from resnet_se.augment import (
+from resnet_se.data.augment import (
     BRIGHTNESS,
     CONTRAST,
     SATURATION,
     Augmentation,
     Cutout,
     channel_statistics,
-    derive_seed,
-    kept_stream,
     normalise,
 )
 from resnet_se.errors import UserError
+from resnet_se.seeds import derive_seed, kept_stream
 
 PAPER = Augmentation(rotation=15, shift=0.1, shear=10, zoom=0.1, flip=0.5)
 ALL = replace(PAPER, crop_padding=4, jitter=0.2, cutout=5)

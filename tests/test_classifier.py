@@ -14,7 +14,7 @@ from resnet_se.callbacks import WeightAverage
 from resnet_se.classifier import Diverged, _counted, _sums
 from resnet_se.config import CONF
 from resnet_se.errors import UserError
-from resnet_se.train import build_classifier, build_data, build_trainer, quiet
+from resnet_se.builders import build_classifier, build_data, build_trainer, quiet
 from tests.conftest import TINY
 
 

@@ -10,17 +10,17 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from resnet_se import datamodule
-from resnet_se.augment import Augmentation, normalise
-from resnet_se.datamodule import (
+from resnet_se.data import loaders
+from resnet_se.data.augment import Augmentation, normalise
+from resnet_se.data.loaders import (
     AugmentedImages,
-    ImageDataModule,
     ImagesInOrder,
     ShuffledBatches,
     stratified_split,
 )
+from resnet_se.data.module import ImageDataModule
+from resnet_se.data.sources import ImageSet
 from resnet_se.errors import UserError
-from resnet_se.sources import ImageSet
 from tests.test_augment import ALL, PAPER, random_images
 
 CPU = torch.device("cpu")
@@ -367,7 +367,7 @@ def test_a_step_gets_the_very_tensors_that_the_engine_made(tmp_path, monkeypatch
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_an_epoch_on_a_gpu_is_the_same_and_waits_for_nothing(monkeypatch):
-    monkeypatch.setattr(datamodule, "GPU_CHUNK", 40)  # two batches of 16 at once
+    monkeypatch.setattr(loaders, "GPU_CHUNK", 40)  # two batches of 16 at once
     data = module()
     here = together(epoch_of(data, 1))
     data.trainer.strategy.root_device = torch.device("cuda", 0)

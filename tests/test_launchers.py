@@ -294,7 +294,7 @@ SEARCH = (
 def study(tmp_path):
     """The trials of the one search under a runs directory, and its results file."""
     pytest.importorskip("optuna", reason="extra optuna")
-    from resnet_se.optuna_search import open_study
+    from resnet_se.search import open_study
 
     def find(runs: str = "runs"):
         (folder,) = (tmp_path / runs / "searches").iterdir()

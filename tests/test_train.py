@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from resnet_se import sources
+from resnet_se.data import sources
 from resnet_se.callbacks import History
 from resnet_se.classifier import Classifier
 from tests.conftest import TINY

@@ -14,7 +14,7 @@ from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 from resnet_se import plots
 from resnet_se.errors import UserError, nearest
-from resnet_se.results import (
+from resnet_se.record import (
     SCHEMA,
     STATUSES,
     Busy,
