@@ -117,9 +117,8 @@ def forecast(epoch_seconds: float, epochs: int) -> str:
     whole = epoch_seconds * epochs
     if whole < WORTH_SAYING:
         return ""
-    text = (
-        f"about {duration(whole)} here: {epochs} × {duration(epoch_seconds)} an epoch"
-    )
+    each = duration(epoch_seconds)
+    text = f"about {duration(whole)} here: {epochs} epochs of {each}"
     if whole > LONG:
         text += "\nshorter: budget=short, budget=small, or experiment=quickstart"
     return text
