@@ -3,39 +3,30 @@
 * label smoothing: Szegedy et al. 2016, arXiv 1512.00567 (§7)
 * Mixup: Zhang et al. 2018, arXiv 1710.09412;  CutMix: Yun et al. 2019, arXiv 1905.04899
 
-After this there is one loss, cross-entropy over soft targets, and no branching.
+torchvision's `v2.MixUp` and `v2.CutMix` mix a batch with its neighbours.  After this
+there is one loss, cross-entropy over soft targets, and no branching.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torchvision.transforms import v2
 
 from resnet_se.errors import UserError
 
 
 def soft_targets(labels: Tensor, num_classes: int, smoothing: float = 0.0) -> Tensor:
     """Labels (B,) → float (B, K): 1 − s + s/K at the label, s/K elsewhere."""
-    one_hot = F.one_hot(labels, num_classes).float()  # (B, K)
-    return one_hot * (1 - smoothing) + smoothing / num_classes
+    return smoothed(F.one_hot(labels, num_classes).float(), smoothing)
 
 
-def cutmix_box(height: int, width: int, keep: float) -> tuple[int, int, int, int]:
-    """A random box (top, bottom, left, right) of area ≈ 1 − keep, cut at the edges."""
-    half_h = int(height * math.sqrt(1 - keep)) // 2
-    half_w = int(width * math.sqrt(1 - keep)) // 2
-    y = int(torch.randint(height, ()))
-    x = int(torch.randint(width, ()))
-    return (
-        max(y - half_h, 0),
-        min(y + half_h, height),
-        max(x - half_w, 0),
-        min(x + half_w, width),
-    )
+def smoothed(targets: Tensor, smoothing: float) -> Tensor:
+    """Soft targets (B, K) → a share `smoothing` of each dealt out to all K classes."""
+    return targets * (1 - smoothing) + smoothing / targets.shape[1]
 
 
 @dataclass(frozen=True)
@@ -68,31 +59,18 @@ class Mixing:
         self, images: Tensor, labels: Tensor, num_classes: int
     ) -> tuple[Tensor, Tensor]:
         """(B, C, H, W), (B,) → (B, C, H, W), (B, K)."""
-        targets = soft_targets(labels, num_classes, self.smoothing)
-        alphas = [
-            (mix, alpha)
-            for mix, alpha in ((mixup, self.mixup_alpha), (cutmix, self.cutmix_alpha))
+        kinds = [
+            (kind, alpha)
+            for kind, alpha in (
+                (v2.MixUp, self.mixup_alpha),
+                (v2.CutMix, self.cutmix_alpha),
+            )
             if alpha > 0
         ]
-        if not alphas:
-            return images, targets
-        mix, alpha = alphas[int(torch.randint(len(alphas), ()))]
-        keep = float(torch.distributions.Beta(alpha, alpha).sample())
-        return mix(images, targets, keep)
-
-
-def mixup(images: Tensor, targets: Tensor, keep: float) -> tuple[Tensor, Tensor]:
-    """Images and targets: keep × itself + (1 − keep) × its neighbour in the batch."""
-    images = images.lerp(images.roll(1, 0), 1 - keep)
-    return images, targets.lerp(targets.roll(1, 0), 1 - keep)
-
-
-def cutmix(images: Tensor, targets: Tensor, keep: float) -> tuple[Tensor, Tensor]:
-    """A box of each image is its neighbour's; targets follow the box's true area."""
-    height, width = images.shape[-2:]
-    top, bottom, left, right = cutmix_box(height, width, keep)
-    images = images.clone()
-    box = images.roll(1, 0)[:, :, top:bottom, left:right]
-    images[:, :, top:bottom, left:right] = box
-    share = (bottom - top) * (right - left) / (height * width)
-    return images, targets.lerp(targets.roll(1, 0), share)
+        if not kinds:
+            return images, soft_targets(labels, num_classes, self.smoothing)
+        kind, alpha = kinds[int(torch.randint(len(kinds), ()))]
+        images, targets = kind(num_classes=num_classes, alpha=float(alpha))(
+            images, labels
+        )
+        return images, smoothed(targets, self.smoothing)
