@@ -1,69 +1,180 @@
-"""Imports follow the data: no module imports one of a higher layer."""
+"""Imports follow the data: none of a higher layer, no circle, nothing heavy early."""
+
+from __future__ import annotations
 
 import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 import resnet_se
 
-LAYERS = {
-    # pure pieces
-    0: "errors resnet sources augment mixing optim tta plots results statistics pages",
+ROOT = Path(resnet_se.__file__).parent
+LAYERS = (
+    # what everything stands on
+    "errors seeds files machine record checkpoint lightning_internals",
+    # the mathematics
+    "resnet optim mixing tta collective plots",
+    # images; records
+    "data report",
     # Lightning
-    1: "ranks datamodule classifier callbacks dashboard",
-    # what a person runs, and what those share
-    2: "config sweep optuna_search train evaluate predict export benchmark models plan "
-    "comparison report_figures report",
-    # the console script
-    3: "__main__",
+    "classifier callbacks dashboard progress",
+    # what commands share
+    "config ranks builders scoring cost screen fit sweep search pretrained",
+)
+COMMANDS, ENTRY = len(LAYERS), len(LAYERS) + 1  # what is not listed is a command
+LAYER = {name: i for i, names in enumerate(LAYERS) for name in names.split()}
+LAYER |= {"__main__": ENTRY, "": ENTRY}
+
+# What a module must not pull in when it is imported, itself or by others of ours.
+FRAMEWORKS = {"lightning", "torchvision", "torchmetrics", "wandb"}
+COMPUTING = FRAMEWORKS | {"torch", "matplotlib", "pandas", "scipy"}
+HYDRA = {"hydra", "omegaconf"}
+LIGHT = {
+    "": COMPUTING | HYDRA | {"numpy", "rich", "PIL"},
+    "__main__": COMPUTING | HYDRA | {"numpy", "rich", "PIL"},
+    "errors": COMPUTING | HYDRA | {"numpy", "rich", "PIL"},
+    "files": COMPUTING | HYDRA | {"numpy", "rich", "PIL"},
+    "machine": COMPUTING | HYDRA | {"numpy", "rich", "PIL"},
+    "record": COMPUTING | HYDRA | {"numpy", "rich", "PIL"},
+    "report": COMPUTING | HYDRA,
+    "report.runs": FRAMEWORKS | HYDRA | {"torch", "matplotlib"},
+    "config": COMPUTING,
+    "ranks": COMPUTING,
+    "sweep": COMPUTING,
+    "train": COMPUTING,  # a misspelt key is answered before torch has been imported
+    "models": FRAMEWORKS | {"matplotlib", "pandas", "scipy"},
+    "resnet": FRAMEWORKS | HYDRA,
+    "optim": FRAMEWORKS | HYDRA,
+    "seeds": FRAMEWORKS | HYDRA,
 }
-LAYER = {name: layer for layer, names in LAYERS.items() for name in names.split()}
-FILES = {p.stem: p for p in Path(resnet_se.__file__).parent.glob("*.py")}
 
 
-def imports(path):
-    """Dotted names of all that a file imports, inside functions too."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+def module_name(path: Path) -> str:
+    """`data.module`; `report` for its `__init__`; empty for the package's own."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(part for part in parts if part != "__init__")
+
+
+FILES = {module_name(path): path for path in sorted(ROOT.rglob("*.py"))}
+
+
+def imports(path: Path, at_start: bool = False) -> Iterator[str]:
+    """Dotted names that a file imports: all of them, or those that its own import does.
+
+    The latter leaves out what stands in functions or is for a type checker's eyes.
+    """
+    waiting: list[ast.AST] = [ast.parse(path.read_text(encoding="utf-8"))]
+    while waiting:
+        node = waiting.pop()
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            prefix = "resnet_se." * bool(node.level) + f"{node.module or ''}."
-            yield from (prefix.replace("..", ".") + alias.name for alias in node.names)
+            assert node.level == 0, f"{path}: a relative import"
+            assert node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        lazy = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) or (
+            isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        )
+        if not (at_start and lazy):
+            waiting.extend(ast.iter_child_nodes(node))
 
 
-def own(path):
-    """Modules of this package that a file imports."""
-    names = (name.split(".") for name in imports(path))
-    return {parts[1] for parts in names if parts[0] == "resnet_se" and len(parts) > 1}
+def own(path: Path, at_start: bool = False) -> set[str]:
+    """Modules of this package that a file imports, a package's `__init__` with them."""
+    found = set()
+    for dotted in imports(path, at_start):
+        root, *parts = dotted.split(".")
+        if root == "resnet_se":
+            names = (".".join(parts[:n]) for n in range(1, len(parts) + 1))
+            found |= {name for name in names if name in FILES}
+    return found - {module_name(path)}
 
 
-def test_every_module_has_a_layer():
-    assert set(FILES) - {"__init__"} <= set(LAYER)
-    assert {name for name, layer in LAYER.items() if layer < 2} <= set(FILES)
+def layer(name: str) -> int:
+    return LAYER.get(name.partition(".")[0] if name != "__main__" else name, COMMANDS)
 
 
-def test_a_relative_import_is_seen(tmp_path):
-    path = tmp_path / "sample.py"
-    path.write_text(
-        "from . import train\nfrom .plan import a\nfrom resnet_se.tta import b"
-    )
-    assert own(path) == {"train", "plan", "tta"}
+def pulled_in(name: str) -> set[str]:
+    """Top-level names of others that importing a module of ours imports."""
+    seen: set[str] = set()
+    waiting, roots = [name], set()
+    while waiting:
+        name = waiting.pop()
+        if name not in seen and name in FILES:
+            seen.add(name)
+            dotted = imports(FILES[name], at_start=True)
+            roots |= {other.partition(".")[0] for other in dotted}
+            waiting += own(FILES[name], at_start=True)
+    return roots - {"resnet_se"}
 
 
-@pytest.mark.parametrize("name", sorted(set(FILES) - {"__init__"}))
+def test_every_name_in_the_table_is_a_module():
+    optional = {"progress", "pretrained"}
+    listed = set(LAYER) | set(LIGHT)
+    folders = {name.partition(".")[0] for name in FILES}
+    assert listed - optional <= set(FILES) | folders
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if name])
 def test_no_module_imports_a_higher_layer(name):
-    found = own(FILES[name])
-    assert found <= set(LAYER)
-    assert {other for other in found if LAYER[other] > LAYER[name]} == set()
+    higher = {other for other in own(FILES[name]) if layer(other) > layer(name)}
+    assert higher == set()
 
 
-@pytest.mark.parametrize("name", LAYERS[0].split())
-def test_pure_pieces_need_neither_lightning_nor_hydra(name):
-    roots = {dotted.split(".")[0] for dotted in imports(FILES[name])}
-    frameworks = {"lightning", "pytorch_lightning", "hydra", "omegaconf", "wandb"}
-    assert roots & frameworks == set()
+@pytest.mark.parametrize("name", [name for name in FILES if layer(name) == COMMANDS])
+def test_no_command_is_another_ones_library(name):
+    room = name.partition(".")[0]  # a command may have several rooms
+    others = {other.partition(".")[0] for other in own(FILES[name])}
+    assert {other for other in others - {room} if layer(other) == COMMANDS} == set()
 
 
-def test_package_itself_imports_nothing():
-    assert list(imports(FILES["__init__"])) == []
+def test_no_circle():
+    graph = {name: own(path) for name, path in FILES.items() if name != "__main__"}
+    for package in ("", "report"):  # whose __init__ names its rooms' contents
+        graph.pop(package, None)
+    list(TopologicalSorter(graph).static_order())
+
+
+@pytest.mark.parametrize("name", LIGHT)
+def test_a_light_module_pulls_in_nothing_heavy(name):
+    assert pulled_in(name) & LIGHT[name] == set()
+
+
+@pytest.mark.parametrize("name", LAYERS[1].split())
+def test_the_mathematics_need_neither_lightning_nor_hydra(name):
+    roots = {dotted.partition(".")[0] for dotted in imports(FILES[name])}
+    assert roots & (HYDRA | {"lightning", "wandb"}) == set()
+
+
+def test_what_a_function_imports_is_no_start(tmp_path):
+    text = "import a\nif TYPE_CHECKING:\n    import b\ndef f():\n    import c\n"
+    text += "class D:\n    import d\nfrom resnet_se.data.module import x\n"
+    sample = tmp_path / "sample.py"
+    sample.write_text(text)
+    assert set(imports(sample, at_start=True)) == {"a", "d", "resnet_se.data.module.x"}
+    assert {"b", "c"} < set(imports(sample))
+
+
+def test_private_names_of_lightning_stand_in_one_file():
+    private = ("fit_loop", "epoch_loop", "batch_progress", "_connector", "setup_data")
+    using = [
+        name
+        for name, path in FILES.items()
+        if any(word in path.read_text(encoding="utf-8") for word in private)
+    ]
+    assert using == ["lightning_internals"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LIGHT)
+def test_what_an_import_really_loads(name):
+    module = f"resnet_se.{name}".rstrip(".")
+    code = f"import sys, {module}; print(*{{m.partition('.')[0] for m in sys.modules}})"
+    line = [sys.executable, "-c", code]
+    done = subprocess.run(line, check=True, capture_output=True, text=True)
+    assert set(done.stdout.split()) & LIGHT[name] == set()

@@ -1,0 +1,63 @@
+"""Laws of files: whole or not there, a backup, one process at a time."""
+
+from contextlib import suppress
+
+import pytest
+
+from resnet_se.errors import UserError
+from resnet_se.files import Busy, atomic_file, exclusive
+
+
+def test_file_appears_only_when_it_is_whole(tmp_path):
+    path = tmp_path / "deep" / "file"
+    with atomic_file(path) as file:
+        file.write(b"new")
+        file.flush()
+        assert not path.exists()
+    assert path.read_bytes() == b"new"
+    assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_a_failed_write_leaves_the_old_content_alone(tmp_path, error):
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    with suppress(error), atomic_file(path) as file:
+        file.write(b"half")
+        raise error
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_was_there_is_kept_as_a_backup(tmp_path):
+    path, backup = tmp_path / "last", tmp_path / "previous"
+    for content in (b"one", b"two", b"three"):
+        with atomic_file(path, backup) as file:
+            file.write(content)
+    assert (path.read_bytes(), backup.read_bytes()) == (b"three", b"two")
+    with suppress(ValueError), atomic_file(path, backup):
+        raise ValueError
+    assert (path.read_bytes(), backup.read_bytes()) == (b"three", b"two")
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    with (
+        pytest.raises(UserError, match=r"runs_dir: cannot write in .*file/run"),
+        exclusive(tmp_path / "file/run"),
+    ):
+        pass
+
+
+def test_one_process_at_a_time_in_a_run_directory(tmp_path):
+    run_dir = tmp_path / "experiment/seed0"
+    with exclusive(run_dir):
+        with pytest.raises(Busy, match=str(run_dir)), exclusive(run_dir):
+            pass
+        with exclusive(tmp_path / "experiment/seed1"):
+            pass
+    with suppress(KeyError), exclusive(run_dir):
+        raise KeyError  # frees it as well
+    with exclusive(run_dir):
+        pass
