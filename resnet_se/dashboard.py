@@ -267,7 +267,9 @@ class GradientNorm(L.Callback):
     gradients were averaged.  Sums stay on the device; nothing waits for it in a step.
     """
 
-    def on_train_epoch_start(self, trainer: L.Trainer, module: L.LightningModule):
+    def on_train_epoch_start(
+        self, trainer: L.Trainer, module: L.LightningModule
+    ) -> None:
         self.steps = 0
         self.sum, self.max = torch.zeros(2, device=module.device)
 

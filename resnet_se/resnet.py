@@ -333,10 +333,16 @@ def forward_macs(net: nn.Module, size: int = 32, in_channels: int = 3) -> int:
     return counter.get_total_flops() // 2  # a multiply and an add are two FLOPs
 
 
-def describe(net: ResNet, size: int = 32) -> dict[str, int]:
-    """The `model` field of `result.json`: counts, MACs, weighted layers."""
+def describe(net: nn.Module, size: int = 32) -> dict[str, int]:
+    """The `model` field of `result.json`: counts, MACs, weighted layers.
+
+    Layers are those of the longest path, where the network says so (`num_layers`); of
+    any other network all convolutions and linear layers.
+    """
+    weighted = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+    layers = sum(isinstance(module, weighted) for module in net.modules())
     return {
         **parameter_counts(net),
         "macs": forward_macs(net, size),
-        "layers": net.num_layers,
+        "layers": getattr(net, "num_layers", layers),
     }

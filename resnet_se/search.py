@@ -30,7 +30,12 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, read_write
 
-from resnet_se.config import config_hash
+from resnet_se.config import (
+    Facts,
+    config_hash,
+    resolved,
+    setting,
+)
 from resnet_se.errors import UserError, nearest
 from resnet_se.files import atomic_file, exclusive
 from resnet_se.sweep import SweepTable, outcomes, print_outcomes
@@ -115,8 +120,10 @@ class OptunaSearch(Sweeper):
         """`<experiment>-seed<k>-<hash>`; the hash: fixed settings, space, metric."""
         cfg = OmegaConf.create(OmegaConf.to_container(self.config))
         del cfg["hydra"]
+        # What the machine and the data settle is a matter of each job.
+        fixed = config_hash(setting(resolved(cfg), Facts("", "", 1)))
         space = {key: override.input_line for key, override in searched.items()}
-        what = json.dumps([config_hash(cfg, ""), space, self.metric], sort_keys=True)
+        what = json.dumps([fixed, space, self.metric], sort_keys=True)
         experiment = self.config.hydra.runtime.choices.get("experiment") or "custom"
         digest = hashlib.sha256(what.encode()).hexdigest()[:8]
         return f"{experiment}-seed{cfg.seed}-{digest}"

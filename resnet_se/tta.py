@@ -11,6 +11,7 @@ import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -84,11 +85,13 @@ class TTA:
         `logits` (B, K) are those of `x` itself, where they are known already.
         """
 
-        def look(view: View) -> Tensor:
+        def probabilities(view: View) -> Tensor:
             known = logits is not None and view == View()
             return (logits if known else net(view(x))).float().softmax(dim=1)
 
-        return sum(look(view) for view in self.views) / len(self.views)  # (B, K)
+        return torch.stack([probabilities(view) for view in self.views]).mean(
+            0
+        )  # (B, K)
 
 
 def _view(index: int, arguments: Mapping) -> View:

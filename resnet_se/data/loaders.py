@@ -163,8 +163,9 @@ class BatchesOnDevice:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         device, sampler = self.images.device, self.sampler
+        height, width = self.images.shape[-2:]
         draws = self.augmentation.draw(
-            *(len(self.images), *self.images.shape[-2:]), sampler.seed, sampler.epoch
+            len(self.images), height, width, sampler.seed, sampler.epoch
         ).to(device)
         size = sampler.batch_size
         at_once = max(1, GPU_CHUNK // size) if device.type != "cpu" else 1

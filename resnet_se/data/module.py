@@ -227,7 +227,8 @@ class ImageDataModule(L.LightningDataModule):
         if self.engine == "batched":
             part, statistics = map(self._on_device, ("train_part", "statistics"))
             return BatchesOnDevice(*part, self.augment, sampler, statistics)
-        dataset = AugmentedImages(*self.train_part, self.augment, self.seed)
+        images, labels = self.train_part
+        dataset = AugmentedImages(images, labels, self.augment, self.seed)
         workers = self.num_workers
         if workers is None:
             workers = usable_cores() // 2 if dataset.transform else 0
