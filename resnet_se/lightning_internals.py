@@ -12,9 +12,10 @@ def batches_done(trainer: L.Trainer) -> int:
     """Batches of the epoch under way that have been trained on.
 
     A checkpoint in mid-epoch must know its place; Lightning saves it and shows it
-    nowhere (`batch_idx` is that of a hook, and a save happens outside of one).
+    nowhere (`batch_idx` is that of a hook, and a save happens outside of one).  Not
+    `completed`: that is one behind in `on_train_batch_end`, where a callback may save.
     """
-    return trainer.fit_loop.epoch_loop.batch_progress.current.completed
+    return trainer.fit_loop.epoch_loop.batch_progress.current.processed
 
 
 def epochs_done(trainer: L.Trainer) -> int:

@@ -5,20 +5,20 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from resnet_se.data import sources
-from resnet_se.callbacks import History
 from resnet_se.classifier import Classifier
-from tests.conftest import TINY
+from tests.conftest import TINY, call
 
 
 def only(found: dict) -> tuple[Path, dict]:
@@ -32,52 +32,59 @@ def epochs_of(run_dir: Path) -> list[dict[str, str]]:
     return [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
 
 
-def test_a_run_leaves_its_record_and_is_not_repeated(train, run_dirs, capsys):
-    assert train() == 0
-    run_dir, result = only(run_dirs())
+def assert_same_run(a: Path, b: Path) -> None:
+    """Epoch for epoch the same figures, and the same predictions bit for bit."""
+    for ours, theirs in zip(epochs_of(a), epochs_of(b), strict=True):
+        assert ours.keys() == theirs.keys()
+        for name, value in theirs.items():
+            assert float(ours[name]) == pytest.approx(float(value), rel=1e-6), name
+    ours, theirs = (np.load(d / "predictions.npz")["logits"] for d in (a, b))
+    np.testing.assert_array_equal(ours, theirs)
+
+
+# --- the run directory -------------------------------------------
+
+
+def test_a_run_leaves_its_record(finished):
+    run_dir, result = finished
     assert result["status"] == "finished"
+    assert run_dir.parent.name == result["experiment"] == "custom"
     assert run_dir.name == f"seed0-{result['config_hash']}"
+    assert result["setting"]["model.widths"] == [8, 8, 16]
+    assert result["choices"]["optimizer"] == "sgd"
+    assert result["hardware"]["world_size"] == 1
     assert result["train"]["epochs"] == 2
     assert result["train"]["steps"] == 2 * (220 // 32)
     assert result["data"]["name"] == "synthetic"
     # 24 images a class, of which round(2.4) go to validation.
     assert (result["data"]["train"], result["data"]["val"]) == (220, 20)
-    assert result["test"]["images"] == 60
-    names = {p.name for p in run_dir.iterdir()}
-    assert names == {
+    assert {p.name for p in run_dir.iterdir()} == {
         "config.yaml", "checkpoints", "metrics.csv", "predictions.npz", "plots",
         "result.json", ".lock",
     }  # fmt: skip
-    assert {p.name for p in (run_dir / "checkpoints").iterdir()} == {
-        "best.ckpt",
-        "last.ckpt",
-    }
     assert len(epochs_of(run_dir)) == 2
+    pictures = {p.name for p in (run_dir / "plots").iterdir()}
+    assert pictures == {"curves.png", "confusion.png", "mistakes.png"}
 
-    # The stored predictions give the published figures.
-    stored = np.load(run_dir / "predictions.npz")
-    hits = stored["logits"].argmax(axis=1) == stored["labels"]
-    assert hits.mean() == pytest.approx(result["test"]["acc"], rel=1e-5)
-    hits = stored["tta"].argmax(axis=1) == stored["labels"]
-    assert hits.mean() == pytest.approx(result["test"]["acc_tta"], rel=1e-5)
-    per_class = np.mean(list(result["test"]["per_class"].values()))
-    # The classes are balanced.
-    assert per_class == pytest.approx(result["test"]["acc"], rel=1e-5)
 
-    before = (run_dir / "result.json").stat().st_mtime_ns
-    capsys.readouterr()
-    assert train() == 0
+def test_the_stored_predictions_give_the_published_figures(finished):
+    test, stored = finished.result["test"], np.load(finished.folder / "predictions.npz")
+    assert test["images"] == len(stored["labels"]) == 60
+    for name, kept in (("acc", "logits"), ("acc_tta", "tta")):
+        hits = stored[kept].argmax(axis=1) == stored["labels"]
+        assert hits.mean() == pytest.approx(test[name], rel=1e-5)
+    per_class = np.mean(list(test["per_class"].values()))
+    assert per_class == pytest.approx(test["acc"], rel=1e-5)  # balanced classes
+
+
+def test_a_finished_run_is_not_repeated(finished, capsys):
+    path = finished.folder / "result.json"
+    before = path.stat().st_mtime_ns
+    runs = finished.folder.parents[2]
+    # What cannot change the result does not matter.
+    assert call(runs, "train", *TINY, "tags=[again]", "data.num_workers=1") == 0
     assert "skipped" in capsys.readouterr().out
-    assert (run_dir / "result.json").stat().st_mtime_ns == before
-
-
-def test_what_cannot_change_the_result_does_not_change_the_directory(train, run_dirs):
-    assert train("trainer.max_epochs=1") == 0
-    assert train("trainer.max_epochs=1", "tags=[again]", "data.num_workers=1") == 0
-    assert len(run_dirs()) == 1
-    assert train("trainer.max_epochs=1", "seed=1") == 0
-    (a, _), (b, _) = run_dirs().items()
-    assert a.name.split("-")[1] == b.name.split("-")[1]  # one configuration, two seeds
+    assert path.stat().st_mtime_ns == before
 
 
 def test_a_callback_of_ones_own_may_name_the_run_directory(train, run_dirs, capsys):
@@ -87,78 +94,114 @@ def test_a_callback_of_ones_own_may_name_the_run_directory(train, run_dirs, caps
     assert train(*overrides) == 0
     assert train(*overrides) == 0
     assert "skipped" in capsys.readouterr().out
-    only(run_dirs())
+    run_dir, _ = only(run_dirs())
+    assert list((run_dir / "mine").glob("*.ckpt"))
 
 
-@pytest.mark.parametrize("callbacks", ["default", "ema"])
+def test_an_edited_run_directory_is_refused(finished, tmp_path, train, capsys):
+    shutil.copytree(finished.folder.parents[1], tmp_path / "runs")
+    (path,) = tmp_path.glob("runs/*/*/config.yaml")
+    path.write_text(path.read_text().replace("max_epochs: 2", "max_epochs: 7"))
+    (path.parent / "result.json").unlink()  # it would have been skipped
+    assert train() == 2
+    assert "another configuration" in capsys.readouterr().err
+
+
+# --- going on ----------------------------------------------------
+
+NOISY = ("model.dropout=0.2", "mixing=mixup")
+
+
+class Stopped:
+    """Notes the steps that are begun; `stop` is called at one of them, once."""
+
+    def __init__(self, monkeypatch, at, stop):
+        self.steps: list[tuple[int, int]] = []
+        begin, stopped = Classifier.on_train_batch_start, []
+
+        def noted(module, batch, batch_idx):
+            step = (module.current_epoch, batch_idx)
+            if step == at and not stopped:
+                stopped.append(stop())
+            self.steps.append(step)
+            begin(module, batch, batch_idx)
+
+        monkeypatch.setattr(Classifier, "on_train_batch_start", noted)
+
+
+@pytest.fixture
+def whole(train, tmp_path):
+    """The run directory of a training that was not interrupted."""
+
+    def call(*overrides: str) -> Path:
+        assert train("runs_dir=whole", *overrides) == 0
+        return next(tmp_path.glob("whole/*/*"))
+
+    return call
+
+
+def interrupt() -> None:
+    raise KeyboardInterrupt
+
+
 def test_an_interrupted_run_goes_on_as_if_it_had_not_stopped(
-    train, run_dirs, monkeypatch, callbacks
+    train, run_dirs, monkeypatch, whole
 ):
-    overrides = (
-        "trainer.max_epochs=3", "model.dropout=0.2", "mixing=mixup",
-        f"callbacks={callbacks}",
-    )  # fmt: skip
-    assert train("runs_dir=whole", *overrides) == 0
-    whole = next(Path("whole").glob("*/*"))
-
-    start = Classifier.on_train_epoch_start
-
-    def interrupt(self):
-        if self.current_epoch == 2:
-            raise KeyboardInterrupt
-        start(self)
-
-    monkeypatch.setattr(Classifier, "on_train_epoch_start", interrupt)
+    overrides = (*NOISY, "callbacks=ema", "trainer.max_epochs=3")
+    reference = whole(*overrides)
+    stopped = Stopped(monkeypatch, (2, 1), interrupt)
     assert train(*overrides) == 130
     run_dir, result = only(run_dirs())
     assert result["status"] == "interrupted"
     assert len(epochs_of(run_dir)) == 2
-
-    monkeypatch.setattr(Classifier, "on_train_epoch_start", start)
     assert train(*overrides) == 0
     assert only(run_dirs())[1]["status"] == "finished"
-    assert epochs_of(run_dir) == epochs_of(whole)
-    a, b = (np.load(d / "predictions.npz")["logits"] for d in (run_dir, whole))
-    np.testing.assert_array_equal(a, b)
+    assert stopped.steps[12:] == [(2, 0), *((2, step) for step in range(6))]
+    assert_same_run(run_dir, reference)
 
 
 @pytest.mark.parametrize(
     "options",
-    [("callbacks=ema",), ("data.engine=torchvision", "data.num_workers=1")],
+    [
+        ("callbacks=ema",),
+        pytest.param(
+            ("data.engine=torchvision", "data.num_workers=1"), marks=pytest.mark.slow
+        ),
+    ],
     ids=["averaged", "workers"],
 )
 def test_after_sigterm_a_run_goes_on_in_mid_epoch(
-    train, run_dirs, monkeypatch, options
+    train, run_dirs, monkeypatch, whole, options
 ):
-    overrides = ("model.dropout=0.2", "mixing=mixup", *options)
-    assert train("runs_dir=whole", *overrides) == 0
-    whole = next(Path("whole").glob("*/*"))
-
-    step, seen = Classifier.training_step, []
-
-    def terminated(self, batch, batch_idx):
-        seen.append((self.current_epoch, batch_idx))
-        if seen[-1] == (1, 3) and seen.count((1, 3)) == 1:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return step(self, batch, batch_idx)
-
-    monkeypatch.setattr(Classifier, "training_step", terminated)
+    overrides = (*NOISY, *options)
+    reference = whole(*overrides)
+    stopped = Stopped(monkeypatch, (1, 3), lambda: os.kill(os.getpid(), signal.SIGTERM))
     assert train(*overrides) == 130
     run_dir, result = only(run_dirs())
     assert result["status"] == "interrupted"
-    assert seen[-1] == (1, 3)  # that step was finished
+    assert stopped.steps[-1] == (1, 3)  # that step was finished
     assert train(*overrides) == 0
-    assert seen == [(epoch, batch) for epoch in range(2) for batch in range(6)]
+    assert stopped.steps == [(epoch, step) for epoch in range(2) for step in range(6)]
     result = only(run_dirs())[1]
     assert result["status"] == "finished"
     assert result["train"]["images_per_second"] > 0
-    for ours, theirs in zip(epochs_of(run_dir), epochs_of(whole), strict=True):
-        for name, value in theirs.items():
-            assert float(ours[name]) == pytest.approx(float(value), rel=1e-6), name
-    a, b = (np.load(d / "predictions.npz")["logits"] for d in (run_dir, whole))
-    np.testing.assert_array_equal(a, b)
+    assert_same_run(run_dir, reference)
 
 
+def test_from_a_checkpoint_of_a_step_no_image_is_seen_twice(
+    train, run_dirs, monkeypatch, whole
+):
+    overrides = (*NOISY, "+callbacks.checkpoint.every_n_steps=4")
+    reference = whole(*overrides)
+    stopped = Stopped(monkeypatch, (1, 4), interrupt)
+    assert train(*overrides) == 130
+    before = len(stopped.steps)
+    assert train(*overrides) == 0
+    assert stopped.steps[before:] == [(1, 2), (1, 3), (1, 4), (1, 5)]  # after step 8
+    assert_same_run(only(run_dirs())[0], reference)
+
+
+@pytest.mark.slow
 def test_a_killed_process_is_resumed_by_the_same_command(tmp_path, train, run_dirs):
     overrides = ("trainer.max_epochs=30",)
     line = [sys.executable, "-m", "resnet_se.train", *TINY, *overrides]
@@ -173,25 +216,18 @@ def test_a_killed_process_is_resumed_by_the_same_command(tmp_path, train, run_di
     done = torch.load(run_dir / "checkpoints/last.ckpt", weights_only=True)["epoch"] + 1
     assert 1 <= done < 30
 
-    began = []
-    start = History.on_train_epoch_start
-    try:
-        History.on_train_epoch_start = lambda self, trainer, *a: (
-            began.append(trainer.current_epoch),
-            start(self, trainer, *a),
-        )
-        assert train(*overrides) == 0
-    finally:
-        History.on_train_epoch_start = start
-    assert began == list(range(done, 30))
+    assert train(*overrides) == 0
     assert [int(row["epoch"]) for row in epochs_of(run_dir)] == list(range(30))
 
 
+# --- what is tested ----------------------------------------------
+
+
 def test_what_was_averaged_is_validated_kept_and_tested(train, command, run_dirs):
-    # The highest loss is kept, so that it is not the last epoch's.
-    noisy = ("callbacks.checkpoint.mode=max", "trainer.max_epochs=6")
+    # The lowest accuracy is kept, so that it is not the last epoch's.
+    worst = ("callbacks.checkpoint.monitor=val/acc", "trainer.max_epochs=6")
     averaged = ("callbacks=ema", "callbacks.weight_average.decay=0.5")
-    assert train(*noisy, *averaged) == 0
+    assert train(*worst, *averaged) == 0
     run_dir, result = only(run_dirs())
     best = epochs_of(run_dir)[result["best_epoch"]]
     assert result["best_epoch"] < 5
@@ -210,6 +246,7 @@ SMALL = (
 )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_compiled_training_is_the_same_within_rounding(train, run_dirs):
     assert train(*SMALL) == 0
     plain, before = only(run_dirs())
@@ -267,11 +304,8 @@ def test_what_cannot_work_is_said_before_training(train, capsys, typed, answer):
     assert "Traceback" not in error
 
 
-def test_evaluate_repeats_the_figures_and_takes_another_tta(
-    train, command, run_dirs, capsys
-):
-    assert train() == 0
-    run_dir, result = only(run_dirs())
+def test_evaluate_repeats_the_figures_and_takes_another_tta(finished, command, capsys):
+    run_dir, result = finished
     assert command("evaluate", f"run={run_dir}", "out=again.json") == 0
     again = json.loads(Path("again.json").read_text())
     for part in ("val", "test"):
@@ -288,7 +322,7 @@ def test_evaluate_repeats_the_figures_and_takes_another_tta(
 
 
 def test_checkpoints_hold_plain_values_only(train, run_dirs):
-    assert train("optimizer=adamw", "scheduler=plateau") == 0
+    assert train("optimizer=adamw", "scheduler=plateau", "trainer.max_epochs=1") == 0
     run_dir, result = only(run_dirs())
     for path in (run_dir / "checkpoints").iterdir():
         checkpoint = torch.load(path, weights_only=True)
@@ -320,11 +354,8 @@ def test_a_nan_loss_stops_and_keeps_the_last_good_checkpoint(
     assert all(torch.isfinite(w.float()).all() for w in last["state_dict"].values())
 
 
-def test_other_architecture_other_data_damaged_checkpoint(train, run_dirs, capsys):
-    assert train("trainer.max_epochs=1") == 0
-    run_dir, _ = only(run_dirs())
-    ckpt = run_dir / "checkpoints/best.ckpt"
-
+def test_other_architecture_other_data_damaged_checkpoint(finished, train, capsys):
+    ckpt = finished.folder / "checkpoints/best.ckpt"
     assert train(f"ckpt_path={ckpt}", "model.widths=[8,16,16]") == 2
     error = capsys.readouterr().err
     assert "another architecture" in error
@@ -338,27 +369,17 @@ def test_other_architecture_other_data_damaged_checkpoint(train, run_dirs, capsy
     assert "broken.ckpt: not a readable checkpoint" in capsys.readouterr().err
 
 
-def test_an_edited_run_directory_is_refused(train, run_dirs, capsys):
-    assert train("trainer.max_epochs=1") == 0
-    run_dir, _ = only(run_dirs())
-    path = run_dir / "config.yaml"
-    path.write_text(path.read_text().replace("max_epochs: 1", "max_epochs: 7"))
-    capsys.readouterr()
-    assert train("trainer.max_epochs=1") == 2
-    assert "another configuration" in capsys.readouterr().err
-
-
 def test_quickstart_alone_goes_on_without_cifar10(
     command, run_dirs, monkeypatch, tmp_path, capsys
 ):
-    def no_network(*_):
+    def no_network(*_, **__):
         raise OSError("no network")
 
-    monkeypatch.setattr(sources, "_download", no_network)
+    monkeypatch.setattr(urllib.request, "urlopen", no_network)
     monkeypatch.setenv("RESNET_SE_DATA", str(tmp_path / "empty"))
     tiny = [o for o in TINY if not o.startswith("data=") and "source" not in o]
     small = ["data.fallback.num_train=240", "data.fallback.num_test=60"]
-    assert command("train", *tiny, *small) == 0
+    assert command("train", "experiment=quickstart", *tiny, *small) == 0
     out = capsys.readouterr().out
     assert "synthetic images instead of CIFAR-10" in out
     assert "CIFAR-10 was not found" in out  # the closing table
@@ -366,7 +387,7 @@ def test_quickstart_alone_goes_on_without_cifar10(
     assert result["data"]["name"] == "synthetic"
     assert "no network" in result["data"]["fallback"]
 
-    assert command("train", *tiny, "~experiment") == 2
+    assert command("train", *tiny) == 2
     assert "RESNET_SE_DATA" in capsys.readouterr().err
 
 
@@ -383,7 +404,7 @@ def test_the_number_of_classes_is_the_datas(train, run_dirs, capsys):
 )
 def test_real_images_are_learnt(command, run_dirs):
     status = command(
-        "train", "model.depths=[1,1,1]", "model.widths=[16,16,32]",
+        "train", "experiment=quickstart", "model.widths=[16,16,32]", "plots=false",
         "data.train_subset=4000", "trainer.max_epochs=4", "trainer.accelerator=cpu",
         "trainer.limit_test_batches=2",
     )  # fmt: skip
