@@ -104,8 +104,6 @@ WATCHERS = {
 EXTRAS = ("joblib", "submitit", "ray")  # launchers that pyproject.toml offers
 EXPECTED = (UserError, HydraException, OmegaConfBaseException)
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
-# Read by train, no arguments of the target beside them.
-OWN_KEYS = {"trainer.compile", "trainer.scale_lr"}
 HYDRA_KEYS = {"_target_", "_partial_", "_convert_", "_recursive_", "_args_"}
 
 
@@ -117,118 +115,34 @@ def _epochs(value: float, *, _root_: DictConfig) -> float:
     return round(float(value) * _root_.budget.scale, 4)
 
 
-def _whole_epochs(value: float, *, _root_: DictConfig) -> int:
-    """`${whole_epochs:N}`: the same as an integer of at least 1."""
-    return max(1, round(float(value) * _root_.budget.scale))
+def _whole_epochs(value: float, least: int = 1, *, _root_: DictConfig) -> int:
+    """`${whole_epochs:N,M}`: the same as an integer of at least M, 1 by default."""
+    return max(least, round(float(value) * _root_.budget.scale))
 
 
+def _depths(*blocks: int, _root_: DictConfig) -> list[int]:
+    """`${depths:A,B,…}`: blocks of each stage × budget.depth, at least one."""
+    factor = _root_.budget.get("depth", 1.0)
+    return [max(1, round(n * factor)) for n in blocks]
+
+
+def _widths(*channels: int, _root_: DictConfig) -> list[int]:
+    """`${widths:A,B,…}`: channels of each stage × budget.width, at least one."""
+    factor = _root_.budget.get("width", 1.0)
+    return [max(1, round(n * factor)) for n in channels]
+
+
+def _reduction(ratio: int, *, _root_: DictConfig) -> int:
+    """`${reduction:R}`: R × budget.width, so that a gate keeps its hidden units."""
+    return max(1, round(ratio * _root_.budget.get("width", 1.0)))
+
+
+OmegaConf.register_new_resolver("depths", _depths, replace=True)
 OmegaConf.register_new_resolver("epochs", _epochs, replace=True)
 OmegaConf.register_new_resolver("pid", os.getpid, replace=True, use_cache=True)
+OmegaConf.register_new_resolver("reduction", _reduction, replace=True)
 OmegaConf.register_new_resolver("whole_epochs", _whole_epochs, replace=True)
-
-
-# --- checks ------------------------------------------------------
-
-
-def check_config(cfg: DictConfig) -> None:
-    """Every key of a composed configuration has a reader.
-
-    Raises:
-        UserError: a key that is none of the top level's, or not an argument of the
-            `_target_` beside it, or an entry of a group of targets that has none.
-    """
-    primary = OmegaConf.load(CONF / "train.yaml")
-    groups = {
-        key
-        for entry in primary.pop("defaults")
-        if isinstance(entry, DictConfig)
-        for key in entry
-        if not key.startswith("override")
-    }
-    known = (set(primary) | groups) - {"hydra", "experiment", "debug", "hparams_search"}
-    for key in cfg:
-        if key not in known:
-            raise UserError(f"unknown key {key!r}; {nearest(str(key), known)}")
-    for key in ("callbacks", "logger"):
-        names = set(OmegaConf.load(CONF / "callbacks/default.yaml"))
-        for name, node in (cfg[key] or {}).items():
-            if node is not None and "_target_" not in node:
-                raise UserError(
-                    f"{key}.{name}: no _target_ there; {nearest(str(name), names)}"
-                )
-    budget = {"scale", "limit_batches", "train_subset"}
-    for name in cfg.budget:
-        if name not in budget:
-            raise UserError(f"budget.{name}: unknown; {nearest(str(name), budget)}")
-    whole_numbers = (("seed", 0, 2**32 - 1), ("trainer.max_epochs", 1, 10**6))
-    for name, low, high in whole_numbers:
-        value = OmegaConf.select(cfg, name)
-        whole = isinstance(value, int) and not isinstance(value, bool)
-        if not (whole and low <= value <= high):
-            raise UserError(f"{name}: expected an integer {low}..{high}, got {value!r}")
-    for path, node in _targets(cfg, ""):
-        _check_arguments(path, node)
-
-
-def _targets(node: Any, path: str) -> Iterator[tuple[str, DictConfig]]:
-    """All mappings with a `_target_`, depth first, and their dotted paths."""
-    if isinstance(node, DictConfig) and not node._is_none():
-        if "_target_" in node:
-            yield path, node
-        for key in node:
-            if not OmegaConf.is_missing(node, key):
-                yield from _targets(node[key], f"{path}.{key}".lstrip("."))
-    elif isinstance(node, ListConfig) and not node._is_none():
-        for i, item in enumerate(node):
-            yield from _targets(item, f"{path}[{i}]")
-
-
-def _check_arguments(path: str, node: DictConfig) -> None:
-    try:
-        target = get_object(node["_target_"])
-    except Exception as error:
-        raise UserError(f"{path}._target_: {node['_target_']!r}: {error}") from None
-    known = inspect.signature(target).parameters
-    # With **options, what it passes them on to checks the names.
-    open_ended = any(p.kind is p.VAR_KEYWORD for p in known.values())
-    try:
-        hints = get_type_hints(target.__init__ if isclass(target) else target)
-    except (
-        NameError,
-        AttributeError,
-        TypeError,
-    ):  # made for a type checker's eyes only
-        hints = {}
-    for key in node:
-        if f"{path}.{key}" in OWN_KEYS:
-            continue
-        if key not in known and key not in HYDRA_KEYS and not open_ended:
-            raise UserError(
-                f"{path}.{key}: {node['_target_']} has no such argument; "
-                f"{nearest(str(key), known)}"
-            )
-        hint = hints.get(key)
-        if hint is not None and not _fits(node[key], hint):
-            expected = getattr(hint, "__name__", str(hint)).replace("typing.", "")
-            raise UserError(f"{path}.{key}: expected {expected}, got {node[key]!r}")
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    """Whether a value is of a plain type; of any other type it may be anything."""
-    kind, inner = get_origin(hint), get_args(hint)
-    if isinstance(value, DictConfig):  # a target's arguments: it answers for them
-        return True
-    if kind in (Union, UnionType):
-        return any(_fits(value, option) for option in inner)
-    if kind is Sequence:
-        many = isinstance(value, ListConfig)
-        return many and all(_fits(item, inner[0]) for item in value)
-    if hint in (int, float):
-        allowed = (int, float) if hint is float else int
-        return isinstance(value, allowed) and not isinstance(value, bool)
-    if hint in (bool, str, NoneType):
-        return isinstance(value, hint)
-    return True
+OmegaConf.register_new_resolver("widths", _widths, replace=True)
 
 
 # --- the run directory -------------------------------------------
