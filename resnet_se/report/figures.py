@@ -1,84 +1,161 @@
-"""The report's pictures: differences, accuracy against cost, curves, confusion."""
+"""The report's pictures: differences, accuracy against cost, curves, confusion.
+
+Colours are Okabe and Ito's, told apart by the colour-blind, and never alone: marks differ
+too.  A figure is drawn as SVG whose text stays text.
+"""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
-import matplotlib.pyplot as plt
 import numpy as np
-import torch
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
-from scipy.optimize import isotonic_regression
 
-from resnet_se import plots
-from resnet_se.comparison import FINAL, VERDICTS, Comparison, Group, Section
+from resnet_se.report.compare import Compared, Comparison
+from resnet_se.report.groups import Group, Section, short_names
+from resnet_se.report.statistics import mean_std
 
-SHADES = dict(zip(VERDICTS, ("#1a7f37", "#c0392b", "#6b7280"), strict=True))
-AMBER, BLUE = "#c98500", "#2563eb"
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+BLUE, ORANGE, RED, GREEN, GREY = "#0072B2", "#E69F00", "#D55E00", "#009E73", "#777777"
+MARKS = {  # of a verdict's first words: mark, colour
+    "better": ("^", BLUE),
+    "worse": ("v", RED),
+    "no difference": ("s", GREEN),
+    "not decided": ("o", GREY),
+    "networks differ": ("x", GREY),
+}
+PANELS = 24  # more curves than this are not drawn
+NAMED = 40  # points of the cost figure that bear their names
+EFFECTS = 60
+POINTS = 100  # of a curve: longer ones are thinned
+
+Drawn = tuple[str, str, "Figure"]  # name, caption, figure
 
 
-def figures(section: Section, made: list[Comparison]) -> dict[str, tuple[str, Figure]]:
-    """{name: (caption, figure)}."""
-    found: dict[str, tuple[str, Figure]] = {}
-    on = section.name
-    if made:
-        caption = "What each factor changes, with 95 % intervals"
-        found["factors"] = caption, factor_figure(made, f"{caption}\n{on}")
+def figures(section: Section, found: Compared, equivalence: float) -> Iterator[Drawn]:
+    """(name, caption that describes the picture, figure) of all that can be drawn."""
+    if found.comparisons:
+        shown = found.comparisons[:EFFECTS]
+        caption = (
+            f"Differences of test accuracy with their intervals; the band is "
+            f"±{100 * equivalence:g} points{_of(shown, found.comparisons)}"
+        )
+        yield "differences", caption, effects(shown, equivalence)
+    for i, series in enumerate(_by_length(found.comparisons)):
+        caption = f"{series[0].name}: difference against the images trained on"
+        yield f"length-{i + 1}", caption, length(series)
     if len(section.groups) > 1:
-        caption = "Test accuracy against size and cost"
-        found["cost"] = caption, cost_figure(section, f"{caption}, {on}")
-    if any(run.history.get("epoch") for run in section.runs):
-        for metric, word in (("acc", "accuracy"), ("loss", "loss")):
-            caption = f"Training and validation {word}"
-            figure = curve_figure(section, metric, f"{caption}, {on}")
-            found[f"curves-{word}"] = caption, figure
-    chosen = [("final", "the final recipe", g) for g in section.of(FINAL)[:1]]
-    worst = min(section.groups, key=lambda group: group.accuracy)
-    chosen += [("best", "the best", section.best), ("worst", "the worst", worst)]
-    shown: list[Group] = []
-    for name, what, group in chosen:
-        if all(group is not other for other in shown):
-            shown.append(group)
-            title = f"{group.experiment}, {what}, n = {len(group.runs)}\n% of the class"
-            caption = f"Confusion of {group.title}, {what}"
-            found[f"confusion-{name}"] = caption, confusion_figure(group, title)
-    return found
-
-
-def draw(figure: Figure) -> dict[str, bytes]:
-    """{"png": …, "svg": …}, the same bytes each time."""
-    drawn = {}
-    with plt.rc_context({"svg.hashsalt": "resnet-se"}):
-        for kind, metadata in (("png", {}), ("svg", {"Date": None})):
-            out = io.BytesIO()
-            figure.savefig(out, format=kind, dpi=110, metadata=metadata)
-            drawn[kind] = out.getvalue()
-    plt.close(figure)
-    return drawn
-
-
-def factor_figure(made: list[Comparison], title: str) -> Figure:
-    """Differences with their intervals, beside zero."""
-    figure, axis = plt.subplots(
-        figsize=(9, 1.3 + 0.34 * len(made)), layout="constrained"
+        caption = "Test accuracy against parameters and operations, log axes; the line "
+        caption += "joins the runs that no cheaper one beats"
+        yield "cost", caption, cost(section)
+    by_validation = sorted(
+        (g for g in section.groups if g.runs[0].history.get("epoch")),
+        key=lambda g: -mean_std([r.val["acc"] for r in g.runs])[0],
     )
-    for i, c in enumerate(made):
+    drawn = {id(g) for g in by_validation[:PANELS]}
+    shown = [g for g in section.groups if id(g) in drawn]
+    if shown:
+        for metric, word in (("acc", "accuracy"), ("loss", "loss")):
+            figure, note = curves(section, shown, metric)
+            caption = f"Training and validation {word} against the epoch{note}"
+            yield f"curves-{word}", f"{caption}{_of(shown, by_validation)}", figure
+    best = section.best
+    label = section.labels[id(best)]
+    caption = (
+        f"Confusion of {label}, the best by validation, per cent of the true class"
+    )
+    yield "confusion", caption, confusion(best)
+
+
+def _of(shown: Sequence[Any], known: Sequence[Any]) -> str:
+    return f"; {len(shown)} of {len(known)} shown" if len(shown) < len(known) else ""
+
+
+def draw(figure: Figure) -> str:
+    """SVG, the same text each time."""
+    import matplotlib.pyplot as plt
+
+    out = io.StringIO()
+    with plt.rc_context({"svg.hashsalt": "resnet-se", "svg.fonttype": "none"}):
+        figure.savefig(out, format="svg", metadata={"Date": None})
+    plt.close(figure)
+    return out.getvalue()
+
+
+def subplots(*shape: int, **options: Any) -> tuple[Figure, Any]:
+    import matplotlib
+
+    matplotlib.use("Agg")  # files only: works without a display
+    import matplotlib.pyplot as plt
+
+    return plt.subplots(*shape, layout="constrained", **options)
+
+
+def mark(c: Comparison, equivalence: float) -> tuple[str, str]:
+    verdict = c.verdict(equivalence)
+    return next(look for words, look in MARKS.items() if verdict.startswith(words))
+
+
+def effects(comparisons: list[Comparison], equivalence: float) -> Figure:
+    """Differences with their intervals, beside zero."""
+    figure, axis = subplots(figsize=(9, 1.4 + 0.34 * len(comparisons)))
+    shown = set()
+    for i, c in enumerate(comparisons):
+        sign, colour = mark(c, equivalence)
         low, high = (100 * v for v in c.interval)
-        shade = SHADES[c.verdict]
-        axis.plot([low, high], [i, i], color=shade, lw=2.2, solid_capstyle="butt")
-        axis.plot(100 * c.mean, i, "o", color=shade, ms=6)
+        style = "--" if c.n == 1 else "-"
+        axis.plot([low, high], [i, i], style, color=colour, lw=2)
+        label = c.verdict(equivalence).partition(",")[0]
+        label = None if label in shown else label
+        axis.plot(100 * c.mean, i, sign, color=colour, ms=7, label=label, ls="none")
+        shown.add(c.verdict(equivalence).partition(",")[0])
     axis.axvline(0, color="black", lw=1)
-    axis.set_yticks(range(len(made)), [f"{c.question}   {c.name}" for c in made])
-    axis.set_ylim(len(made) - 0.4, -0.6)
-    axis.set(xlabel="difference of test accuracy, percentage points", title=title)
+    axis.axvspan(-100 * equivalence, 100 * equivalence, color=GREY, alpha=0.15, lw=0)
+    names = [f"{c.question}   {c.name} {c.where}".strip() for c in comparisons]
+    axis.set_yticks(range(len(comparisons)), names, parse_math=False)
+    axis.set_ylim(len(comparisons) - 0.4, -0.6)
+    axis.set_xlabel("difference of test accuracy, percentage points")
     axis.grid(axis="x", alpha=0.3)
-    for verdict, shade in SHADES.items():
-        axis.plot([], [], "o-", color=shade, label=verdict)
-    figure.legend(loc="outside lower center", ncols=3, frameon=False)
+    figure.legend(loc="outside lower center", ncols=2, frameon=False)
     return figure
+
+
+def _by_length(comparisons: list[Comparison]) -> list[list[Comparison]]:
+    """Named comparisons made after several lengths of training."""
+    series: dict[str, list[Comparison]] = {}
+    for c in comparisons:
+        if c.where and len(c.pairs) == 1:
+            series.setdefault(c.name, []).append(c)
+    return [s for s in series.values() if len({_seen(c) for c in s}) == len(s) > 1]
+
+
+def _seen(c: Comparison) -> int:
+    group = c.pairs[0][0]
+    return int(group.data["train"] * max(run.train["epochs"] for run in group.runs))
+
+
+def length(series: list[Comparison]) -> Figure:
+    """A difference against how many images the training saw."""
+    figure, axis = subplots(figsize=(7, 4))
+    series = sorted(series, key=_seen)
+    x, y = [_seen(c) for c in series], [100 * c.mean for c in series]
+    ends = np.array([[100 * v for v in c.interval] for c in series]).T  # (2, length)
+    axis.errorbar(x, y, abs(ends - y), fmt="o-", color=BLUE, capsize=4)
+    for c, height in zip(series, y, strict=True):
+        note = {"xytext": (6, 6), "textcoords": "offset points", "fontsize": 8}
+        axis.annotate(f"n = {c.n}", (_seen(c), height), **note)
+    axis.axhline(0, color="black", lw=1)
+    axis.set(xscale="log", xlabel="images trained on (epochs × images), log axis")
+    axis.set_ylabel(f"{series[0].name}, percentage points")
+    axis.grid(alpha=0.3)
+    return figure
+
+
+# --- accuracy against cost ---------------------------------------
 
 
 def pareto(points: Sequence[tuple[float, float]]) -> list[int]:
@@ -93,6 +170,8 @@ def pareto(points: Sequence[tuple[float, float]]) -> list[int]:
 
 def spread_labels(heights: Sequence[float], gap: float) -> np.ndarray:
     """Heights at least `gap` apart in their order, as near to `heights` as can be."""
+    from scipy.optimize import isotonic_regression
+
     order = np.argsort(heights, kind="stable")
     steps = gap * np.arange(len(heights))
     moved = np.empty(len(heights))
@@ -100,58 +179,63 @@ def spread_labels(heights: Sequence[float], gap: float) -> np.ndarray:
     return moved
 
 
-def cost_figure(section: Section, title: str) -> Figure:
+def cost(section: Section) -> Figure:
     """Test accuracy against parameters and MMAC, and who is on the Pareto front."""
-    figure, axes = plt.subplots(
-        1, 2, figsize=(12, 5.6), layout="constrained", sharey=True
-    )
-    figure.suptitle(title)
-    accuracies = [100 * group.accuracy for group in section.groups]
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    figure, axes = subplots(1, 2, figsize=(12, 5.6), sharey=True)
+    accuracies = [100 * mean_std(g.accuracies)[0] for g in section.groups]
     room = max(np.ptp(accuracies), 0.5)
     axes[0].set_ylim(min(accuracies) - 0.1 * room, max(accuracies) + 0.15 * room)
+    labels = brief_labels(section)
     for axis, key, name in zip(
         axes, ("total", "macs"), ("parameters, millions", "MMAC an image"), strict=True
     ):
-        costs = [group.runs[0].model[key] / 1e6 for group in section.groups]
+        costs = [g.model[key] / 1e6 for g in section.groups]
         points = list(zip(costs, accuracies, strict=True))
         front = pareto(points)
         steps = zip(*(points[i] for i in front), strict=True)
-        style = {"color": AMBER, "lw": 1.5, "drawstyle": "steps-post"}
-        axis.plot(*steps, **style, label="Pareto front")
-        shades = [AMBER if i in front else BLUE for i in range(len(points))]
-        axis.scatter(costs, accuracies, s=28, zorder=3, color=shades)
-        axis.set_xscale("log")
-        axis.set(xlabel=name)
+        axis.plot(*steps, color=ORANGE, lw=1.5, drawstyle="steps-post")
+        for i, (x, y) in enumerate(points):
+            sign, colour = ("D", ORANGE) if i in front else ("o", BLUE)
+            axis.plot(x, y, sign, color=colour, ms=5, zorder=3)
+        axis.set(xscale="log", xlabel=f"{name}, log axis")
         axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.xaxis.set_major_formatter("{x:g}")
         axis.xaxis.set_minor_formatter(NullFormatter())
         axis.grid(alpha=0.25)
-        _label_points(axis, points, _short_names(section), gap=0.04 * room)
+        named = range(len(points)) if len(points) <= NAMED else front[-NAMED:]
+        _label_points(axis, points, labels, list(named), gap=0.04 * room)
     axes[0].set_ylabel("test accuracy, %")
-    axes[0].legend(loc="upper left", frameon=False)
     return figure
 
 
-def _short_names(section: Section) -> list[str]:
-    names = [g.prefix or g.experiment for g in section.groups]
+def brief_labels(section: Section) -> list[str]:
+    """As the section's labels, with the experiments' short names."""
+    brief = short_names({g.experiment for g in section.groups})
+    labels = [section.labels[id(g)] for g in section.groups]
     return [
-        f"{name} {g.config_hash[:4]}" if names.count(name) > 1 else name
-        for name, g in zip(names, section.groups, strict=True)
+        label.replace(g.experiment, brief[g.experiment], 1)
+        for label, g in zip(labels, section.groups, strict=True)
     ]
 
 
 def _label_points(
-    axis: plt.Axes, points: list[tuple[float, float]], labels: list[str], gap: float
+    axis: Axes,
+    points: list[tuple[float, float]],
+    labels: list[str],
+    named: list[int],
+    gap: float,
 ) -> None:
     """Names beside points, in columns to the right of those that crowd together."""
-    order = sorted(range(len(points)), key=lambda i: points[i][0])
-    width = max(np.log(points[order[-1]][0] / points[order[0]][0]), 0.1)
+    order = sorted(named, key=lambda i: points[i][0])
+    low, high = min(x for x, _ in points), max(x for x, _ in points)
+    width = max(np.log(high / low), 0.1)
     crowds = [[order[0]]]
     for i in order[1:]:
         near = np.log(points[i][0] / points[crowds[-1][-1]][0]) < 0.09 * width
         crowds[-1].append(i) if near else crowds.append([i])
-    low, high = points[order[0]][0], points[order[-1]][0]
-    axis.set_xlim(low * np.exp(-0.06 * width), high * np.exp(0.22 * width))
+    axis.set_xlim(low * np.exp(-0.06 * width), high * np.exp(0.3 * width))
     for crowd in crowds:
         x = max(points[i][0] for i in crowd) * np.exp(0.06 * width)
         heights = spread_labels([points[i][1] for i in crowd], gap)
@@ -162,65 +246,86 @@ def _label_points(
                 (x, y),
                 fontsize=8,
                 va="center",
+                parse_math=False,
                 bbox={"fc": "white", "ec": "none", "pad": 0.8},
                 arrowprops={"arrowstyle": "-", "lw": 0.4, "color": "0.6"},
             )
 
 
-def curve_figure(section: Section, metric: str, title: str) -> Figure:
-    """Training and validation against the epoch, a panel a group, a line a seed."""
-    groups = section.groups
+# --- curves and confusion ----------------------------------------
+
+
+def curves(section: Section, groups: list[Group], metric: str) -> tuple[Figure, str]:
+    """Training and validation, a panel a group, a line a seed; what the axes leave out.
+
+    Losses stand on a log axis that ends where one in fifty epochs is above it.
+    """
+    from matplotlib.ticker import MaxNLocator, NullFormatter
+
     columns = min(4, len(groups))
     rows = -(-len(groups) // columns)
     size = (max(3 * columns, 7.5), 2 * rows + 1)
-    figure, axes = plt.subplots(
-        rows,
-        columns,
-        figsize=size,
-        layout="constrained",
-        sharex=True,
-        sharey=True,
-        squeeze=False,
-    )
-    figure.suptitle(title)
-    lines: dict[str, Line2D] = {}
-    heights = []
-    names = _short_names(section)
-    for axis, group, name in zip(axes.flat, groups, names, strict=False):
+    options = {"sharex": True, "sharey": True, "squeeze": False}
+    figure, axes = subplots(rows, columns, figsize=size, **options)
+    titles = dict(zip(map(id, section.groups), brief_labels(section), strict=True))
+    lines: dict[str, Any] = {}
+    heights: list[float] = []
+    for axis, group in zip(axes.flat, groups, strict=False):
         for run in group.runs:
-            for part, shade in (("train", AMBER), ("val", BLUE)):
-                column = run.history.get(f"{part}/{metric}", [])
-                pairs = [
-                    (epoch + 1, value)
-                    for epoch, value in zip(
-                        run.history.get("epoch", []), column, strict=False
-                    )
-                    if value is not None
-                ]
-                if pairs:
-                    marker = "o" if len(pairs) < 12 else ""
-                    style = {"color": shade, "lw": 1.2, "marker": marker, "ms": 2.5}
-                    (lines[part],) = axis.plot(*zip(*pairs, strict=True), **style)
-                    heights += [value for _, value in pairs]
-        long = group.experiment if len(name) < 5 else name
-        axis.set_title(long, fontsize=8, loc="left")
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+            for part, colour, style in (("train", ORANGE, "--"), ("val", BLUE, "-")):
+                x, y = _curve(run.history, f"{part}/{metric}")
+                if len(x):
+                    marker = "." if len(x) < 12 else ""
+                    look = {"color": colour, "ls": style, "lw": 1.2, "marker": marker}
+                    (lines[part],) = axis.plot(x, y, **look)
+                    heights += y
+        title = titles[id(group)] if len(groups) > 1 else group.experiment
+        axis.set_title(title, fontsize=8, loc="left", parse_math=False)
+        axis.xaxis.set_major_locator(MaxNLocator(4, integer=True))
         axis.grid(alpha=0.3)
     for axis in axes.flat[len(groups) :]:
         axis.set_visible(False)
-    if metric == "loss" and heights:  # one diverged epoch would flatten all the others
-        axes.flat[0].set_ylim(0, 1.1 * float(np.quantile(heights, 0.98)) or 1)
+    note = ""
+    positive = [h for h in heights if h > 0]
+    if metric == "loss" and positive:
+        top = 1.3 * float(np.quantile(positive, 0.98))
+        first = axes.flat[0]
+        first.set_yscale("log")
+        first.set_ylim(0.8 * min(positive), top)
+        first.yaxis.set_major_formatter("{x:g}")
+        first.yaxis.set_minor_formatter(NullFormatter())
+        above = sum(h > top for h in heights)
+        note = ", log axis" + (f" that ends below {above} values" if above else "")
     figure.supxlabel("epoch", fontsize=9)
+    figure.supylabel("loss, log axis" if metric == "loss" else "accuracy", fontsize=9)
     figure.legend(lines.values(), lines, loc="outside lower right", ncols=2)
-    return figure
+    return figure, note
 
 
-def confusion_figure(group: Group, title: str) -> Figure:
-    """The confusion matrix, mean over seeds."""
-    labels, predicted = (
-        torch.from_numpy(np.concatenate([getattr(run, name) for run in group.runs]))
-        for name in ("labels", "predicted")
-    )
-    figure = plots.confusion(labels, predicted, group.runs[0].data["classes"])
-    figure.axes[0].set_title(title, fontsize=10)
+def _curve(history: dict[str, list[float | None]], name: str) -> tuple[list, list]:
+    """Epochs from 1 and values, every k-th so that they are at most `POINTS`."""
+    pairs = zip(history.get("epoch", []), history.get(name, []), strict=False)
+    kept = [(e + 1, v) for e, v in pairs if e is not None and v is not None]
+    kept = kept[:: -(-len(kept) // POINTS) or 1]
+    return [x for x, _ in kept], [y for _, y in kept]
+
+
+def confusion(group: Group) -> Figure:
+    """Rows are the true classes, columns the predicted; all seeds together."""
+    classes = group.data["classes"]
+    k = len(classes)
+    labels = np.concatenate([run.labels for run in group.runs])
+    predicted = np.concatenate([run.predicted for run in group.runs])
+    counts = np.bincount(labels * k + predicted, minlength=k * k).reshape(k, k)
+    share = 100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    side = min(max(4.5, 0.55 * k), 20)
+    figure, axis = subplots(figsize=(side + 1.2, side))
+    axis.imshow(share, cmap="Blues", vmin=0, vmax=100)
+    if k <= 40:  # a class may be called $…$, which is no formula
+        axis.set_xticks(range(k), classes, rotation=45, ha="right", parse_math=False)
+        axis.set_yticks(range(k), classes, parse_math=False)
+    axis.set(xlabel="predicted", ylabel="true")
+    for (i, j), value in np.ndenumerate(share) if k <= 20 else ():
+        shade = "white" if value > 60 else "black"
+        axis.text(j, i, f"{value:.0f}", ha="center", va="center", color=shade)
     return figure

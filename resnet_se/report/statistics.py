@@ -1,14 +1,15 @@
-"""What may be said of a difference between two trainings: spread, tests, intervals.
+"""What may be said of a difference between trainings: an estimate, its test and power.
 
-- McNemar's exact test of two networks on one test set: McNemar, Psychometrika 12
-  (1947) 153; chosen for single trainings by Dietterich, Neural Computation 10 (1998).
-- The t test of a contrast, its noise pooled over all groups: Fisher, Statistical
-  Methods for Research Workers (1925); Montgomery, Design and Analysis of Experiments,
-  chapter 3.  The variance that the choice of images adds: Dorfman, Berbaum & Metz,
-  Investigative Radiology 27 (1992) 723 (their readers and patients: seeds and images).
-- The bootstrap that draws rows and columns by themselves: Owen, "The pigeonhole
-  bootstrap", Annals of Applied Statistics 1 (2007) 386.
-- Correction for many tests: Holm, Scandinavian Journal of Statistics 6 (1979) 65.
+- One training against one: McNemar's exact test (Psychometrika 12 (1947) 153; chosen
+  for single trainings by Dietterich, Neural Computation 10 (1998)).  It speaks of two
+  networks, never of their recipes.
+- Several seeds: a t interval of a contrast of means.  Its variance is the noise from
+  seed to seed, pooled within groups that may be alike (Fisher 1925; Montgomery, Design
+  and Analysis of Experiments, chapter 3), plus what the choice of test images adds
+  (Dorfman, Berbaum & Metz, Investigative Radiology 27 (1992) 723: their readers and
+  patients are seeds and images); its degrees of freedom: Satterthwaite, Biometrics
+  Bulletin 2 (1946) 110.
+- Many comparisons: Holm, Scandinavian Journal of Statistics 6 (1979) 65.
 
 Axes: S seeds, N images.  A table of differences (S, N) holds, for each seed and image,
 right (1) or wrong (0) of the treatment less the same of the baseline: -1, 0 or 1.
@@ -17,15 +18,40 @@ right (1) or wrong (0) of the treatment less the same of the baseline: -1, 0 or 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from math import inf, sqrt
 
 import numpy as np
-from scipy import stats
+
+ALPHA = 0.05
+POWER = 0.8
+MOST_SEEDS = 1000  # no more are worth naming
 
 
 def mean_std(values: Sequence[float]) -> tuple[float, float | None]:
     """Mean and sample standard deviation (n - 1); None of a single value."""
-    values = np.asarray(values, dtype=np.float64)
-    return float(values.mean()), float(values.std(ddof=1)) if len(values) > 1 else None
+    array = np.asarray(values, dtype=np.float64)
+    return float(array.mean()), float(array.std(ddof=1)) if len(array) > 1 else None
+
+
+def holm(p_values: Sequence[float], alpha: float = ALPHA) -> list[tuple[float, float]]:
+    """(p corrected for their number, the level each was tested at), in their order.
+
+    The interval 1 - level leaves out 0 exactly where the corrected p is below alpha:
+    the smallest of m is tested at alpha / m, the next at alpha / (m - 1), …, and all
+    from the first that is not rejected at that one's level.
+    """
+    m = len(p_values)
+    pairs, largest, stopped = [(1.0, alpha)] * m, 0.0, 0
+    for rank, i in enumerate(np.argsort(p_values, kind="stable")):
+        largest = max(largest, min(1.0, (m - rank) * p_values[i]))
+        stopped = stopped or (m - rank if largest >= alpha else 0)
+        pairs[i] = largest, alpha / (stopped or m - rank)
+    return pairs
+
+
+# --- one seed ----------------------------------------------------
 
 
 def mcnemar_exact(differences: np.ndarray) -> float:
@@ -34,72 +60,161 @@ def mcnemar_exact(differences: np.ndarray) -> float:
     Where both are right, or both wrong, nothing is learnt; where they differ, either is
     as likely to be the right one under the hypothesis: a fair coin.
     """
+    from scipy import stats
+
     wins, losses = int((differences > 0).sum()), int((differences < 0).sum())
     if wins + losses == 0:
         return 1.0
     return float(stats.binomtest(wins, wins + losses, 0.5).pvalue)
 
 
-def pooled_variance(groups: Iterable[Sequence[float]]) -> tuple[float, int]:
-    """Variance within groups of equal noise, and its degrees of freedom."""
-    groups = [np.asarray(group, dtype=np.float64) for group in groups]
-    squares = sum(((group - group.mean()) ** 2).sum() for group in groups)
-    freedom = sum(len(group) - 1 for group in groups)
-    return float(squares / freedom) if freedom else 0.0, freedom
+def images_interval(
+    differences: np.ndarray, alpha: float = ALPHA
+) -> tuple[float, float]:
+    """Interval of the mean of differences (N,): new images, the same two networks.
+
+    The wider of the normal interval and of the exact one that McNemar's test implies,
+    so that it leaves out 0 where, and only where, that test rejects.
+    """
+    from scipy import stats
+
+    d = np.asarray(differences, dtype=np.float64)
+    wins, differ, mean = int((d > 0).sum()), int((d != 0).sum()), float(d.mean())
+    if not differ:
+        return 0.0, 0.0
+    half = float(stats.norm.isf(alpha / 2)) * float(d.std()) / sqrt(len(d))
+    exact = stats.binomtest(wins, differ).proportion_ci(1 - alpha, "exact")
+    low, high = ((2 * share - 1) * differ / len(d) for share in exact)
+    return min(low, mean - half), max(high, mean + half)
 
 
-def contrast_test(differences: np.ndarray, variance: float, freedom: int) -> float:
-    """Two-sided p for the mean of differences (S ≥ 2, N ≥ 2): new seeds, new images.
+# --- several seeds -----------------------------------------------
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Variance of one training's accuracy over seeds, and its degrees of freedom."""
+
+    variance: float
+    freedom: int
+
+
+def pooled(groups: Iterable[Sequence[float]]) -> Noise:
+    """The noise within groups of accuracies, taken as alike in all of them."""
+    arrays = [np.asarray(group, dtype=np.float64) for group in groups]
+    squares = sum(float(((a - a.mean()) ** 2).sum()) for a in arrays)
+    freedom = sum(len(a) - 1 for a in arrays)
+    return Noise(squares / freedom if freedom else 0.0, freedom)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A difference, its standard error in two parts, and all that follows from them."""
+
+    mean: float
+    by_seeds: float  # variance of `mean` from the seeds
+    by_images: float  # … and from the choice of test images
+    freedom: float  # of `by_seeds`
+
+    @property
+    def error(self) -> float:
+        return sqrt(self.by_seeds + self.by_images)
+
+    @property
+    def degrees(self) -> float:
+        """Satterthwaite: the images' part is known well, the seeds' is not."""
+        if self.by_seeds == 0:
+            return inf
+        return self.freedom * ((self.by_seeds + self.by_images) / self.by_seeds) ** 2
+
+    @property
+    def p(self) -> float:
+        """Two-sided, for no difference over new seeds and new images."""
+        from scipy import stats
+
+        if self.error == 0:
+            return 1.0 if self.mean == 0 else 0.0
+        return float(2 * stats.t.sf(abs(self.mean) / self.error, self.degrees))
+
+    def interval(self, alpha: float = ALPHA) -> tuple[float, float]:
+        """Leaves out 0 exactly where `p` is below alpha."""
+        half = self.error * _quantile(self.degrees, alpha) if self.error else 0.0
+        return self.mean - half, self.mean + half
+
+    def detectable(self, alpha: float, power: float = POWER) -> float:
+        """The smallest difference that is found with this power."""
+        return self.error * _effect(min(self.degrees, 1e6), alpha, power)
+
+    def seeds_needed(self, difference: float, seeds: int, alpha: float) -> int | None:
+        """Seeds with which that difference is detectable; None: not by seeds alone."""
+
+        def enough(n: int) -> bool:
+            share = seeds / n
+            freedom = max(self.freedom * (n - 1) / (seeds - 1), 1)
+            planned = Estimate(0, self.by_seeds * share, self.by_images, freedom)
+            return planned.detectable(alpha) <= difference
+
+        if not enough(MOST_SEEDS):
+            return None
+        low, high = 1, MOST_SEEDS  # enough(high) holds, enough(low) does not
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (low, middle) if enough(middle) else (middle, high)
+        return high
+
+
+@lru_cache(maxsize=4096)
+def _quantile(degrees: float, alpha: float) -> float:
+    from scipy import stats
+
+    return float(stats.t.isf(alpha / 2, degrees))
+
+
+@lru_cache(maxsize=4096)
+def _effect(degrees: float, alpha: float, power: float) -> float:
+    """The effect, in standard errors, that a t test finds with this power."""
+    from scipy import optimize, stats
+
+    critical = _quantile(degrees, alpha)
+    if degrees > 1000:  # Student's distribution is normal by then
+        return critical + float(stats.norm.isf(1 - power))
+
+    def short_of(effect: float) -> float:
+        return float(stats.nct.sf(critical, degrees, effect)) - power
+
+    if critical > 100:  # one or two degrees: the noncentral one overflows
+        return critical * sqrt(float(stats.chi2.isf(1 - power, degrees)) / degrees)
+    return float(optimize.brentq(short_of, 0, 4 * critical + 10, xtol=1e-4))
+
+
+def contrast(
+    differences: Sequence[np.ndarray], noises: Sequence[tuple[Noise, Noise]]
+) -> Estimate:
+    """The mean over cells of treatment less baseline, for new seeds and new images.
 
     Args:
-        variance, freedom: of one training's accuracy over seeds (`pooled_variance`).
-            The pair's own spread counts instead where it is larger, and what the
-            residual of seeds and images explains where all seeds agree by luck.
+        differences: a table (S ≥ 2, N) for each cell; S may vary, N not.
+        noises: of each cell's treatment and of its baseline; equal ones are one pool.
     """
-    d = np.asarray(differences, dtype=np.float64)
-    s, n = d.shape
-    mean, of_seed, of_image = d.mean(), d.mean(axis=1), d.mean(axis=0)
-    rest = d - of_seed[:, None] - of_image + mean  # (S, N)
-    ms_seeds = n * ((of_seed - mean) ** 2).sum() / (s - 1)
-    ms_images = s * ((of_image - mean) ** 2).sum() / (n - 1)
-    ms_rest = (rest**2).sum() / ((s - 1) * (n - 1))
-    by_seeds = max(2 * variance * n, ms_seeds, ms_rest)
-    total = by_seeds + max(ms_images - ms_rest, 0.0)
-    if by_seeds < 1e-12:  # the seeds agree in every image
-        return 1.0 if abs(mean) < 1e-12 else 0.0
-    t = abs(mean) / np.sqrt(total / (s * n))
-    return float(2 * stats.t.sf(t, freedom * (total / by_seeds) ** 2))
-
-
-def paired_bootstrap(
-    differences: np.ndarray, *, resamples: int = 2000, seed: int = 0
-) -> tuple[float, float]:
-    """95 % percentile interval of the mean of differences (S, N), both axes redrawn.
-
-    A resample of few seeds varies too little, by (S - 1) / S; that factor is given back
-    (Davison & Hinkley, Bootstrap Methods and their Application, 1997, section 3.8).
-    Only integers are drawn, so that every machine finds the same interval.
-    """
-    d = np.asarray(differences, dtype=np.int64)
-    s, n = d.shape
-    widen = np.sqrt(s / (s - 1)) if s > 1 else 0.0
-    rng = np.random.default_rng(seed)
-    means = np.empty(resamples)
-    for i in range(resamples):
-        seeds = rng.integers(s, size=s)
-        times = np.bincount(rng.integers(n, size=n), minlength=n)  # each image is drawn
-        of_seed = d @ times / n  # (S,)
-        centre = of_seed.mean()
-        means[i] = centre + widen * (of_seed[seeds].mean() - centre)
-    low, high = np.quantile(means, [0.025, 0.975])
-    return float(low), float(high)
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """p values corrected for their number, in their order; at most 1."""
-    m = len(p_values)
-    corrected, largest = [0.0] * m, 0.0
-    for rank, i in enumerate(np.argsort(p_values, kind="stable")):
-        largest = max(largest, min(1.0, (m - rank) * p_values[i]))
-        corrected[i] = largest
-    return corrected
+    cells = len(differences)
+    weights: dict[Noise, float] = {}
+    of_image, rest, mean = 0.0, 0.0, 0.0
+    for table, pair in zip(differences, noises, strict=True):
+        d = np.asarray(table, dtype=np.float32)
+        s, n = d.shape
+        images, seeds = d.mean(axis=0), d.mean(axis=1, dtype=np.float64)
+        mean += seeds.mean() / cells
+        of_image = of_image + images / cells  # (N,)
+        squares = float(np.square(d, dtype=np.float32).sum(dtype=np.float64))
+        left = squares - s * float(np.square(images).sum(dtype=np.float64))
+        left -= n * float(((seeds - seeds.mean()) ** 2).sum())
+        # what independent mistakes alone would add to the variance of the mean
+        rest += max(left, 0.0) / ((s - 1) * (n - 1)) / s / cells**2 / n
+        for noise in pair:
+            weights[noise] = weights.get(noise, 0.0) + 1 / s / cells**2
+    parts = [(noise.variance * w, noise.freedom) for noise, w in weights.items()]
+    by_seeds = sum(part for part, _ in parts)
+    spread = sum(part**2 / freedom for part, freedom in parts if freedom)
+    freedom = by_seeds**2 / spread if spread else float(sum(f for _, f in parts))
+    by_images = max(float(np.var(of_image, ddof=1, dtype=np.float64)) / n - rest, 0.0)
+    return Estimate(float(mean), max(by_seeds, rest), by_images, freedom)

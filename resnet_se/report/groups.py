@@ -1,0 +1,151 @@
+"""Runs by setting, and named by what varies.
+
+A `Group` is the seeds of one setting, a `Section` all groups tested on the same images:
+what may be put in one table.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from resnet_se.report.runs import Run
+from resnet_se.report.statistics import mean_std
+
+DATA = ("data.train", "data.val", "data.split_seed")
+
+
+@dataclass
+class Group:
+    """The runs of one experiment and setting, by seed."""
+
+    runs: list[Run]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.runs[0], name)  # what all seeds share
+
+    @property
+    def family(self) -> str:
+        """Groups of one family are taken to vary alike from seed to seed."""
+        return self.runs[0].record.get("noise_family") or self.experiment
+
+    @cached_property
+    def seeds(self) -> dict[int, Run]:
+        return {run.seed: run for run in self.runs}
+
+    @cached_property
+    def accuracies(self) -> list[float]:
+        return [run.test["acc"] for run in self.runs]
+
+    def spread(self, part: str, key: str) -> tuple[float, float | None] | None:
+        """Mean and deviation over seeds of record[part][key]; None if any lacks it."""
+        values = [run.record[part].get(key) for run in self.runs]
+        return None if None in values else mean_std(values)
+
+    def same_command(self, other: Group) -> bool:
+        """No override and no split of the data tells the two apart."""
+        keys = {*self.overridden, *other.overridden, *DATA}
+        return all(self.values.get(k) == other.values.get(k) for k in keys)
+
+
+@dataclass
+class Section:
+    """All groups tested on the same images."""
+
+    groups: list[Group]
+
+    @property
+    def runs(self) -> list[Run]:
+        return [run for group in self.groups for run in group.runs]
+
+    @property
+    def data(self) -> dict[str, Any]:
+        return self.groups[0].data
+
+    @property
+    def images(self) -> int:
+        return self.groups[0].test["images"]
+
+    @property
+    def name(self) -> str:
+        return f"{self.data['name']} {self.data['fingerprint'][:15]}"
+
+    @property
+    def best(self) -> Group:
+        """By validation: the choice that the test images have no part in."""
+        return max(self.groups, key=lambda g: mean_std([r.val["acc"] for r in g.runs]))
+
+    @cached_property
+    def varying(self) -> list[str]:
+        """The overrides, groups and data sizes that tell the groups apart."""
+        keys = dict.fromkeys(k for g in self.groups for k in (*g.overridden, *DATA))
+        chosen = dict.fromkeys(k for g in self.groups for k in g.choices)
+        several = len({g.experiment for g in self.groups}) > 1
+        return [
+            key
+            for key in (keys if several else keys | chosen)
+            if len({str(g.values.get(key)) for g in self.groups}) > 1
+        ]
+
+    @cached_property
+    def common(self) -> dict[str, Any]:
+        """What every group shares of overrides and choices."""
+        first = self.groups[0]
+        keys = dict.fromkeys((*first.overridden, *sorted(first.choices)))
+        return {
+            k: first.values.get(k)
+            for k in keys
+            if len({str(g.values.get(k)) for g in self.groups}) == 1
+        }
+
+    def rest(self, group: Group, *without: str) -> str:
+        """What tells a group from others of its experiment: `lr=0.1 model=x`."""
+        return " ".join(
+            f"{short(key)}={group.values[key]}"
+            for key in self.varying
+            if key not in without and group.values.get(key) is not None
+        )
+
+    @cached_property
+    def labels(self) -> dict[int, str]:
+        """{id of a group: its name by what varies}, each once."""
+        several = len({g.experiment for g in self.groups}) > 1
+        found = [
+            " ".join(filter(None, (g.experiment if several else "", self.rest(g))))
+            or g.experiment
+            for g in self.groups
+        ]
+        return {
+            id(g): label if found.count(label) == 1 else f"{label} {g.config_hash}"
+            for g, label in zip(self.groups, found, strict=True)
+        }
+
+
+def short(key: str) -> str:
+    """`optimizer.lr` is `lr`; `data.train` would be no name without its first part."""
+    return key if key in DATA else key.rpartition(".")[2]
+
+
+def short_names(names: Iterable[str]) -> dict[str, str]:
+    """`e05_se_resnet20` is `e05` where that alone tells all apart."""
+    names = sorted(names)
+    heads = [name.partition("_")[0] for name in names]
+    unique = len(set(heads)) == len(heads) > 1
+    return dict(zip(names, heads if unique else names, strict=True))
+
+
+def sections(runs: Iterable[Run]) -> list[Section]:
+    """Runs kept apart by what they were tested on; the section of most runs first."""
+    found: dict[tuple, dict[tuple, list[Run]]] = defaultdict(lambda: defaultdict(list))
+    for run in runs:
+        data = tuple(str(run.data[k]) for k in ("name", "fingerprint", "test"))
+        groups = found[(*data, run.test["images"])]
+        groups[run.experiment, run.config_hash].append(run)
+    ordered = []
+    for _, groups in sorted(found.items()):
+        in_order = [sorted(g, key=lambda r: r.seed) for _, g in sorted(groups.items())]
+        ordered.append(Section([Group(runs) for runs in in_order]))
+    return sorted(ordered, key=lambda section: -len(section.runs))

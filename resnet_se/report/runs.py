@@ -1,0 +1,335 @@
+"""The records of many runs: found, checked, read; and as one pandas table.
+
+A `Run` is one readable record.  `load` reads whatever lies under some paths and names
+what it cannot use; `load_runs` is the same as a DataFrame, for a notebook.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from resnet_se.errors import UserError, nearest
+from resnet_se.record import read_record, unpack_labels
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_words = str.split
+# Overrides that say where and how a run is computed or watched, not what is trained.
+IDLE = _words(
+    "seed tags notes plots runs_dir run_dir ckpt_path fail_fast launcher logger "
+    "data.num_workers optimizer.fused trainer.compile trainer.accelerator "
+    "trainer.devices"
+)
+IDENTITY = {
+    "experiment": str,
+    "seed": int,
+    "config_hash": str,
+    "overrides": list,
+    "versions": dict,
+}
+NUMBERS = _words(  # what else is read of a finished run
+    "data.train data.val data.test data.split_seed model.trainable model.total "
+    "model.macs model.layers train.epochs train.steps val.acc test.acc test.images"
+)
+PRESENT = _words(  # may be null
+    "data.name data.origin data.fingerprint data.classes train.seconds "
+    "train.images_per_second train.peak_memory_mb hardware.accelerator hardware.device "
+    "hardware.cores hardware.precision test.acc_tta test.labels test.predicted"
+)
+COLUMNS = {  # of `load_runs`: where a record holds them
+    "val_acc": "val.acc",
+    "val_loss": "val.loss",
+    "test_acc": "test.acc",
+    "test_acc_tta": "test.acc_tta",
+    "test_loss": "test.loss",
+    "test_ece": "test.ece",
+    "train_images": "data.train",
+    "val_images": "data.val",
+    "test_images": "test.images",
+    "data_name": "data.name",
+    **{
+        path.rpartition(".")[2]: path
+        for path in _words(
+            "schema status experiment seed config_hash noise_family best_epoch "
+            "train.epochs train.steps train.seconds train.images_per_second "
+            "train.peak_memory_mb train.stopped model.trainable model.non_trainable "
+            "model.total model.macs model.layers data.fingerprint data.split_seed "
+            "hardware.accelerator hardware.device hardware.cores hardware.precision "
+            "hardware.world_size git.commit"
+        )
+    },
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One readable record; `path` is as the user gave it."""
+
+    path: str
+    record: dict[str, Any]
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self.record[name]  # run.test is record["test"]
+        except KeyError:
+            raise AttributeError(name) from None
+
+    @property
+    def title(self) -> str:
+        return f"{self.experiment} seed {self.seed} ({self.config_hash})"
+
+    @property
+    def history(self) -> dict[str, list[float | None]]:
+        return self.record.get("history") or {}
+
+    @cached_property
+    def labels(self) -> np.ndarray:
+        return unpack_labels(self.test["labels"])
+
+    @cached_property
+    def predicted(self) -> np.ndarray:
+        return unpack_labels(self.test["predicted"])
+
+    def right(self, part: str = "predicted") -> np.ndarray:
+        """1 where the test image was recognised, else 0: int8 (N,)."""
+        predicted = (
+            self.predicted
+            if part == "predicted"
+            else unpack_labels(self.test["predicted_tta"])
+        )
+        return (predicted == self.labels).astype(np.int8)
+
+    @property
+    def machine(self) -> str:
+        h = self.hardware
+        world = h.get("world_size") or 1
+        ranks = f", {world} ranks" if world > 1 else ""
+        return "{accelerator}: {device}, {cores} cores".format(**h) + ranks
+
+    @property
+    def software(self) -> str:
+        return ", ".join(f"{k} {v}" for k, v in self.versions.items())
+
+    @property
+    def commit(self) -> str:
+        git = self.record.get("git") or {}
+        changed = " + changes" if git.get("dirty") else ""
+        return (git.get("commit") or "no commit")[:7].strip() + changed
+
+    @cached_property
+    def overridden(self) -> dict[str, str]:
+        """What the command line set, less what cannot matter: {key: text}."""
+        idle = re.compile(rf"({'|'.join(map(re.escape, IDLE))})(\.|$)")
+        pairs = (o.lstrip("+~").partition("=") for o in self.overrides)
+        kept = {k.partition("@")[0]: v for k, _, v in pairs if not idle.match(k)}
+        kept.pop("experiment", None)
+        return kept
+
+    @cached_property
+    def values(self) -> dict[str, Any]:
+        """All that is known of the setting: {dotted key or group: plain value}."""
+        data = {f"data.{k}": self.data[k] for k in ("train", "val", "split_seed")}
+        choices = {k: v for k, v in self.choices.items() if k not in IDLE}
+        known = {**data, **(self.record.get("setting") or {}), **choices}
+        return {**self.overridden, **known, "experiment": self.experiment}
+
+    @property
+    def choices(self) -> dict[str, Any]:
+        chosen = dict(self.record.get("choices") or {})
+        chosen.pop("experiment", None)
+        return chosen
+
+    @property
+    def early(self) -> bool:
+        return self.train.get("stopped") not in (None, "max_epochs", "max_steps")
+
+
+@dataclass
+class Loaded:
+    """What lies under the paths: `runs` count, the rest is named."""
+
+    runs: list[Run] = field(default_factory=list)
+    unfinished: list[Run] = field(default_factory=list)
+    duplicates: list[tuple[Run, Run, bool]] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)  # not used, and why
+
+    def where(self, conditions: Iterable[tuple[str, str]]) -> None:
+        """Keeps the runs whose values are as asked; names a key that no run has."""
+        for key, value in conditions:
+            keys = {k for run in self.runs for k in run.values}
+            if key not in keys:
+                raise UserError(f"--where {key}: no run has it; {nearest(key, keys)}")
+            of = {str(run.values.get(key)) for run in self.runs}
+            self.runs = [r for r in self.runs if str(r.values.get(key)) == value]
+            if not self.runs:
+                hint = nearest(value, of)
+                raise UserError(f"--where {key}={value}: no run has that; {hint}")
+
+
+def find(paths: Iterable[str]) -> tuple[list[tuple[Path, str]], list[str]]:
+    """Every record under the paths, as (file, name to print), and what is none."""
+    files: dict[Path, tuple[Path, str]] = {}
+    problems = []
+    for path in map(Path, paths):
+        matches = [path]
+        if path.is_dir():
+            matches = sorted(path.rglob("result.json")) or sorted(path.glob("*.json"))
+        if not matches or not path.exists():
+            problems.append(f"{_relative(path, path)}: no result.json there")
+            continue
+        for file in matches:
+            files.setdefault(file.resolve(), (file, _relative(file, path)))
+    return list(files.values()), problems
+
+
+def _relative(path: Path, given: Path) -> str:
+    """As given; of an absolute path what lies below here, or below its argument."""
+    if not path.is_absolute():
+        return path.as_posix()
+    base = Path.cwd() if path.is_relative_to(Path.cwd()) else given.parent
+    return path.relative_to(base).as_posix()
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A record, checked for all that the report reads of it.
+
+    Raises:
+        UserError: unreadable, truncated, of another schema, or edited by hand.
+    """
+    record = read_record(path)
+    try:
+        for key, kind in IDENTITY.items():
+            if not isinstance(record[key], kind):
+                raise UserError(f"{key}: {kind.__name__} expected, got {record[key]!r}")
+        for key in ("setting", "choices"):
+            if not isinstance(record.get(key) or {}, dict):
+                raise UserError(f"{key}: dict expected, got {record[key]!r}")
+        for entry in record.get("against") or []:
+            if not (entry["experiment"] and isinstance(entry["question"], str)):
+                raise UserError(f"against: names expected, got {entry!r}")
+        if record["status"] == "finished":
+            for part, key in (name.split(".") for name in NUMBERS):
+                float(record[part][key])
+            for part, key in (name.split(".") for name in PRESENT):
+                record[part][key]
+            for column in (record.get("history") or {}).values():
+                len(column)
+            _check_predictions(record["test"], len(record["data"]["classes"]))
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    except KeyError as error:
+        raise UserError(f"{path}: not a result: no field {error}") from None
+    except Exception as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
+        raise UserError(f"{path}: not a result ({reason})") from None
+    return record
+
+
+def _check_predictions(test: dict[str, Any], num_classes: int) -> None:
+    labels = unpack_labels(test["labels"])
+    for part in ("", "_tta"):
+        packed = test.get(f"predicted{part}")
+        if part and packed is None:
+            continue
+        predicted = unpack_labels(packed)
+        if not len(labels) == len(predicted) == test["images"]:
+            raise UserError(f"test.predicted{part}: not of test.images images")
+        if max(labels.max(), predicted.max()) >= num_classes:
+            raise UserError(f"test.predicted{part}: more than {num_classes} classes")
+        if abs((labels == predicted).mean() - test[f"acc{part}"]) > 1e-4:
+            raise UserError(f"test.acc{part}: not what test.predicted{part} says")
+
+
+def load(paths: Iterable[str]) -> Loaded:
+    """Reads all records; every one ends in exactly one of `Loaded`'s lists."""
+    files, problems = find(paths)
+    loaded = Loaded(problems=problems)
+    first: dict[tuple, Run] = {}
+    tested: dict[tuple, Run] = {}
+    for path, name in files:
+        try:
+            run = Run(name, read(path))
+        except UserError as error:
+            reason = str(error).removeprefix(f"{path}: ")  # `name` hides our folders
+            loaded.problems.append(f"{name}: {reason}")
+            continue
+        if run.status != "finished":
+            loaded.unfinished.append(run)
+            continue
+        data = (run.data["fingerprint"], run.test["images"])
+        other = tested.setdefault(data, run)
+        if not np.array_equal(run.labels, other.labels):
+            reason = f"test.labels are not those of {other.path} on the same data"
+            loaded.problems.append(f"{name}: {reason}")
+            continue
+        identity = (run.experiment, run.config_hash, run.seed, *data)
+        same = first.setdefault(identity, run)
+        if same is run:
+            loaded.runs.append(run)
+        else:
+            conflict = (run.val, run.test) != (same.val, same.test)
+            loaded.duplicates.append((run, same, conflict))
+    return loaded
+
+
+def load_runs(
+    paths: str | Path | Sequence[str | Path] = "runs",
+    *,
+    history: bool = False,
+    predictions: bool = False,
+) -> pd.DataFrame:
+    """A row a run, finished or not, of all records under `paths`.
+
+    Columns: `path`, `status`, `experiment`, `seed`, accuracies in 0..1, costs, data,
+    hardware; then every setting under its own key (`model.reduction`) and every group
+    under its name (`model`).  What cannot be read is warned of.
+
+    Args:
+        history: a column `history`: {name: one value an epoch}.
+        predictions: columns `labels` and `predicted`: class indices int64 (N,).
+    """
+    given = [paths] if isinstance(paths, str | Path) else paths
+    loaded = load(map(str, given))
+    for problem in loaded.problems:
+        warnings.warn(f"not used: {problem}", stacklevel=2)
+    runs = [*loaded.runs, *loaded.unfinished]
+    return frame(runs, history=history, predictions=predictions)
+
+
+def frame(
+    runs: Iterable[Run], *, history: bool = False, predictions: bool = False
+) -> pd.DataFrame:
+    """`load_runs` of runs that have been read."""
+    import pandas as pd
+
+    rows = []
+    for run in runs:
+        finished = run.status == "finished"
+        row: dict[str, Any] = {"path": run.path}
+        for column, place in COLUMNS.items():
+            value: Any = run.record
+            for key in place.split("."):
+                value = value.get(key) if isinstance(value, dict) else None
+            row[column] = value
+        column = run.history.get("train/acc")
+        row["train_acc"] = column[-1] if column else None  # of the last epoch
+        values = run.values if finished else run.overridden
+        row |= {k: v for k, v in values.items() if k not in row}
+        if history:
+            row["history"] = run.history
+        if predictions:
+            row["labels"] = run.labels if finished else None
+            row["predicted"] = run.predicted if finished else None
+        rows.append(row)
+    whole = pd.DataFrame(rows, columns=None if rows else ["path", *COLUMNS])
+    kept = [c for c in ("history", "labels", "predicted") if c in whole]
+    return whole.drop(columns=kept).convert_dtypes().join(whole[kept])

@@ -1,0 +1,235 @@
+"""The report's tables: groups, comparisons, cells, runs; as text and in full precision."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import pandas as pd
+
+from resnet_se.report.compare import Compared, Comparison
+from resnet_se.report.groups import Group, Section
+from resnet_se.report.runs import Loaded, frame
+from resnet_se.report.statistics import ALPHA
+from resnet_se.report.text import (
+    NONE,
+    Table,
+    accuracy,
+    gain,
+    number,
+    p_value,
+    points,
+    settings,
+)
+
+ACCURACIES = {"val_acc": "val %", "test_acc": "test %", "test_acc_tta": "test TTA %"}
+COSTS = {  # column of `frame`: heading, unit, digits
+    "images_per_second": ("images/s", 1, 0),
+    "seconds": ("minutes", 60, 1),
+    "peak_memory_mb": ("memory MB", 1, 0),
+}
+SIZES = {
+    "epochs": ("epochs", 1, 0),
+    "steps": ("steps", 1, 0),
+    "total": ("parameters", 1, 0),
+    "macs": ("MMAC", 1e6, 1),
+}
+
+
+def group_records(section: Section) -> pd.DataFrame:
+    """A row a group, in full precision: means and deviations over its seeds.
+
+    Speed, time and memory are null where a group's runs are of several machines.
+    """
+    rows = []
+    for group in section.groups:
+        runs = frame(group.runs)
+        row: dict[str, Any] = {
+            "experiment": group.experiment,
+            "setting": section.rest(group),
+            "config_hash": group.config_hash,
+            "n": len(runs),
+            "seeds": " ".join(map(str, runs["seed"])),
+            "train_images": group.data["train"],
+        }
+        for column in ACCURACIES:
+            row[f"{column}_mean"] = runs[column].mean()
+            row[f"{column}_std"] = runs[column].std()
+        for column in SIZES:
+            row[column] = float(runs[column].mean())
+        machines = sorted({run.machine for run in group.runs})
+        for column in COSTS:
+            alike = len(machines) == 1 and runs[column].notna().any()
+            row[column] = float(runs[column].mean()) if alike else None
+        rows.append(row | {"hardware": " | ".join(machines)})
+    return pd.DataFrame(rows)
+
+
+def group_table(section: Section) -> tuple[Table, str]:
+    """What a person reads of the groups; and what all of them share."""
+    records = group_records(section)
+    cells = pd.DataFrame({"run": [section.labels[id(g)] for g in section.groups]})
+    cells["n"] = [str(n) for n in records["n"]]
+    for column, heading in ACCURACIES.items():
+        cells[heading] = [_accuracy(g, column) for g in section.groups]
+    for column, (heading, unit, digits) in (SIZES | COSTS).items():
+        values = [None if pd.isna(v) else v / unit for v in records[column]]
+        cells[heading] = [number(v, digits) for v in values]
+    shared = []
+    if len(cells) > 1:
+        for column in cells.columns[5:]:
+            if cells[column].nunique() == 1 and cells[column][0] != NONE:
+                shared.append(f"{cells.pop(column)[0]} {column}")
+    caption = f"{section.name}: mean ± sample standard deviation over n seeds"
+    return Table(caption, cells), ", ".join(
+        filter(None, (settings(section.common), *shared))
+    )
+
+
+def _accuracy(group: Group, column: str) -> str:
+    part, _, key = column.partition("_")
+    values = [run.record[part].get(key) for run in group.runs]
+    return NONE if None in values else accuracy(values)
+
+
+def comparison_records(found: Compared, equivalence: float) -> pd.DataFrame:
+    """A row a comparison, in full precision; accuracies in 0..1."""
+    rows = []
+    for c in (*found.comparisons, *found.cells):
+        low, high = c.interval
+        row: dict[str, Any] = {
+            "question": c.question,
+            "comparison": c.name,
+            "where": c.where,
+            "n": c.n,
+            "difference": c.mean,
+            "low": low,
+            "high": high,
+            "level": c.level,
+            "p": c.p,
+        }
+        if c in found.comparisons:
+            row |= {"p_holm": c.p_holm if c.n > 1 else None}
+            row |= {"verdict": c.verdict(equivalence)}
+        if c.estimate and c.welch:
+            row["low_95"], row["high_95"] = c.estimate.interval(ALPHA)
+            row |= {"error": c.estimate.error, "degrees": c.estimate.degrees}
+            row["welch_low_95"], row["welch_high_95"] = c.welch.interval(ALPHA)
+            row |= {"welch_p": c.welch.p}
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def comparison_table(section: Section, found: Compared, equivalence: float) -> Table:
+    """The family and the comparisons of one seed, each with its power."""
+    family = len(found.decided)
+    bound = f"{100 * equivalence:g}"
+    rows = []
+    for c in found.comparisons:
+        row = {
+            "question": c.question,
+            "comparison": f"{c.name}{f', {c.where}' if c.where else ''}",
+            "n": str(c.n),
+            "difference [interval]": gain(c.mean, c.interval),
+            "p": p_value(c.p_holm) if c.n > 1 else f"{p_value(c.p)} (McNemar)",
+            "verdict": c.verdict(equivalence),
+            "detects": NONE,
+            f"seeds for {bound}": NONE,
+        }
+        if c.estimate:
+            strict = ALPHA / family
+            row["detects"] = f"{100 * c.estimate.detectable(strict):.2f}"
+            needed = c.estimate.seeds_needed(equivalence, c.n, strict)
+            row[f"seeds for {bound}"] = str(needed) if needed else "no number"
+        if any(other.disputed for other in found.comparisons):
+            row["own noise (Welch)"] = _welch(c) if c.disputed else NONE
+        rows.append(row)
+    caption = (
+        f"Differences of test accuracy in percentage points. With two seeds or more: "
+        f"intervals and p corrected by Holm for a family of {family}; `detects`: the "
+        f"smallest difference found with 80 % power; `seeds for {bound}`: how many "
+        f"would find {bound} points. With one seed: images only, uncorrected."
+    )
+    left = {"comparison", "verdict"}
+    return Table(caption, pd.DataFrame(rows), left)
+
+
+def _welch(c: Comparison) -> str:
+    assert c.welch is not None
+    return gain(c.mean, c.welch.interval(c.level))
+
+
+def cell_table(found: Compared) -> Table:
+    """Where a factor's mean effect comes from."""
+    rows = [
+        {
+            "factor": c.question,
+            "comparison": c.name,
+            "where": c.where or NONE,
+            "n": str(c.n),
+            "difference": points(c.mean),
+            "95 % interval": gain(c.mean, c.interval).partition(" ")[2],
+        }
+        for c in found.cells
+    ]
+    caption = "The cells of the factors, in points; not corrected, so without verdicts."
+    return Table(caption, pd.DataFrame(rows), {"comparison", "where"})
+
+
+def run_table(loaded: Loaded, machines: dict[str, str]) -> Table:
+    """Every file that was read, and what became of it."""
+    finished = [(run, "finished") for run in loaded.runs]
+    finished += [(run, "duplicate") for run, _, _ in loaded.duplicates]
+    rows = [
+        {
+            "file": run.path,
+            "status": status,
+            "experiment": run.experiment,
+            "seed": str(run.seed),
+            "hash": run.config_hash,
+            "machine": machines[run.machine],
+            "precision": run.hardware["precision"],
+            "epochs": number(run.train["epochs"]),
+            "commit": run.commit,
+            "test %": f"{100 * run.test['acc']:.2f}",
+        }
+        for run, status in finished
+    ]
+    for run in loaded.unfinished:
+        row = dict.fromkeys(rows[0] if rows else ("file",), NONE)
+        row |= {"file": run.path, "status": run.status, "experiment": run.experiment}
+        rows.append(row | {"seed": str(run.seed), "hash": run.config_hash})
+    left = {"status", "experiment", "hash", "machine", "commit"}
+    return Table("", pd.DataFrame(rows), left)
+
+
+TEX = {"±": r"$\pm$", "−": "$-$", "–": "--", "×": r"$\times$", "<": "$<$", ">": "$>$"}
+
+
+def latex(tables: Iterable[Table]) -> str:
+    r"""Floats that need `\usepackage{booktabs, graphicx}` only."""
+    parts = [r"% \usepackage{booktabs, graphicx}, UTF-8"]
+    for table in tables:
+        columns = "".join("l" if table.is_left(c) else "r" for c in table.cells.columns)
+        head = table.cells.rename(columns=str)
+        body = head.to_latex(index=False, escape=True, column_format=columns)
+        parts += [
+            r"\begin{table}",
+            rf"\caption{{{_tex(table.caption)}}}",
+            rf"\resizebox{{\textwidth}}{{!}}{{%{chr(10)}{body.rstrip()}}}",
+            r"\end{table}",
+        ]
+    text = "\n".join(parts) + "\n"
+    for sign, command in TEX.items():
+        text = text.replace(sign, command)
+    return text
+
+
+def _tex(text: str) -> str:
+    """As pandas escapes cells."""
+    return (
+        pd.DataFrame([[text.replace("`", "")]])
+        .to_latex(index=False, header=False, escape=True)
+        .split("\n")[2]
+        .removesuffix(r" \\")
+    )
