@@ -43,7 +43,6 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from hydra.core.hydra_config import HydraConfig
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from rich.table import Table
 from torch import Tensor, nn
@@ -54,7 +53,8 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from torchvision.transforms import v2
 
 from resnet_se.classifier import Classifier
-from resnet_se.config import check_config, explain, run
+from resnet_se.checks import build, check_config
+from resnet_se.config import explain, run
 from resnet_se.datamodule import ImageDataModule
 from resnet_se.errors import UserError, nearest
 from resnet_se.ranks import (
@@ -313,11 +313,11 @@ class PlainLoop:
 
     def __init__(self, cfg: DictConfig, data: ImageDataModule, device: torch.device):
         self.device = device
-        net = instantiate(cfg.model, num_classes=data.num_classes).to(device)
+        net = build("model", cfg.model, num_classes=data.num_classes).to(device)
         self.net = distributed(net)
         # torch's own default: not fused.
         options = {"fused": None} if "fused" in cfg.optimizer else {}
-        self.optimizer = instantiate(cfg.optimizer, **options)(net)
+        self.optimizer = build("optimizer", cfg.optimizer, **options)(net)
         augment = replace(data.augment, alternate_flip=False)
         steps = [
             augment.transform(*data.image_size),
@@ -860,7 +860,6 @@ def split_config(cfg: DictConfig) -> tuple[dict[str, Any], DictConfig]:
     """The benchmark's own keys, and the configuration of the training to measure."""
     plain = OmegaConf.to_container(cfg, resolve=True)
     own = {key: plain.pop(key) for key in OWN}
-    plain["trainer"]["limit_val_batches"] = 0
     plain["trainer"]["enable_progress_bar"] = False
     if (
         plain["trainer"]["devices"] != 1
@@ -875,6 +874,7 @@ def split_config(cfg: DictConfig) -> tuple[dict[str, Any], DictConfig]:
         plain["data"]["source"]["download"] = False
     training = OmegaConf.create(plain)
     check_config(training)
+    training.trainer.limit_val_batches = 0  # no run is to come of it
     return own, training
 
 

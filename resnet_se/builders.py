@@ -6,37 +6,50 @@ import json
 import logging
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import lightning as L
 import torch
 from filelock import FileLock
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from resnet_se import checkpoint, ranks
+from resnet_se import checkpoint, checks, ranks
 from resnet_se.callbacks import CheckpointFiles
 from resnet_se.classifier import METRICS, Classifier
+from resnet_se.data.augment import Augmentation
 from resnet_se.data.module import ImageDataModule
 from resnet_se.errors import UserError, nearest
 from resnet_se.files import atomic_file
 from resnet_se.machine import accelerator, cache_folder, processor
+from resnet_se.mixing import Mixing
+from resnet_se.optim import make_optimizer
 
 # trainer.compile: the mode of torch's compiler.
 COMPILE = {"off": None, "default": "default", "cuda_graphs": "reduce-overhead"}
 
 
-def build_data(cfg: DictConfig) -> ImageDataModule:
-    """The data module of a configuration; reads nothing yet."""
+def build_data(cfg: DictConfig, training: bool = True) -> ImageDataModule:
+    """The data module of a configuration; reads nothing yet.
+
+    Args:
+        training: else without augmentation: no part of `cfg.augment` is built.
+    """
     # Partial: Hydra would turn the dataclass into a configuration again.
-    make = instantiate(cfg.data, _partial_=True)
-    return make(augment=instantiate(cfg.augment), seed=cfg.seed)
+    make = checks.build("data", cfg.data, _partial_=True)
+    augment = checks.build("augment", cfg.augment) if training else Augmentation()
+    return make(augment=augment, seed=cfg.seed)
 
 
-def build_classifier(cfg: DictConfig, num_classes: int) -> Classifier:
+def build_classifier(
+    cfg: DictConfig, num_classes: int, training: bool = True
+) -> Classifier:
     """Network, optimizer, schedule, mixing and TTA as one module.
+
+    Args:
+        training: else network and TTA alone, all that a test needs.
 
     Raises:
         UserError: `model.num_classes` is set and is not the data's.
@@ -47,28 +60,51 @@ def build_classifier(cfg: DictConfig, num_classes: int) -> Classifier:
             f"model.num_classes: the data have {num_classes} classes, got {asked}"
         )
     L.seed_everything(cfg.seed, workers=True, verbose=False)
+    given = (
+        {"num_classes": num_classes} if checks.takes(cfg.model, "num_classes") else {}
+    )
+    net = checks.build("model", cfg.model, **given)
+    tta = checks.build("tta", cfg.tta) if cfg.tta else None
+    if not training:
+        return Classifier(net, None, None, num_classes, Mixing(), tta, cfg.seed)
+    if not any(p.requires_grad for p in net.parameters()):
+        raise UserError(f"model: {type(net).__name__} has no parameters to train")
     lr = cfg.optimizer.lr
     if cfg.trainer.get("scale_lr"):  # Goyal et al. 2017, arXiv 1706.02677
         lr *= ranks.world_size()
     return Classifier(
-        net=instantiate(cfg.model, num_classes=num_classes),
-        optimizer=instantiate(cfg.optimizer, lr=lr),
-        scheduler=instantiate(cfg.scheduler),
-        num_classes=num_classes,
-        mixing=instantiate(cfg.mixing),
-        tta=instantiate(cfg.tta) if cfg.tta else None,
-        seed=cfg.seed,
+        net,
+        build_optimizer(cfg.optimizer, lr),
+        checks.build("scheduler", cfg.scheduler, _partial_=True),
+        num_classes,
+        checks.build("mixing", cfg.mixing),
+        tta,
+        cfg.seed,
     )
+
+
+def build_optimizer(
+    options: DictConfig, lr: float
+) -> Callable[[torch.nn.Module], torch.optim.Optimizer]:
+    """What makes the optimizer of a network: `make_optimizer`, or a class alone."""
+    make = checks.build("optimizer", options, lr=lr, _partial_=True)
+    if isinstance(make.func, type):
+        return partial(make_optimizer, cls=make.func, **make.keywords)
+    return make
 
 
 def build_trainer(cfg: DictConfig, precision: str) -> L.Trainer:
     """Lightning's Trainer with the configured callbacks and loggers.
 
     Raises:
-        UserError: a callback monitors a metric that is never logged, or is to wait for
-            fewer than 0 epochs; gradients cannot be clipped as they should.
+        UserError: a callback monitors a metric that is never logged; gradients cannot
+            be clipped as they should.
     """
-    callbacks = [instantiate(c) for c in cfg.callbacks.values() if c is not None]
+    callbacks = [
+        checks.build(f"callbacks.{name}", node)
+        for name, node in cfg.callbacks.items()
+        if node is not None
+    ]
     for callback in callbacks:
         monitor = getattr(callback, "monitor", None)
         if monitor is not None and monitor not in METRICS:
@@ -76,25 +112,25 @@ def build_trainer(cfg: DictConfig, precision: str) -> L.Trainer:
                 f"{type(callback).__name__}.monitor: {monitor!r} is never logged; "
                 f"{nearest(monitor, METRICS)}"
             )
-        patience = getattr(callback, "patience", 0)
-        if patience < 0:
-            raise UserError(
-                f"{type(callback).__name__}.patience: expected >= 0, got {patience}"
-            )
     mixed = precision.endswith("-mixed")
     if mixed and cfg.trainer.get("gradient_clip_val") and cfg.optimizer.get("fused"):
         raise UserError(
             f"trainer.gradient_clip_val: Lightning does not clip for a fused optimizer "
             f"at precision {precision}; add optimizer.fused=false"
         )
-    loggers = [instantiate(c) for c in (cfg.logger or {}).values() if c is not None]
+    loggers = [
+        checks.build(f"logger.{name}", node)
+        for name, node in (cfg.logger or {}).items()
+        if node is not None
+    ]
     options = cfg.trainer.copy()
     with open_dict(options):
         for key in ("compile", "scale_lr"):  # read elsewhere
             options.pop(key, None)
         if ranks.on_cpu(cfg.trainer):
             options.pop("sync_batchnorm", None)  # ours, see `ranks.sync_batchnorm`
-    return instantiate(
+    return checks.build(
+        "trainer",
         options,
         callbacks=callbacks,
         logger=loggers or False,

@@ -54,8 +54,8 @@ class Classifier(L.LightningModule):
 
     Args:
         net: (B, 3, H, W) → logits (B, K).
-        optimizer: net → optimizer.
-        scheduler: (optimizer, steps per epoch, epochs) → `Schedule`.
+        optimizer: net → optimizer; None for tests alone.
+        scheduler: (optimizer, steps per epoch, epochs) → `Schedule`; None likewise.
         num_classes: K.
         mixing: images and labels → images and soft targets.
         tta: views averaged in the test beside the plain image, or None.
@@ -67,8 +67,8 @@ class Classifier(L.LightningModule):
     def __init__(
         self,
         net: nn.Module,
-        optimizer: Callable[[nn.Module], torch.optim.Optimizer],
-        scheduler: Callable[..., Schedule],
+        optimizer: Callable[[nn.Module], torch.optim.Optimizer] | None,
+        scheduler: Callable[..., Schedule] | None,
         num_classes: int,
         mixing: Mixing,
         tta: TTA | None = None,

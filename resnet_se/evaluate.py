@@ -44,9 +44,9 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     if "tta" in cfg:
         of_run.tta = cfg.tta
 
-    data = build_data(of_run)
+    data = build_data(of_run, training=False)
     data.setup()
-    model = build_classifier(of_run, data.num_classes)
+    model = build_classifier(of_run, data.num_classes, training=False)
     ckpt = run_dir / "checkpoints" / f"{cfg.ckpt}.ckpt"
     trainer = L.Trainer(
         accelerator=cfg.accelerator,

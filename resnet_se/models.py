@@ -2,7 +2,8 @@
 
     python -m resnet_se.models [--json]
 
-Counts as Keras counts them, MMAC of one 32×32 image forward (`resnet`).
+Counts as Keras counts them, MMAC of one 32×32 image forward (`resnet`).  A preset that
+`budget=small` scales is followed by its small twin.
 """
 
 from __future__ import annotations
@@ -10,47 +11,66 @@ from __future__ import annotations
 import argparse
 import json
 
-import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
+from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
 from resnet_se.config import CONF
-from resnet_se.resnet import describe
 
 
-def presets() -> dict[str, dict[str, int]]:
-    """{preset: {trainable, non_trainable, total, macs, layers}}, by name."""
-    found = {}
+def counts(model: DictConfig) -> dict[str, int]:
+    """{trainable, non_trainable, total, macs, layers} of a composed `model`."""
+    import torch
+
+    from resnet_se.resnet import describe
+
+    with torch.device("meta"):  # counts need no weights
+        return describe(instantiate(model))
+
+
+def presets(budget: str = "paper") -> dict[str, dict[str, int]]:
+    """{preset: {trainable, non_trainable, total, macs, layers}}, by name.
+
+    Args:
+        budget: of `conf/budget`, by which the networks are scaled.
+    """
+    rows = {}
     with initialize_config_dir(str(CONF), version_base="1.3"):
         for path in sorted((CONF / "model").glob("*.yaml")):
-            cfg = compose("train", overrides=[f"model={path.stem}", "~experiment"])
-            with torch.device("meta"):  # counts need no weights
-                found[path.stem] = describe(instantiate(cfg.model))
-    return found
+            cfg = compose("train", [f"model={path.stem}", f"budget={budget}"])
+            rows[path.stem] = counts(cfg.model)
+    return rows
 
 
 def main() -> None:
     """Console entry: `resnet-se models`."""
     parser = argparse.ArgumentParser(prog="resnet-se models", description=__doc__)
     parser.add_argument("--json", action="store_true", help="JSON keyed by preset")
-    found = presets() if parser.parse_args().json else None
-    if found is not None:
-        print(json.dumps(found, indent=2))
+    as_json = parser.parse_args().json
+    small = presets("small")
+    rows = {
+        name: row | ({} if small[name] == row else {"small": small[name]})
+        for name, row in presets().items()
+    }
+    if as_json:
+        print(json.dumps(rows, indent=2))
         return
     table = Table(title="presets of conf/model, 32×32 images, 10 classes")
     table.add_column("model", no_wrap=True)
     for name in ("trainable", "non-train.", "total", "MMAC", "layers"):
         table.add_column(name, justify="right")
-    for name, row in presets().items():
-        table.add_row(
-            name,
-            *(f"{row[k]:,}" for k in ("trainable", "non_trainable", "total")),
-            f"{row['macs'] / 1e6:.1f}",
-            str(row["layers"]),
-        )
+    for name, row in rows.items():
+        table.add_row(name, *_cells(row))
+        if name in small and "small" in row:
+            table.add_row("  budget=small", *_cells(small[name]), style="dim")
     Console().print(table)
+
+
+def _cells(row: dict[str, int]) -> list[str]:
+    sizes = (f"{row[k]:,}" for k in ("trainable", "non_trainable", "total"))
+    return [*sizes, f"{row['macs'] / 1e6:.1f}", str(row["layers"])]
 
 
 if __name__ == "__main__":

@@ -23,11 +23,11 @@ from rich.console import Console
 from rich.table import Table
 
 from resnet_se.builders import build_data, quiet, settle_precision
+from resnet_se.checks import check_config
 from resnet_se.config import (
     CONF,
     EXPECTED,
     Facts,
-    check_config,
     config_hash,
     experiment_name,
     explain,

@@ -24,9 +24,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from resnet_se import ranks
+from resnet_se.checks import check_config
 from resnet_se.config import (
     Facts,
-    check_config,
     config_hash,
     experiment_name,
     explain,

@@ -1,0 +1,462 @@
+"""A composed configuration, checked before anything of it is called.
+
+Three questions, in this order:
+
+    keys     is there a reader for every key, and a value of its type and range?
+    kinds    does each place name a class of its kind: a model where a model belongs?
+    values   does every argument of a target meet its hint (`hints`)?
+
+`build` is the only way from a `_target_` to an object: what reads a stranger's run
+directory asks the same questions, of the parts that it needs.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import importlib
+import inspect
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple, get_type_hints
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
+
+from resnet_se.allowed import (
+    ARGUMENTS_OF,
+    FOREIGN,
+    GIVEN,
+    KEYS,
+    NULLABLE,
+    OWN_KEYS,
+    PLACES,
+    Place,
+)
+from resnet_se.config import CONF
+from resnet_se.errors import UserError, nearest
+from resnet_se.hints import check, hints_of
+
+HYDRA_KEYS = {"_target_", "_partial_", "_convert_", "_recursive_", "_args_"}
+GET_CLASS = "hydra.utils.get_class"
+# Chosen to change others' keys; they leave none of their own.
+NO_KEYS = {"hydra", "experiment", "debug", "hparams_search"}
+
+
+def check_config(cfg: DictConfig) -> None:
+    """A composed training configuration, whole.
+
+    Where a preset's target has been replaced, the preset's keys that the new one does
+    not take are removed from `cfg`; keys that the user gave are checked.
+
+    Raises:
+        UserError: the first key without a reader, value out of its range, target that
+            is not of its place's kind or argument that it does not take.
+    """
+    check_keys(cfg)
+    _drop_preset_keys(cfg)
+    for path, node in _targets(cfg, ""):
+        _check_target(path, node)
+    for path in ARGUMENTS_OF:
+        node = OmegaConf.select(cfg, path)
+        if node is not None:
+            check("scheduler.plateau", _plain(node), dict)
+            _check_arguments(path, node, located(path, ARGUMENTS_OF[path]))
+    _check_together(cfg)
+    _rehearse(cfg)
+
+
+def build(path: str, node: DictConfig, **given: Any) -> Any:
+    """`node`'s target, called with `node`'s arguments and those `given`.
+
+    Args:
+        path: the place of `node` in its configuration, such as `model`.
+
+    Raises:
+        UserError: a target in it is not of its place's kind.
+        InstantiationException: of Hydra, around what the constructor has raised.
+    """
+    for inner, target in _targets(node, path):
+        _check_target(inner, target)
+    return instantiate(node, _convert_="all", **given)
+
+
+# --- keys --------------------------------------------------------
+
+
+def check_keys(cfg: DictConfig) -> None:
+    """The keys of the top level, and of the groups that name no target.
+
+    Raises:
+        UserError: as `check_config`.
+    """
+    primary, groups = _top_level()
+    known = (primary.keys() | groups.keys()) - NO_KEYS
+    for key in cfg:
+        if key not in known:
+            raise UserError(f"unknown key {key!r}; {nearest(str(key), known)}")
+    for key in sorted(known):
+        # A group set to null on the command line leaves no key at all.
+        nullable = key in NULLABLE or primary.get(key, "") is None
+        if not nullable and (key not in cfg or cfg[key] is None):
+            choices = groups.get(key)
+            hint = f"; {nearest('', choices)}" if choices else ""
+            raise UserError(f"{key}: expected a value, got null{hint}")
+        if key in groups and not isinstance(cfg.get(key) or {}, dict | DictConfig):
+            raise UserError(f"{key}: expected a mapping, got {cfg[key]!r}")
+    for path, hint in KEYS.items():
+        parent = OmegaConf.select(cfg, path.rpartition(".")[0]) if "." in path else cfg
+        key = path.rpartition(".")[2]
+        if isinstance(parent, DictConfig) and key in parent:
+            check(path, _plain(_value(path, parent)), hint)
+    for key in ("budget", "launcher"):
+        names = [p.partition(".")[2] for p in KEYS if p.startswith(f"{key}.")]
+        for name in cfg[key]:
+            if name not in names:
+                raise UserError(f"{key}.{name}: unknown; {nearest(str(name), names)}")
+    for path in ("optimizer.lr", "trainer.max_epochs", "data.source"):
+        if OmegaConf.select(cfg, path) is None:
+            raise UserError(f"{path}: expected a value, got null")
+
+
+@functools.cache
+def _top_level() -> tuple[dict[str, Any], dict[str, list[str]]]:
+    """Keys of the top level with their defaults, and {group: its choices}."""
+    primary = OmegaConf.load(CONF / "train.yaml")
+    assert isinstance(primary, DictConfig)
+    groups = {
+        str(key): sorted(path.stem for path in (CONF / str(key)).glob("*.yaml"))
+        for entry in primary.pop("defaults")
+        if isinstance(entry, DictConfig)
+        for key in entry
+        if not str(key).startswith("override")
+    }
+    return {str(key): value for key, value in primary.items()}, groups
+
+
+def _value(path: str, node: DictConfig) -> Any:
+    key = path.rpartition(".")[2]
+    if OmegaConf.is_missing(node, key):
+        raise UserError(f"{path}: expected a value, got ??? (none is set)")
+    return node[key]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, DictConfig | ListConfig):
+        return OmegaConf.to_container(value, resolve=True)
+    return value
+
+
+# --- kinds -------------------------------------------------------
+
+
+def _targets(node: Any, path: str) -> Iterator[tuple[str, DictConfig]]:
+    """All mappings with a `_target_`, outermost first, and their dotted paths."""
+    if isinstance(node, DictConfig) and not node._is_none():
+        if "_target_" in node:
+            yield path, node
+        for key in node:
+            if not OmegaConf.is_missing(node, key):
+                yield from _targets(node[key], f"{path}.{key}".lstrip("."))
+    elif isinstance(node, ListConfig) and not node._is_none():
+        for i, item in enumerate(node):
+            yield from _targets(item, f"{path}[{i}]")
+
+
+def place_of(path: str) -> tuple[str, Place] | None:
+    """The place that a dotted path lies in, the most special one."""
+    path = path.replace("[", ".")
+    inside = [p for p in PLACES if path == p or path.startswith(f"{p}.")]
+    return (name := max(inside, key=len), PLACES[name]) if inside else None
+
+
+def _check_target(path: str, node: DictConfig) -> None:
+    """Raises UserError unless the target is of the place's kind and takes the keys."""
+    where = place_of(path)
+    name = node["_target_"]
+    if where is None:
+        raise UserError(f"{path}._target_: nothing is built here, got {name!r}")
+    check(f"{path}._target_", name, str)
+    place = where[1]
+    if where[0] == "optimizer.cls":  # its name is data here, and its class wanted
+        if name != GET_CLASS:
+            raise UserError(f"{path}._target_: expected {GET_CLASS}, got {name!r}")
+        check(f"{path}.path", node.get("path"), str)
+        _check_kind(f"{path}.path", node["path"], place)
+        return
+    _check_kind(f"{path}._target_", name, place)
+    _check_arguments(path, node, located(f"{path}._target_", name))
+
+
+def _check_kind(path: str, name: str, place: Place) -> None:
+    root = name.partition(".")[0]
+    if root in sys.stdlib_module_names:  # importing alone may run something
+        raise UserError(f"{path}: expected {place.words}, got {name!r}")
+    target = located(path, name)
+    bases = tuple(located(path, base) for base in place.bases)
+    if inspect.isclass(target):
+        fits = issubclass(target, bases) if bases else True
+        fits &= all(callable(getattr(target, m, None)) for m in place.methods)
+    else:
+        ours = inspect.isroutine(target) and _home(target) in place.packages
+        returned = _returned(target) if ours else None
+        fits = inspect.isclass(returned) and issubclass(returned, bases)
+    if not fits:
+        raise UserError(f"{path}: expected {place.words}, got {name!r}")
+
+
+def _home(target: Any) -> str:
+    """The package that a function was written in, whatever name it was found by."""
+    return str(getattr(target, "__module__", "")).partition(".")[0]
+
+
+def _returned(target: Any) -> Any:
+    try:
+        return get_type_hints(target).get("return")
+    except (NameError, TypeError, AttributeError):
+        return None
+
+
+def located(path: str, name: str) -> Any:
+    """What a dotted name stands for; imports its module, calls nothing.
+
+    Raises:
+        UserError: there is no such module or name, or importing it failed.
+    """
+    parts = name.split(".")
+    if len(parts) < 2 or not all(part.isidentifier() for part in parts):
+        raise UserError(f"{path}: expected module.Name, got {name!r}")
+    target: Any = None
+    for i in range(1, len(parts) + 1):
+        module = ".".join(parts[:i])
+        if target is not None and hasattr(target, parts[i - 1]):
+            target = getattr(target, parts[i - 1])
+            continue
+        if target is not None and not inspect.ismodule(target):
+            raise _no_such_name(path, name, target, parts[i - 1])
+        try:
+            target = importlib.import_module(module)
+        except ModuleNotFoundError as error:
+            if error.name != module:
+                raise UserError(f"{path}: {name!r} needs {error.name}, which is not "
+                                "installed") from None  # fmt: skip
+            if target is not None:
+                raise _no_such_name(path, name, target, parts[i - 1]) from None
+            raise UserError(
+                f"{path}: no module {module!r}; looked in {_search_path()} and in what "
+                "is installed"
+            ) from None
+        except Exception as error:
+            raise UserError(
+                f"{path}: importing {module} failed: {type(error).__name__}: {error}"
+            ) from error
+    return target
+
+
+def _no_such_name(path: str, name: str, owner: Any, part: str) -> UserError:
+    public = [n for n in dir(owner) if not n.startswith("_")]
+    close = difflib.get_close_matches(part, public, n=1, cutoff=0.6)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    return UserError(f"{path}: {name!r}: {owner.__name__} has no {part!r}{hint}")
+
+
+def _search_path() -> str:
+    """The folders that come before what is installed, the working directory first."""
+    lib = Path(os.__file__).parent
+    folders = [Path(entry or ".").resolve() for entry in sys.path]
+    own = [f for f in folders if lib not in (f, *f.parents) and f.is_dir()]
+    return ", ".join(dict.fromkeys(map(str, own))) or "no folder of your own"
+
+
+# --- values ------------------------------------------------------
+
+
+class Signature(NamedTuple):
+    """What a target takes: parameters and their hints; whether it takes any other."""
+
+    name: str
+    parameters: dict[str, inspect.Parameter]
+    hints: dict[str, Any]
+    open_ended: bool
+
+    @property
+    def shown(self) -> str:
+        """`Net(hidden: int, depth: int = 3)`."""
+        listed = inspect.Signature(list(self.parameters.values()))
+        return f"{self.name}{listed}"
+
+
+def _signature(target: Callable[..., Any], node: DictConfig) -> Signature:
+    """Raises ValueError, TypeError where Python cannot tell."""
+    parameters = dict(inspect.signature(target).parameters)
+    kinds = inspect.Parameter
+    open_ended = any(p.kind is kinds.VAR_KEYWORD for p in parameters.values())
+    hints = hints_of(target)
+    name = target.__name__
+    cls = node.get("cls")
+    if open_ended and isinstance(cls, DictConfig) and "path" in cls:
+        options = located("optimizer.cls.path", cls["path"])  # make_optimizer's
+        theirs = dict(inspect.signature(options).parameters)
+        parameters = {
+            n: p for n, p in parameters.items() if p.kind is not kinds.VAR_KEYWORD
+        }
+        parameters |= {n: p for n, p in theirs.items() if n not in parameters}
+        hints = _with_foreign(options, hints_of(options)) | hints
+        name, open_ended = options.__name__, False
+    hints = _with_foreign(target, hints)
+    many = (kinds.VAR_KEYWORD, kinds.VAR_POSITIONAL)
+    return Signature(
+        name,
+        {n: p for n, p in parameters.items() if p.kind not in many},
+        hints,
+        open_ended,
+    )
+
+
+def _with_foreign(target: Any, hints: dict[str, Any]) -> dict[str, Any]:
+    """Other people's hints, which say less than they take, made narrower."""
+    for cls in reversed(inspect.getmro(target) if inspect.isclass(target) else ()):
+        narrower = FOREIGN.get(f"{cls.__module__}.{cls.__qualname__}", {})
+        hints = hints | {n: h for n, h in narrower.items() if n in hints}
+    return hints
+
+
+def _check_arguments(path: str, node: DictConfig, target: Any) -> None:
+    try:
+        signature = _signature(target, node)
+    except (TypeError, ValueError):  # written in C, and silent about it
+        return
+    place = place_of(path)
+    # Those of what is nested in a place come from nowhere else.
+    given = GIVEN.get(path, ()) if place else ()
+    for key in node:
+        name = f"{path}.{key}"
+        if name in OWN_KEYS or key in HYDRA_KEYS:
+            continue
+        if key not in signature.parameters and not signature.open_ended:
+            hint = nearest(str(key), set(signature.parameters) - set(given))
+            raise UserError(
+                f"{name}: {_called(node, signature)} has no such argument; {hint}"
+            )
+        value = _plain(_value(name, node))
+        if key in signature.hints and not _holds_target(value):
+            check(name, value, signature.hints[key])
+    if "_args_" in node or (node.get("_partial_") and path not in GIVEN):
+        return
+    for key, parameter in signature.parameters.items():
+        needed = parameter.default is parameter.empty
+        if needed and key not in node and key not in given:
+            raise UserError(
+                f"{path}.{key}: {signature.shown} needs it; add +{path}.{key}=…"
+            )
+
+
+def takes(node: DictConfig, argument: str) -> bool:
+    """Whether a target can be given an argument by its name."""
+    target = located("_target_", node["_target_"])
+    try:
+        signature = _signature(target, node)
+    except (TypeError, ValueError):  # written in C: it will say
+        return True
+    return signature.open_ended or argument in signature.parameters
+
+
+def _called(node: DictConfig, signature: Signature) -> str:
+    return (
+        signature.name if "cls" in node else str(node.get("_target_", signature.name))
+    )
+
+
+def _holds_target(value: Any) -> bool:
+    if isinstance(value, dict):
+        return "_target_" in value or any(map(_holds_target, value.values()))
+    return isinstance(value, list) and any(map(_holds_target, value))
+
+
+# --- a preset whose target was replaced --------------------------
+
+
+def _drop_preset_keys(cfg: DictConfig) -> None:
+    if not HydraConfig.initialized():
+        return
+    typed = {o.split("=")[0].lstrip("+~") for o in HydraConfig.get().overrides.task}
+    choices = HydraConfig.get().runtime.choices
+    for group in ("model", "data", "augment", "mixing", "optimizer", "scheduler"):
+        preset = _preset(group, choices.get(group))
+        for path, node in list(_targets(cfg[group], group)):
+            old = OmegaConf.select(OmegaConf.create({group: preset}), path)
+            if isinstance(old, DictConfig) and _named(old) != _named(node):
+                _drop(path, node, old, typed)
+
+
+def _named(node: DictConfig) -> tuple[Any, Any]:
+    cls = node.get("cls")
+    return node.get("_target_"), cls.get("path") if isinstance(
+        cls, DictConfig
+    ) else None
+
+
+def _drop(path: str, node: DictConfig, old: DictConfig, typed: set[str]) -> None:
+    """Removes what stands there as the preset has it and the target does not take."""
+    target = located(f"{path}._target_", node["_target_"])
+    try:
+        takes = set(_signature(target, node).parameters)
+    except (TypeError, ValueError):  # Python cannot tell: the constructor will
+        return
+    ours = OmegaConf.to_container(node)
+    theirs = OmegaConf.to_container(old)
+    with open_dict(node):
+        for key in set(theirs) - HYDRA_KEYS - takes:
+            name = f"{path}.{key}"
+            user_gave = any(t == name or t.startswith(f"{name}.") for t in typed)
+            if key in ours and not user_gave and ours[key] == theirs[key]:
+                del node[key]
+
+
+def _preset(group: str, choice: str | None) -> DictConfig:
+    """The file of a choice, merged with the files of its group that it starts from."""
+    for source in HydraConfig.get().runtime.config_sources:
+        path = Path(source.path) / group / f"{choice}.yaml"
+        if source.schema == "file" and path.is_file():
+            own = OmegaConf.load(path)
+            assert isinstance(own, DictConfig)
+            bases = [b for b in own.pop("defaults", []) if b != "_self_"]
+            merged = [_preset(group, b) for b in bases if isinstance(b, str)]
+            return OmegaConf.unsafe_merge(*merged, own)  # type: ignore[return-value]
+    return OmegaConf.create({})
+
+
+# --- what only shows together ------------------------------------
+
+
+def _check_together(cfg: DictConfig) -> None:
+    from resnet_se.machine import accelerator
+
+    trainer = cfg.trainer
+    if trainer.precision == "16-mixed" and accelerator(trainer.accelerator) != "cuda":
+        raise UserError(
+            "trainer.precision: 16-mixed needs an NVIDIA GPU, this run is on "
+            f"{accelerator(trainer.accelerator)}; bf16-mixed and 32-true work there"
+        )
+
+
+def _rehearse(cfg: DictConfig) -> None:
+    """Mixing, TTA, and an optimizer with its schedule over a network of three layers.
+
+    All that they would refuse shows before the data are read.
+    """
+    from torch import nn
+
+    from resnet_se.builders import build_optimizer
+
+    build("mixing", cfg.mixing)
+    if cfg.tta:
+        build("tta", cfg.tta)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 2))
+    optimizer = build_optimizer(cfg.optimizer, cfg.optimizer.lr)(net)
+    build("scheduler", cfg.scheduler, _partial_=True)(
+        optimizer, 1, cfg.trainer.max_epochs
+    )
