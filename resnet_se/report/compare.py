@@ -21,7 +21,7 @@ from itertools import product
 import numpy as np
 
 from resnet_se.errors import nearest
-from resnet_se.report.groups import Group, Section, short, short_names
+from resnet_se.report.groups import Group, Section, order, short, short_names
 from resnet_se.report.statistics import (
     ALPHA,
     Estimate,
@@ -232,13 +232,6 @@ def single(groups: list[Group]) -> Pairs:
     return dict(sorted(pairs.items()))
 
 
-def _order(value: str) -> tuple[float, str]:
-    try:
-        return float(value), ""
-    except ValueError:
-        return np.inf, value
-
-
 def _factor(
     section: Section,
     all_pairs: Pairs,
@@ -263,8 +256,8 @@ def _factor(
         hint = nearest(base, levels)
         found.missing.append(f"{factor}={base}: no run to compare with; {hint}")
         return
-    base = base or min(levels, key=lambda v: (-levels[v], _order(v)))
-    for level in sorted(levels.keys() - {base}, key=_order):
+    base = base or min(levels, key=lambda v: (-levels[v], order(v)))
+    for level in sorted(levels.keys() - {base}, key=order):
         name = f"{short(factor)} {level} − {base}"
         cells = []
         for pair in pairs:
@@ -292,7 +285,7 @@ def _empty_cells(groups: list[Group], pairs: Pairs) -> list[str]:
     """Combinations of the factors' levels without a run, where most have one."""
     keys = list(pairs)
     runs = {tuple(str(g.values.get(k)) for k in keys) for g in groups}
-    levels = [sorted({cell[i] for cell in runs}, key=_order) for i in range(len(keys))]
+    levels = [sorted({cell[i] for cell in runs}, key=order) for i in range(len(keys))]
     if len(keys) < 2 or np.prod([len(of) for of in levels]) >= 2 * len(runs):
         return []
     return [

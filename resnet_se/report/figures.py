@@ -1,12 +1,13 @@
 """The report's pictures: differences, accuracy against cost, curves, confusion.
 
-Colours are Okabe and Ito's, told apart by the colour-blind, and never alone: marks differ
-too.  A figure is drawn as SVG whose text stays text.
+Colours are Okabe and Ito's, which the colour-blind tell apart, and never alone: marks
+differ too.  A figure is drawn as SVG whose text stays text.
 """
 
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -28,10 +29,12 @@ MARKS = {  # of a verdict's first words: mark, colour
     "not decided": ("o", GREY),
     "networks differ": ("x", GREY),
 }
+NUMBERS = re.compile(r'\b(d|x|y|transform)="[^"]*"')  # attributes of an SVG
+DIGITS = re.compile(r"(\.\d\d)\d+")  # a hundredth of a point is enough
 PANELS = 24  # more curves than this are not drawn
 NAMED = 40  # points of the cost figure that bear their names
 EFFECTS = 60
-POINTS = 100  # of a curve: longer ones are thinned
+POINTS = 50  # of a curve: longer ones are thinned
 
 Drawn = tuple[str, str, "Figure"]  # name, caption, figure
 
@@ -48,7 +51,7 @@ def figures(section: Section, found: Compared, equivalence: float) -> Iterator[D
     for i, series in enumerate(_by_length(found.comparisons)):
         caption = f"{series[0].name}: difference against the images trained on"
         yield f"length-{i + 1}", caption, length(series)
-    if len(section.groups) > 1:
+    if len({(g.model["total"], g.model["macs"]) for g in section.groups}) > 1:
         caption = "Test accuracy against parameters and operations, log axes; the line "
         caption += "joins the runs that no cheaper one beats"
         yield "cost", caption, cost(section)
@@ -83,7 +86,7 @@ def draw(figure: Figure) -> str:
     with plt.rc_context({"svg.hashsalt": "resnet-se", "svg.fonttype": "none"}):
         figure.savefig(out, format="svg", metadata={"Date": None})
     plt.close(figure)
-    return out.getvalue()
+    return NUMBERS.sub(lambda m: DIGITS.sub(r"\1", m[0]), out.getvalue())
 
 
 def subplots(*shape: int, **options: Any) -> tuple[Figure, Any]:
@@ -260,7 +263,7 @@ def curves(section: Section, groups: list[Group], metric: str) -> tuple[Figure, 
 
     Losses stand on a log axis that ends where one in fifty epochs is above it.
     """
-    from matplotlib.ticker import MaxNLocator, NullFormatter
+    from matplotlib.ticker import MaxNLocator, NullLocator
 
     columns = min(4, len(groups))
     rows = -(-len(groups) // columns)
@@ -293,7 +296,7 @@ def curves(section: Section, groups: list[Group], metric: str) -> tuple[Figure, 
         first.set_yscale("log")
         first.set_ylim(0.8 * min(positive), top)
         first.yaxis.set_major_formatter("{x:g}")
-        first.yaxis.set_minor_formatter(NullFormatter())
+        first.yaxis.set_minor_locator(NullLocator())
         above = sum(h > top for h in heights)
         note = ", log axis" + (f" that ends below {above} values" if above else "")
     figure.supxlabel("epoch", fontsize=9)

@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from math import inf
 from typing import Any
 
 from resnet_se.report.runs import Run
@@ -124,6 +125,14 @@ class Section:
         }
 
 
+def order(value: str) -> tuple[float, str]:
+    """Sorts numbers by size, then words."""
+    try:
+        return float(value), ""
+    except ValueError:
+        return inf, value
+
+
 def short(key: str) -> str:
     """`optimizer.lr` is `lr`; `data.train` would be no name without its first part."""
     return key if key in DATA else key.rpartition(".")[2]
@@ -147,5 +156,10 @@ def sections(runs: Iterable[Run]) -> list[Section]:
     ordered = []
     for _, groups in sorted(found.items()):
         in_order = [sorted(g, key=lambda r: r.seed) for _, g in sorted(groups.items())]
-        ordered.append(Section([Group(runs) for runs in in_order]))
+        section = Section([Group(runs) for runs in in_order])
+        keys = section.varying
+        section.groups.sort(
+            key=lambda g: (g.experiment, *(order(str(g.values.get(k))) for k in keys))
+        )
+        ordered.append(section)
     return sorted(ordered, key=lambda section: -len(section.runs))

@@ -1,4 +1,4 @@
-"""The report's tables: groups, comparisons, cells, runs; as text and in full precision."""
+"""The report's tables: groups, comparisons, cells, runs; as text and as numbers."""
 
 from __future__ import annotations
 
@@ -75,11 +75,9 @@ def group_table(section: Section) -> tuple[Table, str]:
     for column, (heading, unit, digits) in (SIZES | COSTS).items():
         values = [None if pd.isna(v) else v / unit for v in records[column]]
         cells[heading] = [number(v, digits) for v in values]
-    shared = []
-    if len(cells) > 1:
-        for column in cells.columns[5:]:
-            if cells[column].nunique() == 1 and cells[column][0] != NONE:
-                shared.append(f"{cells.pop(column)[0]} {column}")
+    alike = [c for c in cells.columns[5:] if len(cells) > 1 and cells[c].nunique() == 1]
+    shared = [f"{cells[c][0]} {c}" for c in alike if cells[c][0] != NONE]
+    cells = cells.drop(columns=alike)
     caption = f"{section.name}: mean ± sample standard deviation over n seeds"
     return Table(caption, cells), ", ".join(
         filter(None, (settings(section.common), *shared))
