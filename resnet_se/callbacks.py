@@ -7,7 +7,7 @@ import io
 import signal
 import time
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import lightning as L
 import torch
@@ -15,11 +15,12 @@ from lightning.fabric.plugins.io import CheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+from pydantic import Field
 
 from resnet_se import checkpoint as checkpoint_files
 from resnet_se import lightning_internals as internals
-from resnet_se.errors import UserError
 from resnet_se.files import atomic_file
+from resnet_se.hints import Count, Text, validated
 
 
 class History(L.Callback):
@@ -127,9 +128,8 @@ class WeightAverage(L.Callback):
         UserError: `decay` is not in (0, 1).
     """
 
-    def __init__(self, decay: float):
-        if not 0 < decay < 1:
-            raise UserError(f"decay: expected 0 < decay < 1, got {decay}")
+    @validated
+    def __init__(self, decay: Annotated[float, Field(gt=0, lt=1)]):
         self.decay = decay
         self.loaded: dict[str, torch.Tensor] | None = None
         self.average: list[torch.Tensor] = []  # empty unless the network is trained
@@ -216,16 +216,21 @@ class Checkpoints(Checkpoint):
         UserError: `every_n_steps` is below 1.
     """
 
+    @validated
     def __init__(
-        self, dirpath: str, monitor: str = "val/loss", every_n_steps: int | None = None
+        self,
+        dirpath: Text,
+        monitor: str = "val/loss",
+        every_n_steps: Count | None = None,
     ):
-        if every_n_steps is not None and every_n_steps < 1:
-            raise UserError(f"every_n_steps: expected >= 1, got {every_n_steps}")
         self.dirpath = Path(dirpath)
         self.monitor = monitor
         self.every_n_steps = every_n_steps
         self.best_score: float | None = None
         self.best_epoch: int | None = None
+
+    def setup(self, *_: Any, **__: Any) -> None:
+        self.dirpath.mkdir(parents=True, exist_ok=True)  # found out before training
 
     def state_dict(self) -> dict[str, Any]:
         return {"best_score": self.best_score, "best_epoch": self.best_epoch}

@@ -84,6 +84,17 @@ def build(path: str, node: DictConfig, **given: Any) -> Any:
     return instantiate(node, _convert_="all", **given)
 
 
+def build_net(node: DictConfig, num_classes: int) -> Any:
+    """The network of a `model`, told the number of classes if it can be told."""
+    target = located("model._target_", node["_target_"])
+    try:
+        signature = _signature(target, node)
+        told = signature.open_ended or "num_classes" in signature.parameters
+    except (TypeError, ValueError):  # written in C: it will say
+        told = True
+    return build("model", node, **({"num_classes": num_classes} if told else {}))
+
+
 # --- keys --------------------------------------------------------
 
 
@@ -352,16 +363,6 @@ def _check_arguments(path: str, node: DictConfig, target: Any) -> None:
             raise UserError(
                 f"{path}.{key}: {signature.shown} needs it; add +{path}.{key}=…"
             )
-
-
-def takes(node: DictConfig, argument: str) -> bool:
-    """Whether a target can be given an argument by its name."""
-    target = located("_target_", node["_target_"])
-    try:
-        signature = _signature(target, node)
-    except (TypeError, ValueError):  # written in C: it will say
-        return True
-    return signature.open_ended or argument in signature.parameters
 
 
 def _called(node: DictConfig, signature: Signature) -> str:

@@ -1,4 +1,4 @@
-"""What a value may be stands once, in the type hint, with its range; one checker reads it.
+"""What a value may be: said once, in the type hint, with its range; checked here.
 
     def __init__(self, depths: Sequence[Count], dropout: Annotated[float, Field(lt=1)])
 
@@ -14,6 +14,8 @@ import inspect
 import types
 from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
+from functools import reduce
+from operator import or_
 from typing import (
     Annotated,
     Any,
@@ -38,6 +40,7 @@ Unit = Annotated[float, Field(ge=0, le=1)]
 Text = Annotated[str, Field(min_length=1)]
 
 STRICT = ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
+UNIONS = (Union, types.UnionType)
 PLAIN = (int, float, bool, str, dict, types.NoneType)
 MANY = (list, Sequence, set, frozenset)
 KINDS = {
@@ -67,12 +70,12 @@ def plain(hint: Any) -> Any:
     if kind is Annotated:
         core = plain(inner[0])
         return core if core is Any else Annotated[(core, *inner[1:])]
-    if kind in (Union, types.UnionType):
+    if kind in UNIONS:
         options = [plain(option) for option in inner]
         enums = any(isinstance(o, type) and issubclass(o, Enum) for o in inner)
         said = [option for option in options if option is not Any]
         nothing = not said or said == [types.NoneType]
-        return Any if enums or nothing or Any in inner else Union[tuple(said)]
+        return Any if enums or nothing or Any in inner else reduce(or_, said)
     if kind is tuple and Ellipsis not in inner:
         return Annotated[tuple[tuple(map(plain, inner))], Strict(False)]
     if kind in MANY or kind is tuple:
@@ -102,7 +105,7 @@ def describe(hint: Any) -> str:
     if kind is Literal:
         names = [_spelt(value) for value in inner]
         return f"one of {', '.join(names)}" if len(names) > 1 else names[0]
-    if kind is Union:
+    if kind in UNIONS:
         return " or ".join(describe(option) for option in inner)
     if kind is tuple:
         return f"a list of {len(inner)}: {', '.join(map(describe, inner))}"
@@ -165,7 +168,7 @@ def _items(value: Any, hint: Any) -> list[tuple[Any, Any, int]]:
     """The entries of a list and their hint, where the hint is one of a list."""
     while get_origin(hint) is Annotated:
         hint = get_args(hint)[0]
-    options = get_args(hint) if get_origin(hint) is Union else (hint,)
+    options = get_args(hint) if get_origin(hint) in UNIONS else (hint,)
     lists = [option for option in options if get_origin(option) is Sequence]
     if not lists or not isinstance(value, list | tuple):
         return []
@@ -177,7 +180,7 @@ def _choices(hint: Any) -> list[Any]:
     kind, inner = get_origin(hint), get_args(hint)
     if kind is Literal:
         return list(inner)
-    if kind in (Union, Annotated):
+    if kind in (*UNIONS, Annotated):
         return [choice for option in inner for choice in _choices(option)]
     return []
 

@@ -10,13 +10,15 @@ there is one loss, cross-entropy over soft targets, and no branching.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor
 from torchvision.transforms import v2
 
-from resnet_se.errors import UserError
+from resnet_se.hints import NonNegative, validated
 
 
 def soft_targets(labels: Tensor, num_classes: int, smoothing: float = 0.0) -> Tensor:
@@ -29,6 +31,7 @@ def smoothed(targets: Tensor, smoothing: float) -> Tensor:
     return targets * (1 - smoothing) + smoothing / targets.shape[1]
 
 
+@validated
 @dataclass(frozen=True)
 class Mixing:
     """Images and labels → images and soft targets; draws from torch's CPU generator.
@@ -42,18 +45,9 @@ class Mixing:
         UserError: a value is out of its range.
     """
 
-    smoothing: float = 0.0
-    mixup_alpha: float = 0.0
-    cutmix_alpha: float = 0.0
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.smoothing < 1:
-            raise UserError(f"smoothing: expected 0 <= s < 1, got {self.smoothing}")
-        for name in ("mixup_alpha", "cutmix_alpha"):
-            if getattr(self, name) < 0:
-                raise UserError(
-                    f"{name}: expected 0 or more, got {getattr(self, name)}"
-                )
+    smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    mixup_alpha: NonNegative = 0.0
+    cutmix_alpha: NonNegative = 0.0
 
     def __call__(
         self, images: Tensor, labels: Tensor, num_classes: int

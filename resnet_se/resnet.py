@@ -15,16 +15,19 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated, Literal, get_args
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from resnet_se.errors import UserError, nearest
+from resnet_se.errors import UserError
+from resnet_se.hints import Count, Positive, validated
 
-SE_POSITIONS = ("standard", "pre", "post", "identity")
-DOWNSAMPLE = ("stride", "pool")
+SEPosition = Literal["standard", "pre", "post", "identity"]
+SE_POSITIONS = get_args(SEPosition)
 POOLING = {"avg": torch.mean, "max": torch.amax}
 
 
@@ -202,25 +205,26 @@ class ResNet(nn.Module):
         UserError: an argument is out of its range.
     """
 
+    @validated
     def __init__(
         self,
-        depths: Sequence[int],
-        widths: Sequence[int],
-        strides: Sequence[int],
-        reduction: int | None = 16,
-        se_position: str = "standard",
+        depths: Sequence[Annotated[int, Field(ge=1, le=1000)]],
+        widths: Sequence[Annotated[int, Field(ge=1, le=65536)]],
+        strides: Sequence[Annotated[int, Field(ge=1, le=8)]],
+        reduction: Count | None = 16,
+        se_position: SEPosition = "standard",
         conv_bias: bool = True,
-        bn_momentum: float = 0.1,
-        bn_eps: float = 1e-5,
+        bn_momentum: Annotated[float, Field(gt=0, le=1)] = 0.1,
+        bn_eps: Positive = 1e-5,
         bn_scale: bool = True,
         whiten: bool = False,
-        downsample: str = "stride",
+        downsample: Literal["stride", "pool"] = "stride",
         identity_init: bool = False,
-        pooling: str = "avg",
-        logit_scale: float = 1.0,
-        dropout: float = 0.0,
-        num_classes: int = 10,
-        in_channels: int = 3,
+        pooling: Literal["avg", "max"] = "avg",
+        logit_scale: Positive = 1.0,
+        dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0,
+        num_classes: Annotated[int, Field(ge=2)] = 10,
+        in_channels: Count = 3,
     ):
         super().__init__()
         lengths = (len(depths), len(widths), len(strides))
@@ -229,26 +233,6 @@ class ResNet(nn.Module):
                 "depths, widths, strides: expected one entry each per stage, got "
                 f"{lengths[0]}, {lengths[1]} and {lengths[2]}"
             )
-        sizes = {"depths": depths, "widths": widths, "strides": strides}
-        for name, values in sizes.items():
-            if min(values) < 1:
-                raise UserError(f"{name}: expected positive integers, got {values}")
-        if se_position not in SE_POSITIONS:
-            hint = nearest(str(se_position), SE_POSITIONS)
-            raise UserError(f"se_position: unknown {se_position!r}; {hint}")
-        names = {"downsample": (downsample, DOWNSAMPLE), "pooling": (pooling, POOLING)}
-        for name, (value, choices) in names.items():
-            if value not in choices:
-                hint = nearest(str(value), choices)
-                raise UserError(f"{name}: unknown {value!r}; {hint}")
-        if not 0 < bn_momentum <= 1:
-            raise UserError(f"bn_momentum: expected 0 < m <= 1, got {bn_momentum}")
-        if bn_eps <= 0:
-            raise UserError(f"bn_eps: expected a positive number, got {bn_eps}")
-        if not 0 <= dropout < 1:
-            raise UserError(f"dropout: expected 0 <= p < 1, got {dropout}")
-        if num_classes < 2:
-            raise UserError(f"num_classes: expected at least 2, got {num_classes}")
 
         bn = {"momentum": bn_momentum, "eps": bn_eps}
         layers = Layers(reduction, se_position, conv_bias, bn, bn_scale)

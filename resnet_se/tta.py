@@ -7,17 +7,22 @@ views; these (flips, shifts of a few pixels, small rotations) are our reading.
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor
 
 from resnet_se.errors import UserError, nearest
+from resnet_se.hints import validated
+
+Pixels = Annotated[int, Field(ge=-16, le=16)]
 
 
+@validated
 @dataclass(frozen=True)
 class View:
     """One way to look at an image; what moves in from outside is a reflection.
@@ -29,8 +34,8 @@ class View:
     """
 
     flip: bool = False
-    shift: tuple[int, int] = (0, 0)
-    rotation: float = 0.0
+    shift: tuple[Pixels, Pixels] = (0, 0)
+    rotation: Annotated[float, Field(ge=-360, le=360)] = 0.0
 
     def __call__(self, x: Tensor) -> Tensor:
         """(B, C, H, W) → (B, C, H, W)."""
@@ -72,9 +77,8 @@ class TTA:
         UserError: no views, or one with an unknown or ill-typed argument.
     """
 
-    def __init__(self, views: Sequence[Mapping]):
-        if not views:
-            raise UserError("views: expected at least one view; {} is the identity")
+    @validated
+    def __init__(self, views: Annotated[Sequence[Mapping], Field(min_length=1)]):
         self.views = [_view(i, view) for i, view in enumerate(views)]
 
     def __call__(
@@ -95,21 +99,15 @@ class TTA:
 
 
 def _view(index: int, arguments: Mapping) -> View:
-    if not isinstance(arguments, Mapping):
-        raise UserError(f"views[{index}]: expected a mapping, got {arguments!r}")
     known = View.__dataclass_fields__
     for key in arguments:
         if key not in known:
             hint = nearest(str(key), known)
             raise UserError(f"views[{index}]: unknown key {key!r}; {hint}")
+    values = dict(arguments)
     try:
-        shift = tuple(operator.index(s) for s in arguments.get("shift", (0, 0)))
-        rotation = float(arguments.get("rotation", 0.0))
-    except (TypeError, ValueError) as error:
-        raise UserError(f"views[{index}]: {error}, got {arguments}") from None
-    if len(shift) != 2:
-        raise UserError(f"views[{index}].shift: expected [dx, dy], got {shift}")
-    flip = arguments.get("flip", False)
-    if not isinstance(flip, bool):
-        raise UserError(f"views[{index}].flip: expected true or false, got {flip!r}")
-    return View(flip, shift, rotation)
+        if isinstance(values.get("shift"), list):  # as YAML has it
+            values["shift"] = tuple(values["shift"])
+        return View(**values)
+    except UserError as error:
+        raise UserError(f"views[{index}].{error}") from None

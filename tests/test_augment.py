@@ -164,7 +164,7 @@ def test_what_moves_in_from_outside_is_black():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"crop_padding": 17}, "crop_padding: expected 0..16, got 17"),
+        ({"crop_padding": 17}, "crop_padding: expected an integer 0..16, got 17"),
         ({"rotation": 181}, "rotation: expected 0..180, got 181"),
         ({"rotation": -15}, "rotation: .* got -15"),
         ({"shift": 1.5}, "shift: expected 0..1, got 1.5"),
@@ -173,7 +173,7 @@ def test_what_moves_in_from_outside_is_black():
         ({"flip": 1.1}, "flip: expected 0..1, got 1.1"),
         ({"jitter": -0.1}, "jitter: .* got -0.1"),
         ({"jitter": float("nan")}, "jitter: .* got nan"),
-        ({"cutout": -1}, "cutout: expected 0..512, got -1"),
+        ({"cutout": -1}, "cutout: expected an integer 0..512, got -1"),
         ({"alternate_flip": True}, "flip: expected 0.5 with alternate_flip.* got 0.0"),
         ({"alternate_flip": True, "flip": 1}, "flip: expected 0.5 .* got 1"),
     ],

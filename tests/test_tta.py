@@ -109,9 +109,9 @@ def test_flip_comes_before_the_shift(images):
 @pytest.mark.parametrize(
     ("views", "words"),
     [
-        ([], "views: expected at least one"),
+        ([], "views: expected a list, .* not empty"),
         ([{}, {"flp": True}], r"views\[1\]: unknown key 'flp'; did you mean 'flip'"),
-        ([{"shift": [1]}], r"views\[0\].shift: expected \[dx, dy\]"),
+        ([{"shift": [1]}], r"views\[0\].shift: expected a list of 2"),
         ([{"shift": 3}], r"views\[0\]"),
         ([{"shift": ["a", 0]}], r"views\[0\].*a"),
         ([{"rotation": "left"}], r"views\[0\].*left"),

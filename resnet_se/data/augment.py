@@ -17,19 +17,19 @@ the same distribution, not the same numbers.
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 
 from resnet_se.errors import UserError
-from resnet_se.seeds import derive_seed, kept_stream, stream
+from resnet_se.hints import Unit, validated
+from resnet_se.seeds import stream
 
 # Luma weights of torchvision's `rgb_to_grayscale` (ITU-R 601-2).
 GREY = (0.2989, 0.587, 0.114)
@@ -95,6 +95,7 @@ class Cutout(v2.Transform):
         return result
 
 
+@validated
 @dataclass(frozen=True)
 class Augmentation:
     """What is done to a training image, in this order.
@@ -120,31 +121,17 @@ class Augmentation:
         UserError: a value is out of its range.
     """
 
-    crop_padding: int = 0
-    rotation: float = 0.0
-    shift: float = 0.0
-    shear: float = 0.0
-    zoom: float = 0.0
-    flip: float = 0.0
+    crop_padding: Annotated[int, Field(ge=0, le=16)] = 0
+    rotation: Annotated[float, Field(ge=0, le=180)] = 0.0
+    shift: Unit = 0.0
+    shear: Annotated[float, Field(ge=0, le=89)] = 0.0
+    zoom: Annotated[float, Field(ge=0, le=0.99)] = 0.0
+    flip: Unit = 0.0
     alternate_flip: bool = False
-    jitter: float = 0.0
-    cutout: int = 0
+    jitter: Unit = 0.0
+    cutout: Annotated[int, Field(ge=0, le=512)] = 0
 
     def __post_init__(self) -> None:
-        limits = {
-            "crop_padding": 16,
-            "rotation": 180,
-            "shift": 1,
-            "shear": 89,
-            "zoom": 0.99,
-            "flip": 1,
-            "jitter": 1,
-            "cutout": 512,
-        }
-        for name, top in limits.items():
-            value = getattr(self, name)
-            if not 0 <= value <= top:
-                raise UserError(f"{name}: expected 0..{top}, got {value}")
         if self.alternate_flip and self.flip != 0.5:
             raise UserError(
                 f"flip: expected 0.5 with alternate_flip, which shows each image both "

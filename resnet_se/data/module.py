@@ -15,10 +15,11 @@ two devices with B images each see what one device with 2·B sees.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import lightning as L
 import torch
+from pydantic import Field
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -32,10 +33,9 @@ from resnet_se.data.loaders import (
     stratified_split,
 )
 from resnet_se.data.sources import DataNotFound, ImageSet
-from resnet_se.errors import UserError, nearest
+from resnet_se.errors import UserError
+from resnet_se.hints import Count, Natural, validated
 from resnet_se.machine import usable_cores
-
-ENGINES = ("batched", "torchvision")
 
 
 @dataclass(frozen=True)
@@ -69,34 +69,21 @@ class ImageDataModule(L.LightningDataModule):
         UserError: a range, a name, or data that are not there (`DataNotFound`).
     """
 
+    @validated
     def __init__(
         self,
         source: Any,
         augment: Augmentation,
-        engine: str = "batched",
-        batch_size: int = 128,
-        val_fraction: float = 0.1,
-        split_seed: int = 0,
-        seed: int = 0,
-        num_workers: int | None = None,
-        train_subset: int | None = None,
+        engine: Literal["batched", "torchvision"] = "batched",
+        batch_size: Count = 128,
+        val_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1,
+        split_seed: Natural = 0,
+        seed: Natural = 0,
+        num_workers: Natural | None = None,
+        train_subset: Count | None = None,
         fallback: Any = None,
     ):
         super().__init__()
-        if engine not in ENGINES:
-            raise UserError(
-                f"data.engine: expected one of {', '.join(ENGINES)}, got {engine!r}; "
-                f"{nearest(str(engine), ENGINES)}"
-            )
-        for name, value, low in (
-            ("data.batch_size", batch_size, 1),
-            ("data.num_workers", 0 if num_workers is None else num_workers, 0),
-            ("data.train_subset", 1 if train_subset is None else train_subset, 1),
-            ("data.split_seed", split_seed, 0),
-            ("seed", seed, 0),
-        ):
-            if value < low:
-                raise UserError(f"{name}: expected an integer >= {low}, got {value!r}")
         self.source = source
         self.augment = augment
         self.engine = engine
