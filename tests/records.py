@@ -99,7 +99,8 @@ def record(
     for key, value in fields.items():
         merge = isinstance(value, dict) and key in result
         result[key] = result[key] | value if merge else value
-    parts = [experiment, result["setting"], result["choices"], result["overrides"][2:]]
+    told = [o for o in result["overrides"] if not o.startswith(("experiment", "seed"))]
+    parts = [experiment, result["setting"], result["choices"], told]
     text = json.dumps(parts, sort_keys=True)
     result.setdefault("config_hash", hashlib.sha256(text.encode()).hexdigest()[:8])
     return result

@@ -44,7 +44,7 @@ def load_claims() -> list[Claim]:
                         whole and ("counted" in claim or {"column", "of"} <= {*claim})
                     ):
                         raise UserError(f"claim, claimed, then column and of: {claim}")
-            except (YAMLError, UserError, TypeError, AttributeError) as error:
+            except (YAMLError, UserError, OSError, TypeError, AttributeError) as error:
                 raise UserError(f"{path}: not a list of claims ({error})") from None
             return claims
     return []

@@ -77,7 +77,9 @@ class Section:
     @property
     def best(self) -> Group:
         """By validation: the choice that the test images have no part in."""
-        return max(self.groups, key=lambda g: mean_std([r.val["acc"] for r in g.runs]))
+        return max(
+            self.groups, key=lambda g: mean_std([r.val["acc"] for r in g.runs])[0]
+        )
 
     @cached_property
     def varying(self) -> list[str]:

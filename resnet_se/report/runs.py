@@ -68,6 +68,10 @@ COLUMNS = {  # of `load_runs`: where a record holds them
         )
     },
 }
+FLOATS = _words(  # of `load_runs`: also where every value happens to be whole
+    "val_acc val_loss test_acc test_acc_tta test_loss test_ece train_acc seconds "
+    "images_per_second peak_memory_mb"
+)
 
 
 @dataclass(frozen=True)
@@ -330,6 +334,9 @@ def frame(
             row["labels"] = run.labels if finished else None
             row["predicted"] = run.predicted if finished else None
         rows.append(row)
-    whole = pd.DataFrame(rows, columns=None if rows else ["path", *COLUMNS])
+    whole = pd.DataFrame(
+        rows, columns=None if rows else ["path", *COLUMNS, "train_acc"]
+    )
     kept = [c for c in ("history", "labels", "predicted") if c in whole]
-    return whole.drop(columns=kept).convert_dtypes().join(whole[kept])
+    typed = whole.drop(columns=kept).convert_dtypes()
+    return typed.astype(dict.fromkeys(FLOATS, "Float64")).join(whole[kept])

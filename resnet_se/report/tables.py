@@ -138,7 +138,7 @@ def comparison_table(section: Section, found: Compared, equivalence: float) -> T
             strict = ALPHA / family
             row["detects"] = f"{100 * c.estimate.detectable(strict):.2f}"
             needed = c.estimate.seeds_needed(equivalence, c.n, strict)
-            row[f"seeds for {bound}"] = str(needed) if needed else "no number"
+            row[f"seeds for {bound}"] = str(needed) if needed else "more images"
         if any(other.disputed for other in found.comparisons):
             row["own noise (Welch)"] = _welch(c) if c.disputed else NONE
         rows.append(row)

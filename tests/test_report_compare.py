@@ -1,0 +1,318 @@
+"""Which runs are compared, and what may be said of them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from resnet_se.report.compare import Compared, compare
+from resnet_se.report.groups import Group, Section, sections, short_names
+from resnet_se.report.runs import Run
+from resnet_se.report.statistics import holm, mcnemar_exact, pooled
+from tests.records import old, record, swept
+
+
+def against(*names):
+    return [{"experiment": name, "question": f"what of {name}?"} for name in names]
+
+
+def one_section(records) -> Section:
+    runs = [Run(f"{i}", r) for i, r in enumerate(records)]
+    (section,) = sections(runs)
+    return section
+
+
+def compared(*records, **asked) -> Compared:
+    return compare(one_section(records), **asked)
+
+
+def seeds(name, errors, **fields):
+    """Runs of seeds 0, 1, … that err on so many images, not the same ones."""
+    return [
+        record(name, s, range(10 * s, 10 * s + n), **fields)
+        for s, n in enumerate(errors)
+    ]
+
+
+# --- groups ------------------------------------------------------
+
+
+def test_sections_are_what_was_tested_on_the_same_images():
+    elsewhere = {"fingerprint": "sha256:0000000000000000"}
+    records = [
+        record("a", 0),
+        record("a", 1),
+        record("a", 0, data=elsewhere),
+        record("a", 0, images=200),
+        record("b", 0, data={"train": 45_000}),
+    ]
+    found = sections(Run("", r) for r in records)
+    assert [len(section.runs) for section in found] == [3, 1, 1]
+    assert [len(g.runs) for g in found[0].groups] == [2, 1]
+    assert found[0].varying == ["data.train"]
+
+
+def test_groups_are_named_by_what_varies():
+    records = [swept(0, optimizer__lr=lr, model=m) for lr in (10, 9) for m in "ab"]
+    section = one_section(records)
+    labels = [section.labels[id(g)] for g in section.groups]
+    assert labels == ["lr=9 model=a", "lr=9 model=b", "lr=10 model=a", "lr=10 model=b"]
+    assert section.common["budget"] == "short"
+    alike = [record("a", config_hash="1" * 8), record("a", config_hash="2" * 8)]
+    section = one_section(alike)
+    labels = {section.labels[id(g)] for g in section.groups}
+    assert labels == {"a 11111111", "a 22222222"}
+
+
+def test_names_are_shortened_where_that_tells_them_apart():
+    assert short_names(["e01_x", "e02_x"]) == {"e01_x": "e01", "e02_x": "e02"}
+    assert short_names(["my_a", "my_b"]) == {"my_a": "my_a", "my_b": "my_b"}
+    assert short_names(["my_a"]) == {"my_a": "my_a"}
+
+
+def test_the_best_is_chosen_by_validation():
+    good = record("a", 0, range(40), val={"acc": 0.9})
+    lucky = record("b", 0, range(4), val={"acc": 0.8})
+    assert one_section([good, lucky]).best.experiment == "a"
+
+
+# --- named comparisons -------------------------------------------
+
+
+def test_an_experiment_is_compared_with_those_it_names():
+    found = compared(
+        *seeds("plain", (100, 102, 98)),
+        *seeds("same", (101, 99, 102), against=against("plain")),
+        *seeds("mine", (40, 42, 41), against=against("plain", "same")),
+    )
+    names = [c.name for c in found.comparisons]
+    assert names == ["mine − plain", "mine − same", "same − plain"]
+    clear = found.comparisons[0]
+    assert clear.question == "what of plain?"
+    assert clear.mean == pytest.approx((300 - 123) / 1200)
+    assert clear.verdict(0.005) == "better"
+    assert found.comparisons[2].verdict(0.005) == "not decided"
+    assert not found.missing
+    p = [c.p for c in found.comparisons]
+    assert [(c.p_holm, c.level) for c in found.comparisons] == holm(p)
+
+
+def test_one_seed_is_never_decided_nor_counted():
+    found = compared(
+        record("plain", 0, range(200)),
+        record("better", 0, range(10), against=against("plain")),
+        record("alike", 0, range(199), against=against("plain")),
+    )
+    alike, better = found.comparisons
+    assert better.verdict(0.005) == "networks differ; recipes not decided (n = 1)"
+    assert better.p == mcnemar_exact(better.differences[0][0]) < 1e-9
+    assert alike.verdict(0.005) == "not decided (n = 1)"
+    assert found.decided == []
+
+
+def test_noise_is_pooled_within_a_family_and_a_command_line():
+    quiet, noisy = {"noise_family": "quiet"}, {"noise_family": "noisy"}
+    other = {"overrides": ["budget=long"], "choices": {"budget": "long"}, **quiet}
+    found = compared(
+        *seeds("a", (40, 41, 42), **quiet),
+        *seeds("b", (30, 31, 32), **quiet, against=against("a")),
+        *seeds("c", (10, 100, 200), **noisy, against=against("b")),
+        *seeds("d", (10, 150, 60), **other),
+    )
+    b, c = found.comparisons
+    pool = pooled([[0.9, 0.8975, 0.895], [0.925, 0.9225, 0.92]])
+    assert b.estimate.by_seeds >= 2 * pool.variance / 3
+    assert b.estimate.freedom == pytest.approx(4)
+    own = pooled([[0.975, 0.75, 0.5]])
+    assert c.estimate.by_seeds == pytest.approx((pool.variance + own.variance) / 3)
+
+
+def test_where_pooled_and_own_noise_disagree_both_are_shown():
+    family = {"noise_family": "all"}
+    steady = [r for i in range(6) for r in seeds(f"s{i}", (80, 81, 82), **family)]
+    found = compared(
+        *steady,
+        *seeds("a", (60, 90, 75), **family),
+        *seeds("b", (20, 60, 40), **family, against=against("a")),
+    )
+    (c,) = found.comparisons
+    assert c.verdict(0.005) == "better"
+    assert c.disputed
+    low, high = c.welch.interval(c.level)
+    assert low < 0 < high
+
+
+def test_equivalence_has_words_of_its_own():
+    rng = np.random.default_rng(0)
+    p = rng.random(20_000) * 0.05
+
+    def run(name, seed, **fields):
+        wrong = np.flatnonzero(rng.random(20_000) < p)
+        return record(name, seed, wrong, images=20_000, **fields)
+
+    found = compared(
+        *(run("a", s) for s in range(4)),
+        *(run("b", s, against=against("a")) for s in range(4)),
+    )
+    (c,) = found.comparisons
+    assert c.verdict(0.005) == "no difference of 0.5 points or more"
+    assert c.verdict(0.02) == "no difference of 2 points or more"
+    assert c.verdict(0.0001) == "not decided"
+    shifted = compared(
+        *seeds("a", (100, 101, 102)), *seeds("b", (98, 99, 100), against=against("a"))
+    )
+    (c,) = shifted.comparisons
+    assert c.verdict(0.9).startswith(("better, by < 90", "no difference of 90"))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_verdict_never_contradicts_its_interval(seed):
+    rng = np.random.default_rng(seed)
+    records = [
+        record(
+            f"x{i}", s, np.flatnonzero(rng.random(400) < 0.2 + 0.02 * i * (seed % 3))
+        )
+        | {"against": against(*(f"x{j}" for j in range(i)))}
+        for i in range(5)
+        for s in range(1 + (seed + i) % 4)
+    ]
+    for c in compared(*records).comparisons:
+        low, high = c.interval
+        verdict = c.verdict(0.005)
+        zero = low <= 0 <= high
+        assert verdict.startswith(("better", "worse", "networks")) == (not zero)
+        assert verdict.startswith("better") <= (low > 0)
+        assert verdict.startswith("worse") <= (high < 0)
+        assert ("n = 1" in verdict) == (c.n == 1)
+
+
+def test_only_common_seeds_of_one_command_line_are_compared():
+    short = {"overrides": ["budget=short"]}
+    long = {"overrides": ["budget=long"], "choices": {"budget": "long"}}
+    found = compared(
+        *[record("a", s, range(40 * s), **short) for s in (0, 1)],
+        *[record("b", s, range(20), **short, against=against("a")) for s in (1, 2)],
+        record("c", 0, **short),
+        record("d", 3, **short, against=against("a")),
+        record("e", 0, **long, against=against("a")),
+        record("f", 0, config_hash="1" * 8),
+        record("f", 0, config_hash="2" * 8),
+        record("g", 0, against=against("f")),
+    )
+    assert [(c.name, c.n, c.mean) for c in found.comparisons] == [("b − a", 1, 0.05)]
+    for reason in (
+        "d − a with budget=short: no seed in common",
+        "e − a with budget=long: no run of a that fit",
+        "g − f with budget=short: several configurations of f that fit",
+    ):
+        assert reason in found.missing
+
+
+def test_against_itself_or_nobody_is_named():
+    found = compared(
+        record("mine_final", 0),
+        record("a", 0, against=against("a", "mine_fnal")),
+    )
+    assert found.comparisons == []
+    reasons = "; ".join(found.missing)
+    assert "a − a: against itself" in reasons
+    assert "no run of mine_fnal; did you mean 'mine_final'?" in reasons
+
+
+def test_records_of_schema_1_name_no_comparison():
+    found = compared(old("a", 0), old("b", 0))
+    assert found == Compared()
+
+
+# --- factors -----------------------------------------------------
+
+
+def grid(runs=3, drop=()):
+    errors = {("a", 0.1): 100, ("a", 0.2): 120, ("b", 0.1): 60, ("b", 0.2): 60}
+    return [
+        swept(s, range(9 * s, 9 * s + n + s), model=m, optimizer__lr=lr)
+        for (m, lr), n in errors.items()
+        if (m, lr) not in drop
+        for s in range(runs)
+    ]
+
+
+def test_a_sweep_is_compared_factor_by_factor_over_the_cells():
+    found = compared(*grid())
+    effects = {c.name: c for c in found.comparisons}
+    assert list(effects) == ["model b − a", "lr 0.2 − 0.1"]
+    model, lr = effects.values()
+    assert model.question == "model, mean of 2 cells"
+    assert model.mean == pytest.approx((40 + 60) / 2 / 400)
+    assert lr.mean == pytest.approx(-(20 + 0) / 2 / 400)
+    assert model.verdict(0.005) == "better"
+    assert len(found.decided) == 2
+    cells = {(c.name, c.where): c.mean for c in found.cells}
+    assert cells == {
+        ("model b − a", "lr=0.1"): pytest.approx(40 / 400),
+        ("model b − a", "lr=0.2"): pytest.approx(60 / 400),
+        ("lr 0.2 − 0.1", "model=a"): pytest.approx(-20 / 400),
+        ("lr 0.2 − 0.1", "model=b"): 0,
+    }
+
+
+def test_a_cell_without_runs_is_named_and_the_rest_used():
+    found = compared(*grid(drop=[("b", 0.2)]))
+    assert found.missing == ["cell without runs: model=b lr=0.2"]
+    assert [c.question for c in found.comparisons] == ["model", "optimizer.lr"]
+
+
+def test_a_factor_of_three_levels_is_set_against_the_first():
+    records = [swept(s, optimizer__lr=lr) for lr in (0.2, 0.05, 1) for s in (0, 1)]
+    found = compared(*records)
+    assert [c.name for c in found.comparisons] == ["lr 0.2 − 0.05", "lr 1 − 0.05"]
+
+
+def test_factor_and_against_choose():
+    one = compared(*grid(), factors=["optimizer.lr"])
+    assert [c.name for c in one.comparisons] == ["lr 0.2 − 0.1"]
+    other = compared(*grid(), against=("model", "b"))
+    assert [c.name for c in other.comparisons] == ["model a − b"]
+    assert other.comparisons[0].mean < 0
+
+
+def test_a_factor_is_found_across_experiments():
+    def run(name, seed, **choices):
+        setting = {"model.depths": choices["model"], "optimizer.lr": 0.1}
+        return record(name, seed, choices=choices, setting=setting)
+
+    found = compared(
+        *(run("e01", s, model="plain", augment="none") for s in (0, 1)),
+        *(run("e05", s, model="se", augment="none") for s in (0, 1)),
+        *(run("e14", s, model="se", augment="paper") for s in (0, 1)),
+        against=("model", "plain"),
+    )
+    (c,) = found.comparisons  # e14 differs from e01 in two things
+    assert c.name == "model se − plain"
+    assert [(t.experiment, b.experiment) for t, b in c.pairs] == [("e05", "e01")]
+
+
+def test_a_factor_that_no_run_varies_is_named():
+    found = compared(*grid(), factors=["optimizer.rl"])
+    assert found.comparisons == []
+    (reason,) = found.missing
+    assert reason.startswith("optimizer.rl: no two runs differ in it alone; did you ")
+    found = compared(*grid(), against=("model", "c"))
+    assert found.missing == ["model=c: no run to compare with; valid choices: a, b"]
+
+
+def test_factors_changed_together_are_never_compared():
+    records = [
+        swept(s, model=m, optimizer__lr=lr)
+        for m, lr in (("a", 0.1), ("b", 0.2))
+        for s in (0, 1)
+    ]
+    assert compared(*records).comparisons == []
+
+
+def test_groups_share_what_their_seeds_share():
+    group = Group([Run("", record("a", s)) for s in (0, 1)])
+    assert group.experiment == "a"
+    assert group.family == "a"
+    with pytest.raises(AttributeError):
+        _ = group.nothing
