@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import hydra
+import yaml
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import (
     ConfigCompositionException,
@@ -68,6 +69,7 @@ NOT_HASHED = (
     "data.batch_size",  # the global one is hashed
     "data.source",  # its content is hashed
     "data.fallback",
+    "callbacks.checkpoint.every_n_steps",  # its metric is hashed: what is tested
     "optimizer.fused",  # this and `compile`: the same within rounding
     "trainer.compile",
     "trainer.precision",  # what `auto` has been settled to is hashed
@@ -85,7 +87,6 @@ NOT_HASHED = (
 )
 # Callbacks that watch, by their canonical names.
 WATCHERS = {
-    "resnet_se:Checkpoints",
     "resnet_se:Forecast",
     "resnet_se:GradientNorm",
     "resnet_se:History",
@@ -270,23 +271,29 @@ def _digest(path: Path) -> str:
         raise UserError(f"ckpt_path: {path}: {error.strerror}") from None
 
 
-def load_config(run_dir: Path) -> DictConfig:
-    """The saved configuration of a run, wherever its directory lies now.
+def saved_config(run_dir: Path) -> dict[str, Any]:
+    """The configuration in a run directory, as `resolved` made it.
 
     Raises:
         UserError: there is none, or it is not readable.
     """
     path = run_dir / "config.yaml"
     try:
-        text = path.read_text(encoding="utf-8")
-        cfg = OmegaConf.create(text.replace(RUN_DIR, str(run_dir.resolve())))
+        plain = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"run: expected a run directory, got {run_dir}") from None
     except Exception as error:
         raise UserError(f"{path}: not a configuration of a run: {error}") from None
-    if not isinstance(cfg, DictConfig):
+    if not isinstance(plain, dict):
         raise UserError(f"{path}: not a configuration of a run")
-    return cfg
+    return plain
+
+
+def load_config(run_dir: Path) -> DictConfig:
+    """The same, composed, wherever the directory lies now; raises as `saved_config`."""
+    text = yaml.safe_dump(saved_config(run_dir), sort_keys=False)
+    placed = yaml.safe_load(text.replace(RUN_DIR, str(run_dir.resolve())))
+    return OmegaConf.create(placed)
 
 
 def experiment_name() -> str:
@@ -308,10 +315,14 @@ def run(task: Callable[[DictConfig], Any], config_name: str) -> None:
 
     def job(cfg: DictConfig) -> Any:
         try:
+            if config_name == "train":  # a launcher's share is read before the rest
+                from resnet_se.checks import check_keys
+
+                check_keys(cfg)
             return task(cfg)
         except Exception as error:  # the other jobs of a sweep go on
             errors.append(error)
-            if show_all or not (isinstance(error, EXPECTED) or _no_room(error)):
+            if show_all or not (isinstance(error, EXPECTED) or _of_a_file(error)):
                 traceback.print_exc()
             print(f"error: {explain(error, config_name)}", file=sys.stderr)
 
@@ -329,7 +340,10 @@ def run(task: Callable[[DictConfig], Any], config_name: str) -> None:
         again = "; the same command goes on from here" if config_name == "train" else ""
         print(f"interrupted{again}", file=sys.stderr)
         sys.exit(130)
-    except Exception:  # no job's: the launcher has lost a worker
+    except Exception as error:  # no job's: the launcher has lost a worker
+        if _of_a_file(error) and not show_all:  # or Hydra cannot write its own
+            print(f"error: {explain(error, config_name)}", file=sys.stderr)
+            sys.exit(1)
         traceback.print_exc()
         print("stopped; the same command goes on from here", file=sys.stderr)
         sys.exit(1)
@@ -351,18 +365,26 @@ def explain(error: BaseException, config_name: str = "train") -> str:
         if group == "hydra/launcher" and extra in EXTRAS:
             return f"launcher={name}: not installed; uv sync --extra {extra}"
         choices = [option for option in error.options or [] if option]
-        return f"{group}={name}: no such choice; {nearest(name, choices)}"
-    if _no_room(error):
+        hint = nearest(name, choices)
+        return f"{group or '--config-name'}={name}: no such choice; {hint}"
+    if isinstance(error, OSError) and error.errno in NO_ROOM:
         return f"{error}; the same command goes on once the run directory has room"
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    if isinstance(error, OmegaConfBaseException):
+        said = str(error).strip().splitlines()[0]
+        key = error.full_key
+        return f"{key}: {said}" if key and key not in said else said
     override = re.search(r"Could not override '([^']+)'", str(error))
     if isinstance(error, ConfigCompositionException) and override:
         return _explain_key(override[1], config_name)
     return str(error)
 
 
-def _no_room(error: BaseException) -> bool:
-    """Whether a disk is full, over a quota or read-only."""
-    return isinstance(error, OSError) and error.errno in NO_ROOM
+def _of_a_file(error: BaseException) -> bool:
+    """Whether it is a file's or a disk's fault, which a sentence says as well."""
+    named = isinstance(error, OSError) and error.filename is not None
+    return named or isinstance(error, OSError) and error.errno in NO_ROOM
 
 
 def _explain_key(dotted: str, config_name: str) -> str:

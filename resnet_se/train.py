@@ -30,9 +30,9 @@ from resnet_se.config import (
     config_hash,
     experiment_name,
     explain,
-    load_config,
     resolved,
     run,
+    saved_config,
     setting,
 )
 from resnet_se.errors import UserError
@@ -177,8 +177,7 @@ def _check_directory(run_dir: Path, digest: str, facts: Facts) -> None:
     """Refuses to mix two configurations in one directory."""
     if not (run_dir / "config.yaml").is_file():
         return
-    cfg = load_config(run_dir)
-    theirs = config_hash(setting(resolved(cfg), facts))
+    theirs = config_hash(setting(saved_config(run_dir), facts))
     if theirs != digest:
         raise UserError(
             f"{run_dir}: holds a run of another configuration (its config.yaml has the "
