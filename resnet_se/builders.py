@@ -60,10 +60,7 @@ def build_classifier(
             f"model.num_classes: the data have {num_classes} classes, got {asked}"
         )
     L.seed_everything(cfg.seed, workers=True, verbose=False)
-    given = (
-        {"num_classes": num_classes} if checks.takes(cfg.model, "num_classes") else {}
-    )
-    net = checks.build("model", cfg.model, **given)
+    net = checks.build_net(cfg.model, num_classes)
     tta = checks.build("tta", cfg.tta) if cfg.tta else None
     if not training:
         return Classifier(net, None, None, num_classes, Mixing(), tta, cfg.seed)
