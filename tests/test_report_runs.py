@@ -147,17 +147,17 @@ def test_a_row_a_run_with_typed_columns(plant):
     )
     table = load_runs("runs")
     assert table["status"].tolist() == ["finished", "finished", "failed"]
-    assert table["test_acc"].tolist()[:2] == [0.9, 0.85]
+    assert table["test.acc"].tolist()[:2] == [0.9, 0.85]
     assert table["optimizer.lr"].tolist()[:2] == [0.1, 0.2]
     assert table["model"].tolist()[:2] == ["a", "b"]
-    assert pd.isna(table["test_acc"][2])
-    for column in ("seed", "epochs", "train_images", "macs"):
+    assert pd.isna(table["test.acc"][2])
+    for column in ("seed", "train.epochs", "data.train", "model.macs"):
         assert pd.api.types.is_integer_dtype(table[column])
-    for column in ("test_acc", "seconds", "optimizer.lr"):
+    for column in ("test.acc", "train.seconds", "optimizer.lr"):
         assert pd.api.types.is_float_dtype(table[column])
-    assert table["train_acc"][0] == 0.6
+    assert table["train.acc"][0] == 0.6
     assert "history" not in table
-    mean = table.groupby("model")["test_acc"].mean()
+    mean = table.groupby("model")["test.acc"].mean()
     assert mean["a"] == pytest.approx(0.9)
 
 
@@ -166,7 +166,7 @@ def test_histories_and_predictions_on_request(plant):
     table = load_runs(paths, history=True, predictions=True)
     assert table["history"][0]["train/acc"] == [0.3, 0.6]
     right = table["labels"][0] == table["predicted"][0]
-    assert right.mean() == table["test_acc"][0]
+    assert right.mean() == table["test.acc"][0]
     assert table["predicted"][0].dtype == np.int64
     assert table["predicted"][1] is None
 
@@ -176,7 +176,11 @@ def test_what_cannot_be_read_is_warned_of(plant):
     with pytest.warns(UserWarning, match=r"not used: runs/001/result.json: "):
         assert len(load_runs()) == 1
     with pytest.warns(UserWarning, match="nowhere"):
-        assert list(load_runs("nowhere").columns)[:3] == ["path", "val_acc", "val_loss"]
+        assert list(load_runs("nowhere").columns)[:3] == [
+            "path",
+            "status",
+            "experiment",
+        ]
 
 
 def test_records_of_schema_1_are_read():
@@ -184,7 +188,8 @@ def test_records_of_schema_1_are_read():
     assert table["experiment"].tolist() == ["e05_se_resnet20", "e13_plateau"]
     assert table["schema"].tolist() == [1, 1]
     assert table["budget"].tolist() == ["cpu", "cpu"]
-    assert table["stopped"].notna().all()
+    assert table["train.epochs"].tolist() == [4, 5]
+    assert table["train.stopped"].notna().all()
 
 
 @pytest.mark.slow

@@ -96,7 +96,8 @@ def _measured(
                 mean, interval = _tta(group)
                 yield f"{gain(mean, interval)} points", len(group.runs), where
             continue
-        values = frame(group.runs)[claim["column"]].dropna()
+        table = frame(group.runs)
+        values = table[claim["column"]].dropna() if claim["column"] in table else ()
         if len(values):
             yield f"{accuracy(values)} %", len(values), where
 

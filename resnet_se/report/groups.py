@@ -41,10 +41,15 @@ class Group:
     def accuracies(self) -> list[float]:
         return [run.test["acc"] for run in self.runs]
 
-    def spread(self, part: str, key: str) -> tuple[float, float | None] | None:
-        """Mean and deviation over seeds of record[part][key]; None if any lacks it."""
-        values = [run.record[part].get(key) for run in self.runs]
-        return None if None in values else mean_std(values)
+    def measured(self, key: str) -> list[float]:
+        """`train.seconds` of every seed; none where a run lacks it."""
+        part, _, name = key.partition(".")
+        values = [run.record[part].get(name) for run in self.runs]
+        return [] if None in values else values
+
+    @property
+    def machines(self) -> list[str]:
+        return sorted({run.machine for run in self.runs})
 
     def same_command(self, other: Group) -> bool:
         """No override and no split of the data tells the two apart."""

@@ -45,33 +45,9 @@ PRESENT = _words(  # may be null
     "train.images_per_second train.peak_memory_mb hardware.accelerator hardware.device "
     "hardware.cores hardware.precision test.acc_tta test.labels test.predicted"
 )
-COLUMNS = {  # of `load_runs`: where a record holds them
-    "val_acc": "val.acc",
-    "val_loss": "val.loss",
-    "test_acc": "test.acc",
-    "test_acc_tta": "test.acc_tta",
-    "test_loss": "test.loss",
-    "test_ece": "test.ece",
-    "train_images": "data.train",
-    "val_images": "data.val",
-    "test_images": "test.images",
-    "data_name": "data.name",
-    **{
-        path.rpartition(".")[2]: path
-        for path in _words(
-            "schema status experiment seed config_hash noise_family best_epoch "
-            "train.epochs train.steps train.seconds train.images_per_second "
-            "train.peak_memory_mb train.stopped model.trainable model.non_trainable "
-            "model.total model.macs model.layers data.fingerprint data.split_seed "
-            "hardware.accelerator hardware.device hardware.cores hardware.precision "
-            "hardware.world_size git.commit"
-        )
-    },
-}
-FLOATS = _words(  # of `load_runs`: also where every value happens to be whole
-    "val_acc val_loss test_acc test_acc_tta test_loss test_ece train_acc seconds "
-    "images_per_second peak_memory_mb"
-)
+HEAD = _words("status experiment seed config_hash schema noise_family best_epoch")
+PACKED = ("labels", "predicted", "predicted_tta")
+PARTS = _words("val test train model data hardware git")  # each a dict in a record
 
 
 @dataclass(frozen=True)
@@ -293,9 +269,10 @@ def load_runs(
 ) -> pd.DataFrame:
     """A row a run, finished or not, of all records under `paths`.
 
-    Columns: `path`, `status`, `experiment`, `seed`, accuracies in 0..1, costs, data,
-    hardware; then every setting under its own key (`model.reduction`) and every group
-    under its name (`model`).  What cannot be read is warned of.
+    Columns have the record's own names: `path`, `status`, `experiment`, `seed`, then
+    `test.acc` (0..1), `train.seconds`, `model.total`, …; every setting under its key
+    (`model.reduction`) and every group under its name (`model`).  `train.acc` is that
+    of the last epoch.  What cannot be read is warned of.
 
     Args:
         history: a column `history`: {name: one value an epoch}.
@@ -306,37 +283,38 @@ def load_runs(
     for problem in loaded.problems:
         warnings.warn(f"not used: {problem}", stacklevel=2)
     runs = [*loaded.runs, *loaded.unfinished]
-    return frame(runs, history=history, predictions=predictions)
+    table = frame(runs)
+    if history:
+        table["history"] = [run.history for run in runs]
+    for column in ("labels", "predicted") if predictions else ():
+        table[column] = [
+            getattr(run, column) if run.status == "finished" else None for run in runs
+        ]
+    return table
 
 
-def frame(
-    runs: Iterable[Run], *, history: bool = False, predictions: bool = False
-) -> pd.DataFrame:
+def frame(runs: Iterable[Run]) -> pd.DataFrame:
     """`load_runs` of runs that have been read."""
     import pandas as pd
 
     rows = []
     for run in runs:
-        finished = run.status == "finished"
-        row: dict[str, Any] = {"path": run.path}
-        for column, place in COLUMNS.items():
-            value: Any = run.record
-            for key in place.split("."):
-                value = value.get(key) if isinstance(value, dict) else None
-            row[column] = value
+        row = {"path": run.path, **{key: run.record.get(key) for key in HEAD}}
+        for part in PARTS:
+            for key, value in (run.record.get(part) or {}).items():
+                if not (isinstance(value, list | dict) or key in PACKED):
+                    row[f"{part}.{key}"] = value
         column = run.history.get("train/acc")
-        row["train_acc"] = column[-1] if column else None  # of the last epoch
-        values = run.values if finished else run.overridden
-        row |= {k: v for k, v in values.items() if k not in row}
-        if history:
-            row["history"] = run.history
-        if predictions:
-            row["labels"] = run.labels if finished else None
-            row["predicted"] = run.predicted if finished else None
-        rows.append(row)
-    whole = pd.DataFrame(
-        rows, columns=None if rows else ["path", *COLUMNS, "train_acc"]
-    )
-    kept = [c for c in ("history", "labels", "predicted") if c in whole]
-    typed = whole.drop(columns=kept).convert_dtypes()
-    return typed.astype(dict.fromkeys(FLOATS, "Float64")).join(whole[kept])
+        row["train.acc"] = column[-1] if column else None
+        values = run.values if run.status == "finished" else run.overridden
+        rows.append(row | {k: v for k, v in values.items() if k not in row})
+    table = pd.DataFrame(rows, columns=None if rows else ["path", *HEAD], dtype=object)
+    return table.astype({column: _dtype(table[column]) for column in table})
+
+
+def _dtype(column: pd.Series) -> str:
+    """Of pandas' own that can be null: the narrowest that holds every value."""
+    kinds = {type(value) for value in column if value is not None and value == value}
+    narrow = [({bool}, "boolean"), ({int}, "Int64"), ({int, float}, "Float64")]
+    narrow.append(({str}, "string"))
+    return next((d for k, d in narrow if kinds and kinds <= k), "object")

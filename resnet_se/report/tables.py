@@ -9,8 +9,8 @@ import pandas as pd
 
 from resnet_se.report.compare import Compared, Comparison
 from resnet_se.report.groups import Group, Section
-from resnet_se.report.runs import Loaded, frame
-from resnet_se.report.statistics import ALPHA
+from resnet_se.report.runs import Loaded
+from resnet_se.report.statistics import ALPHA, mean_std
 from resnet_se.report.text import (
     NONE,
     Table,
@@ -22,72 +22,60 @@ from resnet_se.report.text import (
     settings,
 )
 
-ACCURACIES = {"val_acc": "val %", "test_acc": "test %", "test_acc_tta": "test TTA %"}
-COSTS = {  # column of `frame`: heading, unit, digits
-    "images_per_second": ("images/s", 1, 0),
-    "seconds": ("minutes", 60, 1),
-    "peak_memory_mb": ("memory MB", 1, 0),
+ACCURACIES = {"val.acc": "val %", "test.acc": "test %", "test.acc_tta": "test TTA %"}
+MEASURES = {  # heading, unit, digits
+    "train.epochs": ("epochs", 1, 0),
+    "train.steps": ("steps", 1, 0),
+    "model.total": ("parameters", 1, 0),
+    "model.macs": ("MMAC", 1e6, 1),
+    "train.images_per_second": ("images/s", 1, 0),
+    "train.seconds": ("minutes", 60, 1),
+    "train.peak_memory_mb": ("memory MB", 1, 0),
 }
-SIZES = {
-    "epochs": ("epochs", 1, 0),
-    "steps": ("steps", 1, 0),
-    "total": ("parameters", 1, 0),
-    "macs": ("MMAC", 1e6, 1),
-}
+SPEEDS = ("train.images_per_second", "train.seconds", "train.peak_memory_mb")
+
+
+def _mean(group: Group, key: str) -> float | None:
+    """Over the seeds; of speeds only where one machine ran them all."""
+    values = group.measured(key)
+    mixed = key in SPEEDS and len(group.machines) > 1
+    return None if mixed or not values else mean_std(values)[0]
 
 
 def group_records(section: Section) -> pd.DataFrame:
-    """A row a group, in full precision: means and deviations over its seeds.
-
-    Speed, time and memory are null where a group's runs are of several machines.
-    """
+    """A row a group, in full precision: means and deviations over its seeds."""
     rows = []
     for group in section.groups:
-        runs = frame(group.runs)
         row: dict[str, Any] = {
             "experiment": group.experiment,
             "setting": section.rest(group),
             "config_hash": group.config_hash,
-            "n": len(runs),
-            "seeds": " ".join(map(str, runs["seed"])),
-            "train_images": group.data["train"],
+            "n": len(group.runs),
+            "seeds": " ".join(map(str, group.seeds)),
+            "data.train": group.data["train"],
         }
-        for column in ACCURACIES:
-            row[f"{column}_mean"] = runs[column].mean()
-            row[f"{column}_std"] = runs[column].std()
-        for column in SIZES:
-            row[column] = float(runs[column].mean())
-        machines = sorted({run.machine for run in group.runs})
-        for column in COSTS:
-            alike = len(machines) == 1 and runs[column].notna().any()
-            row[column] = float(runs[column].mean()) if alike else None
-        rows.append(row | {"hardware": " | ".join(machines)})
+        for key in ACCURACIES:
+            spread = mean_std(group.measured(key) or [float("nan")])
+            row[f"{key}_mean"], row[f"{key}_std"] = spread
+        row |= {key: _mean(group, key) for key in MEASURES}
+        rows.append(row | {"machines": " | ".join(group.machines)})
     return pd.DataFrame(rows)
 
 
 def group_table(section: Section) -> tuple[Table, str]:
     """What a person reads of the groups; and what all of them share."""
-    records = group_records(section)
-    cells = pd.DataFrame({"run": [section.labels[id(g)] for g in section.groups]})
-    cells["n"] = [str(n) for n in records["n"]]
-    for column, heading in ACCURACIES.items():
-        cells[heading] = [_accuracy(g, column) for g in section.groups]
-    for column, (heading, unit, digits) in (SIZES | COSTS).items():
-        values = [None if pd.isna(v) else v / unit for v in records[column]]
-        cells[heading] = [number(v, digits) for v in values]
+    groups = section.groups
+    cells = pd.DataFrame({"run": [section.labels[id(g)] for g in groups]})
+    cells["n"] = [str(len(g.runs)) for g in groups]
+    for key, heading in ACCURACIES.items():
+        cells[heading] = [accuracy(g.measured(key)) for g in groups]
+    for key, (heading, unit, digits) in MEASURES.items():
+        cells[heading] = [number(_mean(g, key), digits, unit) for g in groups]
     alike = [c for c in cells.columns[5:] if len(cells) > 1 and cells[c].nunique() == 1]
     shared = [f"{cells[c][0]} {c}" for c in alike if cells[c][0] != NONE]
-    cells = cells.drop(columns=alike)
     caption = f"{section.name}: mean ± sample standard deviation over n seeds"
-    return Table(caption, cells), ", ".join(
-        filter(None, (settings(section.common), *shared))
-    )
-
-
-def _accuracy(group: Group, column: str) -> str:
-    part, _, key = column.partition("_")
-    values = [run.record[part].get(key) for run in group.runs]
-    return NONE if None in values else accuracy(values)
+    text = ", ".join(filter(None, (settings(section.common), *shared)))
+    return Table(caption, cells.drop(columns=alike)), text
 
 
 def comparison_records(found: Compared, equivalence: float) -> pd.DataFrame:
@@ -174,31 +162,22 @@ def cell_table(found: Compared) -> Table:
     return Table(caption, pd.DataFrame(rows), {"comparison", "where"})
 
 
-def run_table(loaded: Loaded, machines: dict[str, str]) -> Table:
+def run_table(loaded: Loaded, letters: dict[str, str]) -> Table:
     """Every file that was read, and what became of it."""
-    finished = [(run, "finished") for run in loaded.runs]
-    finished += [(run, "duplicate") for run, _, _ in loaded.duplicates]
-    rows = [
-        {
-            "file": run.path,
-            "status": status,
-            "experiment": run.experiment,
-            "seed": str(run.seed),
-            "hash": run.config_hash,
-            "machine": machines[run.machine],
-            "precision": run.hardware["precision"],
-            "epochs": number(run.train["epochs"]),
-            "commit": run.commit,
-            "test %": f"{100 * run.test['acc']:.2f}",
-        }
-        for run, status in finished
-    ]
-    for run in loaded.unfinished:
-        row = dict.fromkeys(rows[0] if rows else ("file",), NONE)
-        row |= {"file": run.path, "status": run.status, "experiment": run.experiment}
-        rows.append(row | {"seed": str(run.seed), "hash": run.config_hash})
-    left = {"status", "experiment", "hash", "machine", "commit"}
-    return Table("", pd.DataFrame(rows), left)
+    copies = [run for run, _, _ in loaded.duplicates]
+    rows = []
+    for run in [*loaded.runs, *copies, *loaded.unfinished]:
+        row = {"file": run.path, "status": "duplicate" if run in copies else run.status}
+        row |= {"experiment": run.experiment, "seed": str(run.seed)}
+        row |= {"hash": run.config_hash, "commit": run.commit}
+        if run.status == "finished":
+            row |= {"machine": letters[run.machine]}
+            row |= {"precision": run.hardware["precision"]}
+            row |= {"epochs": number(run.train["epochs"])}
+            row |= {"test %": f"{100 * run.test['acc']:.2f}"}
+        rows.append(row)
+    left = {"status", "experiment", "hash", "commit", "machine"}
+    return Table("", pd.DataFrame(rows).fillna(NONE), left)
 
 
 TEX = {"±": r"$\pm$", "−": "$-$", "–": "--", "×": r"$\times$", "<": "$<$", ">": "$>$"}

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 NONE = "–"
 
 
-def number(value: float | None, digits: int = 0) -> str:
-    return NONE if value is None or value != value else f"{value:,.{digits}f}"
+def number(value: float | None, digits: int = 0, unit: float = 1) -> str:
+    return NONE if value is None else f"{value / unit:,.{digits}f}"
 
 
 def accuracy(values: Sequence[float]) -> str:
