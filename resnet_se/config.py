@@ -31,7 +31,7 @@ from hydra.errors import (
     MissingConfigException,
 )
 from hydra.utils import get_object
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from resnet_se.errors import UserError, nearest
@@ -119,16 +119,16 @@ def _whole_epochs(value: float, least: int = 1, *, _root_: DictConfig) -> int:
     return max(least, round(float(value) * _root_.budget.scale))
 
 
-def _depths(*blocks: int, _root_: DictConfig) -> list[int]:
+def _depths(*blocks: int, _root_: DictConfig) -> ListConfig:
     """`${depths:A,B,…}`: blocks of each stage × budget.depth, at least one."""
     factor = _root_.budget.get("depth", 1.0)
-    return [max(1, round(n * factor)) for n in blocks]
+    return ListConfig([max(1, round(n * factor)) for n in blocks])
 
 
-def _widths(*channels: int, _root_: DictConfig) -> list[int]:
+def _widths(*channels: int, _root_: DictConfig) -> ListConfig:
     """`${widths:A,B,…}`: channels of each stage × budget.width, at least one."""
     factor = _root_.budget.get("width", 1.0)
-    return [max(1, round(n * factor)) for n in channels]
+    return ListConfig([max(1, round(n * factor)) for n in channels])
 
 
 def _reduction(ratio: int, *, _root_: DictConfig) -> int:

@@ -13,7 +13,7 @@ import json
 
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, open_dict
 from rich.console import Console
 from rich.table import Table
 
@@ -27,7 +27,7 @@ def counts(model: DictConfig) -> dict[str, int]:
     from resnet_se.resnet import describe
 
     with torch.device("meta"):  # counts need no weights
-        return describe(instantiate(model))
+        return describe(instantiate(model, _convert_="all"))
 
 
 def presets(budget: str = "paper") -> dict[str, dict[str, int]]:
@@ -38,8 +38,11 @@ def presets(budget: str = "paper") -> dict[str, dict[str, int]]:
     """
     rows = {}
     with initialize_config_dir(str(CONF), version_base="1.3"):
+        scales = compose("train", [f"budget={budget}"]).budget
         for path in sorted((CONF / "model").glob("*.yaml")):
-            cfg = compose("train", [f"model={path.stem}", f"budget={budget}"])
+            cfg = compose(f"model/{path.stem}")  # as `train` does, without the rest
+            with open_dict(cfg):
+                cfg.budget = scales
             rows[path.stem] = counts(cfg.model)
     return rows
 
@@ -63,7 +66,7 @@ def main() -> None:
         table.add_column(name, justify="right")
     for name, row in rows.items():
         table.add_row(name, *_cells(row))
-        if name in small and "small" in row:
+        if "small" in row:
             table.add_row("  budget=small", *_cells(small[name]), style="dim")
     Console().print(table)
 

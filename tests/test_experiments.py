@@ -1,33 +1,184 @@
-"""What `experiments/` publishes: every number leads to a committed file."""
+"""The 22 experiments: headers that hold, comparisons that vary what they say."""
 
 from __future__ import annotations
 
-import json
-import sys
-from pathlib import Path
+import functools
+import re
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, OmegaConf
 
-from resnet_se.report import main
+from resnet_se.checks import check_config
+from resnet_se.config import CONF, NOT_HASHED, resolved
+from resnet_se.models import counts
 
-ROOT = Path(__file__).parent.parent
-TITLE = "22 experiments, cpu budget"
-
-
-def test_the_committed_report_is_what_the_committed_files_give(monkeypatch, tmp_path):
-    monkeypatch.chdir(ROOT)
-    out = ["--out", str(tmp_path), "--name", TITLE]
-    monkeypatch.setattr(sys, "argv", ["report", "experiments/cpu", *out])
-    with pytest.raises(SystemExit, match="0"):
-        main()
-    made = (tmp_path / "REPORT.md").read_text()
-    assert made == (ROOT / "experiments/report/REPORT.md").read_text()
+BEYOND = sorted(path.stem for path in CONF.glob("experiment/x*.yaml"))
+THE_22 = sorted(path.stem for path in CONF.glob("experiment/e*.yaml"))
+FAMILIES = {"sgd_fixed": (1, 11), "sgd_scheduled": (12, 13), "final": (14, 22)}
 
 
-def test_all_22_were_run_on_the_same_data_from_a_clean_commit():
-    records = [json.loads(p.read_text()) for p in ROOT.glob("experiments/cpu/*.json")]
-    assert len(records) == 22
-    assert {r["status"] for r in records} == {"finished"}
-    assert len({r["data"]["fingerprint"] for r in records}) == 1
-    assert {r["git"]["dirty"] for r in records} == {False}
-    assert len({r["git"]["commit"] for r in records}) == 1
+def composed(name: str, *overrides: str) -> DictConfig:
+    cfg = compose("train", [f"experiment={name}", *overrides])
+    cfg.run_dir = ""
+    return cfg
+
+
+def settings(cfg: DictConfig) -> dict[str, Any]:
+    """{dotted key: value} of what can change a result."""
+    flat: dict[str, Any] = {}
+
+    def walk(node: Any, path: str) -> None:
+        if isinstance(node, dict):
+            for key, value in node.items():
+                walk(value, f"{path}.{key}".lstrip("."))
+        else:
+            flat[path] = node
+
+    walk(resolved(cfg), "")
+    watched = [name for name in NOT_HASHED if name != "data.batch_size"]
+    return {
+        key: value
+        for key, value in flat.items()
+        if not any(key == name or key.startswith(f"{name}.") for name in watched)
+    }
+
+
+Budgets = dict[str, dict[str, DictConfig]]
+
+
+@pytest.fixture(scope="module")
+def configs() -> Iterator[Budgets]:
+    """{budget: {experiment: configuration}}"""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        yield {
+            budget: {
+                name: composed(name, f"budget={budget}") for name in THE_22 + BEYOND
+            }
+            for budget in ("paper", "small")
+        }
+
+
+def differences(configs: dict[str, DictConfig], one: str, other: str) -> set[str]:
+    a, b = settings(configs[one]), settings(configs[other])
+    missing = object()
+    return {k for k in a | b if a.get(k, missing) != b.get(k, missing)}
+
+
+def pairs(configs: dict[str, DictConfig]) -> list[tuple[str, str, str]]:
+    """(experiment, the one it is against, question)"""
+    return [
+        (name, entry.experiment, entry.question)
+        for name, cfg in configs.items()
+        for entry in cfg.against
+    ]
+
+
+@functools.cache
+def _mmac(model: str) -> str:
+    return f"{counts(OmegaConf.create(model))['macs'] / 1e6:.1f}"
+
+
+def mmac(model: DictConfig) -> str:
+    return _mmac(OmegaConf.to_yaml(model, resolve=True))
+
+
+def test_there_are_22():
+    assert [name[:3] for name in THE_22] == [f"e{i:02}" for i in range(1, 23)]
+
+
+@pytest.mark.parametrize("budget", ["paper", "small"])
+def test_every_experiment_composes(configs, budget):
+    for cfg in configs[budget].values():
+        check_config(cfg)
+        OmegaConf.resolve(cfg)
+
+
+@pytest.mark.parametrize("name", THE_22 + BEYOND)
+def test_the_header_says_what_is_counted(configs, name):
+    text = (CONF / f"experiment/{name}.yaml").read_text()
+    headings = re.findall(r"^# (\w+): ", text, re.MULTILINE)
+    assert headings[:4] == ["Question", "Expected", "Cost", "Command"]
+    macs = [mmac(configs[budget][name].model) for budget in ("paper", "small")]
+    assert f"# Cost:      {macs[0]} MMAC an image, {macs[1]} in budget=small\n" in text
+    command = f"python -m resnet_se.train experiment={name} budget=short"
+    assert f"# Command:   {command}\n" in text
+    assert ("beyond the 22" in text) == (name in BEYOND)
+
+
+@pytest.mark.parametrize("name", THE_22 + BEYOND)
+def test_what_it_is_against_stands_in_its_own_file(name):
+    """Not inherited: e15 has not e14's comparisons."""
+    assert "against" in OmegaConf.load(CONF / f"experiment/{name}.yaml")
+
+
+def test_against_names_another_experiment(configs):
+    made = pairs(configs["paper"])
+    for name, other, question in made:
+        assert other in configs["paper"]
+        assert other != name
+        assert question
+    assert len({(name, other) for name, other, _ in made}) == len(made)
+    # None of the 22 stands alone; one is the side that another names.
+    named = {name for pair in made for name in pair[:2]}
+    assert set(THE_22) <= named
+
+
+def test_a_comparison_varies_one_part_or_says_that_it_is_several(configs):
+    for name, other, question in pairs(configs["paper"]):
+        keys = differences(configs["paper"], name, other)
+        assert keys, name
+        parts = {key.partition(".")[0] for key in keys}
+        assert (len(parts) > 1) == ("at once" in question), (name, other, parts)
+
+
+def test_the_small_twins_differ_in_what_the_experiments_differ(configs):
+    """The law of budget=small: every question keeps its factors."""
+    for name, other, _ in pairs(configs["paper"]):
+        paper = differences(configs["paper"], name, other)
+        assert differences(configs["small"], name, other) == paper, (name, other)
+
+
+def test_se_is_added_alone(configs):
+    for se, plain in (
+        ("e05", "e01"),
+        ("e06", "e02"),
+        ("e07", "e03"),
+        ("e08", "e04"),
+        ("e14", "e21"),
+    ):
+        one, other = (
+            next(name for name in THE_22 if name.startswith(prefix))
+            for prefix in (se, plain)
+        )
+        assert differences(configs["paper"], one, other) == {"model.reduction"}
+
+
+def test_noise_families(configs):
+    for name in THE_22:
+        low, high = FAMILIES[configs["paper"][name].noise_family]
+        assert low <= int(name[1:3]) <= high
+    assert {configs["paper"][name].noise_family for name in BEYOND} == {"final"}
+
+
+def test_sgd_at_full_rate_warms_up(configs):
+    for budget in configs.values():
+        for name, cfg in budget.items():
+            if cfg.optimizer.cls.path == "torch.optim.SGD":
+                assert cfg.scheduler.warmup_epochs == 1, name
+                assert cfg.scheduler.warmup_start == 0.1
+                text = (CONF / f"experiment/{name}.yaml").read_text()
+                assert "warm-up" in text
+
+
+def test_the_scaled_pair_keeps_rate_times_steps(configs):
+    final, *scaled = (
+        configs["paper"][name]
+        for name in ("e14_final", "x15_batch64_scaled", "x16_batch256_scaled")
+    )
+    for cfg in scaled:
+        assert cfg.data.batch_size != final.data.batch_size
+        ratio = cfg.optimizer.lr / cfg.data.batch_size
+        assert ratio == pytest.approx(final.optimizer.lr / final.data.batch_size)
