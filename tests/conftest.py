@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import redirect_stdout
 from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
@@ -107,3 +109,12 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
     assert call(folder, "train", *TINY, "plots=true") == 0
     ((run_dir, result),) = records(folder).items()
     return Run(run_dir, result)
+
+
+@pytest.fixture(scope="session")
+def model_rows(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
+    """What `models --json` prints: every preset's counts."""
+    shown = io.StringIO()
+    with redirect_stdout(shown):
+        assert call(tmp_path_factory.mktemp("models"), "models", "--json") == 0
+    return json.loads(shown.getvalue())

@@ -1,4 +1,4 @@
-"""Mistakes on the command line and in YAML; the other commands; the wheel."""
+"""Mistakes in an experiment's file; the console script; the wheel."""
 
 from __future__ import annotations
 
@@ -7,52 +7,17 @@ import os
 import subprocess
 import sys
 import zipfile
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
+import resnet_se
+from resnet_se import models
+from resnet_se.__main__ import COMMANDS, main
 from tests.conftest import TINY
 
-MISTAKES = {
-    # what is typed: what the answer must say
-    "trianer.max_epochs=3": "did you mean 'trainer'?",
-    "modle=se_resnet20": "did you mean 'model'?",
-    "model=se_resnet8": "did you mean 'se_resnet80'?",
-    "experiment=quikstart": "did you mean 'quickstart'?",
-    "model.dephts=[1]": "'model.dephts'; did you mean 'depths'?",
-    "+model.dephts=[1]": "model.dephts: resnet_se.resnet.ResNet has no such argument",
-    "+optimizer.momentm=3": "optimizer.momentm: SGD has no such argument",
-    "+trianer=3": "did you mean 'trainer'?",
-    "trainer.gradient_clip_val=1": "write +trainer.gradient_clip_val=…",
-    "data.batch_size=0": "data.batch_size: expected an integer >= 1, got 0",
-    "data.batch_size=big": "data.batch_size: expected int, got 'big'",
-    "data.batch_size=1000": "data.batch_size: expected at most",
-    "data.val_fraction=1": "data.val_fraction: expected 0 < f < 1, got 1",
-    "seed=-1": "seed: expected an integer 0..4294967295, got -1",
-    "trainer.max_epochs=0": "trainer.max_epochs: expected an integer 1..1000000, got 0",
-    "trainer.precision=bf17": "trainer: Precision 'bf17' is invalid",
-    "scheduler.warmup_epochs=9": "scheduler.warmup_epochs: expected 0..2",
-    "optimizer.lr=-1": "optimizer.lr: expected a positive number, got -1",
-    "model.reduction=64": "model.reduction: expected 1..8",
-    "augment.flip=2": "augment.flip: expected 0..1, got 2",
-    "callbacks.early_stopping.monitor=val/los": "did you mean 'val/loss'?",
-    "model.dropout=high": "model.dropout: expected float, got 'high'",
-    "model.depths=[1,b]": "model.depths: expected",
-    "optimizer.lr=fast": "optimizer.lr: expected float, got 'fast'",
-    "trainer.log_every_n_steps=1.5": "trainer.log_every_n_steps: expected",
-    "ckpt_path=nowhere.ckpt": "no such file: nowhere.ckpt",
-    "+budget.epochs=3": "budget.epochs: unknown",
-    "foo": "missing EQUAL",
-}
-
-
-@pytest.mark.parametrize(("typed", "answer"), MISTAKES.items(), ids=list(MISTAKES))
-def test_a_mistake_gets_one_clear_message(train, capsys, typed, answer):
-    assert train(typed) == 2
-    error = capsys.readouterr().err
-    assert answer in error
-    assert "Traceback" not in error
-
+ROOT = Path(__file__).parent.parent
 
 BAD_YAML = {
     "trianer: {max_epochs: 3}": "did you mean 'trainer'?",
@@ -75,50 +40,82 @@ def test_a_mistake_in_an_experiment_file(command, tmp_path, capsys, text, answer
     assert "Traceback" not in error
 
 
-def test_models_prints_every_preset(command, capsys):
-    assert command("models", "--json") == 0
-    presets = json.loads(capsys.readouterr().out)
-    assert len(presets) >= 14
-    assert presets["se_resnet80"]["total"] == 4_628_210
+def test_models_prints_every_preset(model_rows, command, capsys, monkeypatch):
+    assert model_rows["se_resnet80"]["total"] == 4_628_210
+    few = {name: model_rows[name] for name in ("se_resnet20", "se_resnet80")}
+    monkeypatch.setattr(models, "presets", lambda *_: few)  # once is enough
     assert command("models") == 0
-    assert "4,628,210" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "4,628,210" in shown
+    assert all(name in shown for name in few)
 
 
-def test_an_unknown_command(monkeypatch, capsys):
-    from resnet_se.__main__ import main
+@pytest.fixture
+def entry(monkeypatch, tmp_path):
+    """Calls the console script with arguments; returns the exit status."""
+    monkeypatch.chdir(tmp_path)
 
-    monkeypatch.setattr(sys, "argv", ["resnet-se", "trian"])
-    with pytest.raises(SystemExit) as stop:
-        main()
-    assert stop.value.code == 2
+    def call(*arguments: str) -> int:
+        monkeypatch.setattr(sys, "argv", ["resnet-se", *arguments])
+        try:
+            main()
+        except SystemExit as stop:
+            return int(stop.code or 0)
+        return 0
+
+    return call
+
+
+@pytest.mark.parametrize("arguments", [(), ("--help",), ("-h",)])
+def test_help_names_every_command(entry, capsys, arguments):
+    assert entry(*arguments) == 0
+    shown = capsys.readouterr().out
+    assert "usage: resnet-se COMMAND" in shown
+    assert all(f"  {name} " in shown for name in COMMANDS)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_a_main_and_is_a_module_of_its_own(name):
+    assert callable(import_module(f"resnet_se.{name}").main)
+    path = Path(resnet_se.__file__).parent / name
+    assert (path / "__main__.py").is_file() or path.with_suffix(".py").is_file()
+
+
+def test_an_unknown_command(entry, capsys):
+    assert entry("trian") == 2
     assert "did you mean 'train'?" in capsys.readouterr().err
 
 
+def test_a_commands_arguments_are_its_own(entry, capsys):
+    assert entry("train", "modle=se_resnet20") == 2
+    assert "did you mean 'model'?" in capsys.readouterr().err
+
+
+@pytest.mark.slow
 def test_the_wheel_finds_its_configuration(tmp_path):
-    root = Path(__file__).parent.parent
     build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", tmp_path]
-    subprocess.run(build, cwd=root, check=True, capture_output=True)
+    subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
     (wheel,) = tmp_path.glob("*.whl")
-    zipfile.ZipFile(wheel).extractall(tmp_path / "site")
-    line = [sys.executable, "-m", "resnet_se", "models", "--json"]
-    elsewhere = tmp_path / "elsewhere"
+    site, elsewhere = tmp_path / "site", tmp_path / "elsewhere"
+    zipfile.ZipFile(wheel).extractall(site)
     elsewhere.mkdir()
+    code = """
+import json, sys
+import resnet_se.config
+from resnet_se.__main__ import main
+print(resnet_se.config.CONF)
+sys.argv[1:] = ["models", "--json"]
+main()
+"""
     done = subprocess.run(
-        line,
+        [sys.executable, "-c", code],
         cwd=elsewhere,
-        env=os.environ | {"PYTHONPATH": str(tmp_path / "site")},
+        env=os.environ | {"PYTHONPATH": str(site)},
         capture_output=True,
         text=True,
         check=True,
     )
-    assert "se_resnet80" in json.loads(done.stdout)
-    where = [sys.executable, "-c", "import resnet_se.config as c; print(c.CONF)"]
-    done = subprocess.run(
-        where,
-        cwd=elsewhere,
-        env=os.environ | {"PYTHONPATH": str(tmp_path / "site")},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert Path(done.stdout.strip()) == tmp_path / "site/resnet_se/conf"
+    where, shown = done.stdout.split("\n", 1)
+    assert Path(where) == site / "resnet_se/conf"
+    assert "se_resnet80" in json.loads(shown)
+    assert (site / "resnet_se/py.typed").is_file()

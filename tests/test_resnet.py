@@ -8,7 +8,6 @@ import torch.nn.functional as F
 from torch import nn
 
 from resnet_se.errors import UserError
-from resnet_se.models import presets
 from resnet_se.resnet import (
     SE_POSITIONS,
     BasicBlock,
@@ -42,11 +41,6 @@ STAGES = {  # depths, widths
 }
 
 
-@pytest.fixture(scope="module")
-def rows():
-    return presets()
-
-
 def tiny(**options):
     """Two blocks, the second with stride 2 and a projection; SE in both."""
     arguments = {"depths": [1, 1], "widths": [4, 8], "strides": [1, 2], "reduction": 2}
@@ -71,9 +65,9 @@ def make_block(position, *, kind=BasicBlock, c_in=4, channels=8, stride=2, reduc
 
 
 @pytest.mark.parametrize("name", CHECK_VALUES)
-def test_preset_has_the_papers_counts(rows, name):
+def test_preset_has_the_papers_counts(model_rows, name):
     trainable, non_trainable, mmac, layers = CHECK_VALUES[name]
-    row = rows[name]
+    row = model_rows[name]
     assert row["trainable"] == trainable
     assert row["non_trainable"] == non_trainable
     assert row["total"] == trainable + non_trainable
@@ -82,8 +76,8 @@ def test_preset_has_the_papers_counts(rows, name):
 
 
 @pytest.mark.parametrize("name", STAGES)
-def test_vanilla_twin_lacks_exactly_the_se_layers(rows, name):
-    se, vanilla = rows[f"se_resnet{name}"], rows[f"vanilla_resnet{name}"]
+def test_vanilla_twin_lacks_exactly_the_se_layers(model_rows, name):
+    se, vanilla = (model_rows[f"{kind}_resnet{name}"] for kind in ("se", "vanilla"))
     removed = sum(
         depth * (c * (c // 16) + c // 16 + (c // 16) * c + c)  # W₁, b₁, W₂, b₂
         for depth, c in zip(*STAGES[name], strict=True)
@@ -93,13 +87,14 @@ def test_vanilla_twin_lacks_exactly_the_se_layers(rows, name):
         assert se[same] == vanilla[same]
 
 
-def test_every_preset_is_checked_and_the_headline_twin_is_the_papers(rows):
-    assert set(CHECK_VALUES) < set(rows)
-    for name in rows:
+def test_every_preset_is_checked_and_the_headline_twin_is_the_papers(model_rows):
+    assert set(CHECK_VALUES) < set(model_rows)
+    for name in model_rows:
         stem = name.removeprefix("vanilla_").removeprefix("se_")
-        assert {f"se_{stem}", f"vanilla_{stem}"} <= set(rows)
-    assert rows["vanilla_resnet80"]["trainable"] == 4_581_898
-    assert round(rows["vanilla_resnet80"]["macs"] / 1e6, 1) == 728.6
+        assert {f"se_{stem}", f"vanilla_{stem}"} <= set(model_rows)
+    headline = model_rows["vanilla_resnet80"]
+    assert headline["trainable"] == 4_581_898
+    assert round(headline["macs"] / 1e6, 1) == 728.6
 
 
 def test_macs_of_a_tiny_network_by_hand():
