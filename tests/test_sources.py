@@ -18,17 +18,20 @@ import torch
 from PIL import Image
 from torch import nn
 from torchvision.datasets import CIFAR10 as Official
+from torchvision.datasets import CIFAR100 as OfficialFine
 
-from resnet_se import sources
-from resnet_se.errors import UserError
-from resnet_se.sources import (
+from resnet_se.data import sources
+from resnet_se.data.images import DataNotFound, ImageSet
+from resnet_se.data.sources import (
     CIFAR10,
     CIFAR10_CLASSES,
-    DataNotFound,
+    CIFAR100,
+    CIFAR100_CLASSES,
     ImageFolder,
-    ImageSet,
-    Synthetic,
 )
+from resnet_se.data.synthetic import Synthetic
+from resnet_se.errors import UserError
+from resnet_se.machine import cache_folder
 
 REAL_DATA, REAL_CACHE = map(os.environ.get, ("RESNET_SE_DATA", "RESNET_SE_CACHE"))
 
@@ -192,31 +195,19 @@ def test_hidden_files_and_files_beside_the_classes_are_left_out(tmp_path):
         assert load(copy).fingerprint == expected
 
 
-def test_paths_that_leave_the_archive_are_never_written(tmp_path):
-    make_tree(tmp_path / "in/tree")
-    archive = make_tar(tmp_path / "in/a.tar", tmp_path / "in/tree")
-    with tarfile.open(archive, "a") as file:
-        file.addfile(tarfile.TarInfo("../escaped"), io.BytesIO())
-        file.addfile(tarfile.TarInfo(str(tmp_path / "absolute")), io.BytesIO())
-    before = set(tmp_path.rglob("*"))
-    load(archive)
-    written = set(tmp_path.rglob("*")) - before
-    assert {path.suffix for path in written if path.is_file()} == {".npz"}
-
-
 def test_every_kind_of_pixel_becomes_rgb(tmp_path):
-    make_tree(tmp_path / "t", per_class=1)
+    make_tree(tmp_path / "t", per_class=2)
     grey = Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8))
     for i, mode in enumerate(("L", "1", "P", "CMYK", "RGBA", "LA")):
         ending = "tif" if mode == "CMYK" else "png"
         grey.convert(mode).save(tmp_path / f"t/train/ant/1{i}.{ending}")
     grey.save(tmp_path / "t/train/ant/20.jpg", quality=100)
     images = load(tmp_path / "t")
-    assert images.train_images.shape == (9, 3, 8, 8)
+    assert images.train_images.shape == (11, 3, 8, 8)
     assert images.origin == "t: JPEG/PNG/TIFF files"
     expected = torch.arange(64, dtype=torch.uint8).view(8, 8).expand(3, 8, 8)
-    assert torch.equal(images.train_images[1], expected)  # "L"
-    assert (images.train_images[7].int() - expected.int()).abs().max() <= 4  # JPEG
+    assert torch.equal(images.train_images[2], expected)  # "L"
+    assert (images.train_images[8].int() - expected.int()).abs().max() <= 4  # JPEG
 
 
 def test_size_resizes_with_antialiasing(tmp_path):
@@ -242,6 +233,91 @@ def test_large_images_decode_in_threads_in_the_same_order(tmp_path):
     assert torch.equal(threaded.train_images[1:], wide.train_images[1:])
     assert threaded.train_images[0].max() == 0
     assert len(pixels) == 1200
+
+
+# ------------------------------------------------------------------------- layouts
+
+
+def move_up(tree):
+    for path in list((tree / "train").iterdir()):
+        path.rename(tree / path.name)
+    (tree / "train").rmdir()
+
+
+@pytest.mark.parametrize("test_name", ["val", "valid", "validation"])
+def test_a_validation_folder_is_tested_on(tmp_path, test_name):
+    make_tree(tmp_path / "t")
+    expected = load(tmp_path / "t")
+    (tmp_path / "t/test").rename(tmp_path / "t" / test_name)
+    images = load(tmp_path / "t")
+    assert images.fingerprint == expected.fingerprint
+    assert images.origin == f"t: PNG files, tested on {test_name}/"
+
+
+@pytest.mark.parametrize("fraction", [0.1, 0.25])
+def test_without_a_test_part_a_stratified_one_is_cut(tmp_path, fraction):
+    pixels = make_tree(tmp_path / "t", ("ant", "bee", "cow"), per_class=12)
+    shutil.rmtree(tmp_path / "t/test")
+    images = load(tmp_path / "t", test_fraction=fraction)
+    assert images.origin == f"t: PNG files, {fraction:.0%} cut off to test"
+    n = max(1, round(12 * fraction))
+    assert torch.bincount(images.test_labels).tolist() == [n] * 3
+    assert torch.bincount(images.train_labels).tolist() == [12 - n] * 3
+    # every image once, with its own label
+    both = torch.cat([images.train_images, images.test_images]).permute(0, 2, 3, 1)
+    labels = torch.cat([images.train_labels, images.test_labels]).tolist()
+    found = {(x.numpy().tobytes(), k) for x, k in zip(both, labels, strict=True)}
+    expected = {
+        (image.tobytes(), images.classes.index(name))
+        for (split, name, _), image in pixels.items()
+        if split == "train"
+    }
+    assert found == expected
+    # class folders alone, and an archive of them: the same images, cut alike
+    move_up(tmp_path / "t")
+    archive = make_zip(tmp_path / "t.zip", tmp_path / "t", under="pets/")
+    for other in (tmp_path / "t", archive):
+        again = load(other, test_fraction=fraction)
+        assert again.fingerprint == images.fingerprint
+
+
+def test_the_cut_is_in_the_key(tmp_path):
+    make_tree(tmp_path / "t")
+    folder = str(tmp_path / "t")
+    keys = {ImageFolder(folder, test_fraction=f).key() for f in (0.1, 0.2, None)}
+    assert len(keys) == 3
+
+
+def test_without_a_fraction_the_test_part_must_be_there(tmp_path):
+    make_tree(tmp_path / "t")
+    shutil.rmtree(tmp_path / "t/test")
+    message = message_of(lambda: load(tmp_path / "t", test_fraction=None))
+    assert "expected test/<class>/ folders" in message
+
+
+@pytest.mark.parametrize("cut", [False, True])
+def test_a_class_of_one_image_is_one_sentence(tmp_path, cut):
+    make_tree(tmp_path / "t", per_class=4)
+    for i in range(3 - cut):
+        (tmp_path / f"t/train/bee/{i}.png").unlink()
+    if cut:
+        shutil.rmtree(tmp_path / "t/test")
+    message = message_of(lambda: load(tmp_path / "t"))
+    assert "expected 2 or more images of each class" in message
+    assert f"got {1 + cut} in train/bee" in message
+    assert ("data.source.test_fraction" in message) == cut
+    assert "\n" not in message
+
+
+def test_several_broken_files_are_named_at_once(tmp_path):
+    make_tree(tmp_path / "t", per_class=4)
+    for i in range(4):
+        (tmp_path / f"t/train/ant/{i}.png").write_text("no image")
+        (tmp_path / f"t/test/bee/{i}.png").write_text("no image")
+    message = message_of(lambda: load(tmp_path / "t"))
+    assert all(f"train/ant/{i}.png (cannot identify" in message for i in range(4))
+    assert "test/bee/0.png" in message
+    assert message.endswith(" and 3 more")
 
 
 # ------------------------------------------------------------------ keys and cache
@@ -290,7 +366,7 @@ def test_second_load_comes_from_the_cache(tmp_path, monkeypatch, cache):
     def fail(*_):
         raise AssertionError("decoded again")
 
-    monkeypatch.setattr(sources, "_decode_tree", fail)
+    monkeypatch.setattr(sources, "decode", fail)
     second = load(moved)
     assert second.fingerprint == first.fingerprint
     assert (second.classes, second.name) == (first.classes, first.name)
@@ -349,13 +425,13 @@ def test_a_full_disk_only_warns_and_leaves_nothing(
 
 
 def test_cache_folder_follows_the_environment(tmp_path, monkeypatch, cache):
-    assert sources.cache_folder() == cache
+    assert cache_folder() == cache
     monkeypatch.delenv("RESNET_SE_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert sources.cache_folder() == tmp_path / "resnet-se"
+    assert cache_folder() == tmp_path / "resnet-se"
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert sources.cache_folder() == tmp_path / ".cache/resnet-se"
+    assert cache_folder() == tmp_path / ".cache/resnet-se"
 
 
 # -------------------------------------------------------------------------- errors
@@ -457,8 +533,8 @@ def cut_between_members(data):
             ["test/cow empty"],
         ),
         (
-            broken_tree(lambda t: (t / "test").rename(t / "val")),
-            ["test/<class>/", "only train, val"],
+            broken_tree(lambda t: (t / "train").rename(t / "trian")),
+            ["train/<class>/", "only test, trian"],
         ),
         (
             broken_tree(lambda t: [shutil.rmtree(t / s) for s in ("train", "test")]),
@@ -479,7 +555,7 @@ def cut_between_members(data):
 def test_errors_name_the_file_and_what_was_expected(tmp_path, make, words):
     root = make(tmp_path)
     message = message_of(lambda: load(root))
-    assert message.startswith(("root: expected", "size: expected"))
+    assert message.startswith(("data.source.root: expected", "data.source.size: exp"))
     assert all(word in message for word in [str(root), *words]), message
 
 
@@ -488,13 +564,13 @@ def test_errors_of_an_archive_name_the_path_inside(tmp_path):
     (tmp_path / "t/train/bee/0.png").write_text("no image")
     archive = make_zip(tmp_path / "a.zip", tmp_path / "t")
     message = message_of(lambda: load(archive))
-    assert f"{archive}: train/bee/0.png" in message
+    assert f"in {archive}, got train/bee/0.png (cannot identify" in message
 
 
 @pytest.mark.parametrize("size", [0, 5000, 1.5, "32"])
 def test_size_is_checked_when_the_source_is_made(size):
     message = message_of(lambda: ImageFolder("anywhere", size=size))
-    assert "size: expected a whole number from 1 to 4096" in message
+    assert "size: expected an integer 1..4096" in message
     assert repr(size) in message
 
 
@@ -561,6 +637,51 @@ def test_official_batches_and_archive_give_the_same_pixels(official, cache):
     assert [path.name for path in root.iterdir()] == [Official.filename]
 
 
+def test_cifar100_has_its_fine_labels(tmp_path, monkeypatch):
+    folder = tmp_path / OfficialFine.base_folder
+    folder.mkdir()
+    rng, rows = np.random.default_rng(0), {}
+
+    def write(name, content):
+        (folder / name).write_bytes(pickle.dumps(content))
+        return hashlib.md5((folder / name).read_bytes()).hexdigest()
+
+    for name, n in (("train", 100), ("test", 3)):
+        rows[name] = rng.integers(0, 256, (n, 3072), dtype=np.uint8)
+        content = {
+            "data": rows[name],
+            "fine_labels": list(range(n))[::-1],
+            "coarse_labels": [0] * n,
+        }
+        monkeypatch.setattr(
+            OfficialFine, f"{name}_list", [[name, write(name, content)]]
+        )
+    md5 = write("meta", {"fine_label_names": list(CIFAR100_CLASSES)})
+    monkeypatch.setattr(OfficialFine, "meta", {**OfficialFine.meta, "md5": md5})
+    source = CIFAR100(str(tmp_path), download=False)
+    images = source.load()
+    assert (images.name, images.origin) == ("cifar100", "official CIFAR-100")
+    assert images.classes == CIFAR100_CLASSES
+    assert images.train_labels.tolist() == list(range(100))[::-1]
+    assert images.test_labels.tolist() == [2, 1, 0]
+    pixels = rows["train"].reshape(-1, 3, 32, 32)
+    assert np.array_equal(images.train_images.numpy(), pixels)
+    make_tar(
+        tmp_path / OfficialFine.filename, folder, "w:gz", f"{OfficialFine.base_folder}/"
+    )
+    shutil.rmtree(folder)
+    assert source.load().fingerprint == images.fingerprint
+    assert source.key() == f"cifar100-{OfficialFine.tgz_md5[:16]}"
+    assert cifar10(tmp_path).find() is None
+    with pytest.raises(DataNotFound, match=r"CIFAR-100 .*cifar-100-python\.tar\.gz"):
+        CIFAR100(str(tmp_path / "none"), download=False).key()
+
+
+def test_cifar100_has_a_hundred_sorted_classes():
+    assert len(set(CIFAR100_CLASSES)) == 100
+    assert list(CIFAR100_CLASSES) == sorted(CIFAR100_CLASSES)
+
+
 def test_damaged_official_files_are_named(official):
     root, _ = official
     (root / Official.base_folder / "test_batch").write_bytes(b"damaged")
@@ -597,7 +718,7 @@ def test_search_order_is_official_then_tree_then_archive(official, tmp_path):
 
 
 def test_tree_and_archive_give_the_same_cifar10(tmp_path):
-    make_tree(tmp_path / "t", CIFAR10_CLASSES, 1, 32)
+    make_tree(tmp_path / "t", CIFAR10_CLASSES, 2, 32)
     (tmp_path / "data").mkdir()
     archive = make_tar(tmp_path / "data/cifar10-png.tar.xz", tmp_path / "t", "w:xz")
     tree, packed, direct = (
@@ -608,7 +729,7 @@ def test_tree_and_archive_give_the_same_cifar10(tmp_path):
     assert tree.load().fingerprint == packed.load().fingerprint
     assert packed.load().name == "cifar10"
     assert packed.load().origin == "cifar10-png.tar.xz: PNG files"
-    assert packed.key() == direct.key() == ImageFolder(str(archive)).key()
+    assert packed.key() == direct.key()
     assert packed.key() != tree.key()
 
 
@@ -621,23 +742,28 @@ def test_two_copies_that_fit_equally_are_an_error(tmp_path):
 
 
 def test_other_classes_or_sizes_are_not_taken_for_cifar10(tmp_path):
-    make_tree(tmp_path / "a", (*CIFAR10_CLASSES[:9], "lorry"), 1, 32)
+    make_tree(tmp_path / "a", (*CIFAR10_CLASSES[:9], "lorry"), 2, 32)
     message = message_of(cifar10(tmp_path / "a").load)
     assert "ship, truck" in message
     assert "ship, lorry" not in message  # sorted: lorry comes after horse
     assert "horse, lorry" in message
-    make_tree(tmp_path / "b", CIFAR10_CLASSES, 1, 16)
+    make_tree(tmp_path / "b", CIFAR10_CLASSES, 2, 16)
     assert "got (16, 16)" in message_of(cifar10(tmp_path / "b").load)
 
 
-def test_key_of_official_data_is_known_before_the_download(official, tmp_path):
+def test_key_downloads_what_it_names_and_decodes_nothing(
+    official, tmp_path, monkeypatch
+):
     root, _ = official
-    absent = CIFAR10(str(tmp_path / "empty"), download=True)
-    assert absent.find() is None
+    content = (root / Official.filename).read_bytes()
+    serve(monkeypatch, content)
+    monkeypatch.setattr(Official, "tgz_md5", hashlib.md5(content).hexdigest())
+    monkeypatch.setattr(CIFAR10, "load", None)
+    absent = CIFAR10(str(tmp_path / "empty"))
     assert absent.key() == cifar10(root).key()
+    assert absent.find() == tmp_path / "empty" / Official.filename
     shutil.rmtree(root / Official.base_folder)
     assert absent.key() == cifar10(root).key()
-    assert not (tmp_path / "empty").exists()
 
 
 @pytest.mark.parametrize("call", ["key", "load"])
@@ -788,7 +914,7 @@ def test_synthetic_is_balanced_and_shaped(n, k, size):
 def test_synthetic_checks_its_arguments(options):
     ((name, value),) = options.items()
     message = message_of(lambda: Synthetic(**options))
-    assert message.startswith(f"{name}: expected a whole number from ")
+    assert message.removeprefix("data.source.").startswith(f"{name}: expected ")
     assert message.endswith(f"got {value}")
 
 

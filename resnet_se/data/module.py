@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader
 
 from resnet_se import lightning_internals as internals
 from resnet_se.data.augment import Augmentation, channel_statistics, normalise
+from resnet_se.data.images import DataNotFound, ImageSet
 from resnet_se.data.loaders import (
     AugmentedImages,
     BatchesOnDevice,
@@ -32,14 +33,13 @@ from resnet_se.data.loaders import (
     ShuffledBatches,
     stratified_split,
 )
-from resnet_se.data.sources import DataNotFound, ImageSet
 from resnet_se.errors import UserError
 from resnet_se.hints import Count, Natural, validated
 from resnet_se.machine import usable_cores
 
 
 @dataclass(frozen=True)
-class Facts:
+class DatasetInfo:
     """What is kept of an `ImageSet` once its pixels are dealt out."""
 
     name: str
@@ -95,9 +95,8 @@ class ImageDataModule(L.LightningDataModule):
         self.train_subset = train_subset
         self.fallback = fallback
         self.fell_back: str | None = None
-        self.images: Facts | None = None
+        self.images: DatasetInfo | None = None
         self.train_part: tuple[Tensor, Tensor] | None = None
-        self._loaded: ImageSet | None = None
         self._placed: dict[str, tuple[Tensor, Tensor]] = {}
         self._place = {"epoch": 0, "done": 0}  # where training goes on
 
@@ -107,8 +106,6 @@ class ImageDataModule(L.LightningDataModule):
         Falls back to `fallback`, where there is one, and says so in `fell_back`.
         """
         try:
-            if self.fallback is not None:
-                self._loaded = self.source.load()  # only a download can tell
             return self.source.key()
         except DataNotFound as error:
             if self.fallback is None:
@@ -121,7 +118,7 @@ class ImageDataModule(L.LightningDataModule):
         if self.train_part is not None:
             self._check_batch_size(len(self.train_part[0]))
             return
-        images, self._loaded = self._loaded or self.source.load(), None
+        images: ImageSet = self.source.load()
         train, val = stratified_split(
             images.train_labels, self.val_fraction, self.split_seed
         )
@@ -136,7 +133,7 @@ class ImageDataModule(L.LightningDataModule):
         self.val_part = images.train_images[val], images.train_labels[val]
         self.test_part = images.test_images, images.test_labels
         # Not the images themselves: the parts are copies of them.
-        self.images = Facts(
+        self.images = DatasetInfo(
             images.name, images.origin, images.classes, images.fingerprint
         )
         self.mean, self.std = channel_statistics(self.train_part[0])

@@ -1,0 +1,1 @@
+"""From a source of images to normalised batches on the training device."""

@@ -1,0 +1,278 @@
+"""Archives of images, unpacked safely into a temporary folder, then read as folders.
+
+Regular files of the tree alone come out, hard and symbolic links are followed inside
+the archive, and sizes are bounded by what headers and stream say before anything is
+read.  An archive is read twice, so that what lies outside the tree is never written.
+"""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import lzma
+import os
+import posixpath
+import shutil
+import stat
+import struct
+import tarfile
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from errno import EDQUOT, ENOSPC
+from functools import partial
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+from resnet_se.data.files import Limits, find_layout, hidden, progress, several, wrong
+from resnet_se.errors import UserError
+from resnet_se.machine import cache_folder
+
+ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".zip")
+BLOCK = 4096  # bytes that even an empty file takes
+HEADER = 1 << 20  # bytes that tarfile may read at once: names, no images
+
+
+def is_archive(path: Path) -> bool:
+    return path.name.lower().endswith(ARCHIVES)
+
+
+class Member(NamedTuple):
+    """One entry of an archive; `target` is a link's, below the root of the archive."""
+
+    name: str
+    kind: str  # file, folder, link, device
+    size: int = 0
+    target: str = ""
+
+
+Content = Callable[[], IO[bytes]]
+
+
+@contextmanager
+def opened(root: Path, limits: Limits) -> Iterator[Path]:
+    """The folder `root`, or the tree of an archive in a folder that goes afterwards."""
+    if root.is_dir():
+        yield root
+    else:
+        with unpacked(root, _in_tree, limits) as folder:
+            yield folder
+
+
+def _in_tree(members: Iterable[Member]) -> Callable[[Member], bool]:
+    """Whether a member lies below the class folders, or is one of them."""
+    below: dict[str, set[str]] = {"": set()}
+    for member in members:
+        first, *rest = member.name.split("/")
+        rest += [""] * (member.kind == "folder")
+        if rest and not any(map(hidden, (first, *rest))):
+            below[""].add(first)
+            if len(rest) > 1:
+                below.setdefault(f"{first}/", set()).add(rest[0])
+    splits = find_layout(lambda at: set(below.get(at, ()))).splits
+
+    def wanted(member: Member) -> bool:
+        name = f"{member.name}/" if member.kind == "folder" else member.name
+        return any(
+            name.startswith(split)
+            # Not a file beside the class folders; a link might stand for one.
+            and (member.kind != "file" or "/" in name[len(split) :])
+            for split in splits
+        )
+
+    return wanted
+
+
+@contextmanager
+def unpacked(
+    archive: Path,
+    select: Callable[[Iterable[Member]], Callable[[Member], bool]],
+    limits: Limits,
+) -> Iterator[Path]:
+    """A temporary folder with the members that `select(all members)` is true of.
+
+    Raises:
+        UserError: damaged, too large, a path that leaves the archive, a wanted member
+            that is neither file nor folder nor a link to a file in the archive.
+    """
+    with _scratch_folder() as folder:
+        with _damage_named(archive), progress(f"unpacking {archive.name}"):
+            members: dict[str, Member] = {}
+            size = 0
+            for member, _ in _members(archive, limits):
+                size += max(BLOCK, member.size)
+                limits.check_bytes(f"an archive {archive}", size)
+                if member.name:
+                    members[member.name] = member
+            copies = _copies(archive, members, select(members.values()), limits)
+            for member, content in _members(archive, limits):
+                targets = [Path(folder, name) for name in copies.get(member.name, ())]
+                if targets and member.kind == "folder":
+                    targets[0].mkdir(parents=True, exist_ok=True)
+                elif targets and content is not None:
+                    _write(content, targets)
+        yield Path(folder)
+
+
+def _copies(
+    archive: Path,
+    members: dict[str, Member],
+    wanted: Callable[[Member], bool],
+    limits: Limits,
+) -> dict[str, list[str]]:
+    """{member to read: names to write it to}, links resolved; of a folder, itself."""
+    copies: dict[str, list[str]] = {}
+    unfit: list[str] = []
+    size = 0
+    for name, member in members.items():
+        if any(map(hidden, name.split("/"))) or not wanted(member):
+            continue
+        end, passed = member, set()
+        while end.kind == "link" and end.target in members and end.name not in passed:
+            passed.add(end.name)
+            end = members[end.target]
+        if end.kind == "file" or (end is member and end.kind == "folder"):
+            copies.setdefault(end.name, []).append(name)
+            size += max(BLOCK, end.size)
+            limits.check_bytes(f"an archive {archive}", size)
+            # Four bytes a pixel, uncompressed: nothing larger can be an allowed image.
+            limits.check_pixels(f"{archive}: {name}", end.size // 4)
+        elif member.kind == "link":
+            unfit.append(f"{name} (a link to {member.target}, no file in the archive)")
+        else:
+            unfit.append(f"{name} (a {member.kind})")
+    if unfit:
+        raise wrong("root", f"files and folders in {archive}", several(unfit))
+    return copies
+
+
+def _write(content: Content, targets: list[Path]) -> None:
+    for folder in {target.parent for target in targets}:
+        if not folder.is_dir():
+            folder.mkdir(parents=True)
+    first, *others = targets
+    with content() as source, first.open("wb") as file:
+        shutil.copyfileobj(source, file)
+    for other in others:
+        shutil.copyfile(first, other)
+
+
+def _members(archive: Path, limits: Limits) -> Iterator[tuple[Member, Content | None]]:
+    """Every member in its order, and what opens a regular file's content."""
+    if archive.name.lower().endswith(".zip"):
+        with zipfile.ZipFile(archive) as file:
+            for info in file.infolist():
+                name = _inside(info.filename)
+                if info.is_dir():
+                    yield Member(name, "folder"), None
+                elif stat.S_ISLNK(info.external_attr >> 16):
+                    with file.open(info) as source:
+                        target = source.read(BLOCK).decode()
+                    yield _link(name, posixpath.dirname(name), target), None
+                else:
+                    content = partial(file.open, info)
+                    yield Member(name, "file", info.file_size), content
+        return
+    with _decompressed(archive) as raw:
+        stream = _Stream(raw, limits, archive)
+        with tarfile.open(fileobj=stream, mode="r:") as tar:
+            while (info := tar.next()) is not None:
+                tar.members.clear()  # it would keep them all
+                name = _inside(info.name)
+                if info.isreg():
+                    content = partial(tar.extractfile, info)
+                    yield Member(name, "file", info.size), content
+                elif info.isdir():
+                    yield Member(name, "folder"), None
+                elif info.issym():
+                    yield _link(name, posixpath.dirname(name), info.linkname), None
+                elif info.islnk():
+                    yield _link(name, "", info.linkname), None
+                else:
+                    yield Member(name, "device"), None
+            # tarfile takes a cut between two members for the end, which is 512 zero
+            # bytes; reading what is left also verifies the checksum of gzip and xz.
+            stream.seek(tar.offset)
+            if stream.read(512) != bytes(512):
+                raise tarfile.ReadError("unexpected end of data")
+            while stream.read(1 << 16):
+                pass
+
+
+def _inside(name: str) -> str:
+    """A member's name without "./" and a leading slash."""
+    parts = [part for part in name.split("/") if part not in ("", ".")]
+    # "C:x" and "a\\b" are paths on Windows, where basename takes them apart.
+    if ".." in parts or any(os.path.basename(part) != part for part in parts):
+        raise wrong("root", "an archive with all paths inside", repr(name))
+    return "/".join(parts)
+
+
+def _link(name: str, folder: str, target: str) -> Member:
+    target = posixpath.normpath(posixpath.join(folder, target))
+    return Member(name, "link", target=target)
+
+
+def _decompressed(archive: Path) -> IO[bytes]:
+    """By the first bytes, as tarfile does, whatever the name says."""
+    with archive.open("rb") as file:
+        head = file.read(6)
+    openers: dict[bytes, Callable[..., Any]] = {
+        b"\x1f\x8b": gzip.open,
+        b"\xfd7zXZ\0": lzma.open,
+        b"BZh": bz2.open,
+    }
+    return next((o for m, o in openers.items() if head.startswith(m)), open)(
+        archive, "rb"
+    )
+
+
+class _Stream:
+    """What tarfile reads: no further than allowed, and never much at once."""
+
+    def __init__(self, file: IO[bytes], limits: Limits, archive: Path):
+        self.file = file
+        self.limits = limits
+        self.what = f"an archive {archive}"
+
+    def tell(self) -> int:
+        return self.file.tell()
+
+    def seek(self, offset: int) -> int:
+        self.limits.check_bytes(self.what, offset)
+        return self.file.seek(offset)
+
+    def read(self, size: int) -> bytes:
+        if size > HEADER:
+            raise tarfile.ReadError(f"a header of {size:,} bytes")
+        self.limits.check_bytes(self.what, self.file.tell() + size)
+        return self.file.read(size)
+
+
+def _scratch_folder() -> tempfile.TemporaryDirectory[str]:
+    """In the cache folder, which has room for images, if it can be written."""
+    try:
+        cache_folder().mkdir(parents=True, exist_ok=True)
+        return tempfile.TemporaryDirectory(prefix=".unpacked-", dir=cache_folder())
+    except OSError:
+        return tempfile.TemporaryDirectory(prefix="resnet-se-")
+
+
+@contextmanager
+def _damage_named(archive: Path) -> Iterator[None]:
+    damage = (
+        *(tarfile.TarError, zipfile.BadZipFile, lzma.LZMAError, zlib.error),
+        *(EOFError, OSError, struct.error, ValueError, LookupError, OverflowError),
+        RuntimeError,  # of zipfile, for a password or an unknown compression
+    )
+    try:
+        yield
+    except UserError:
+        raise
+    except damage as error:
+        if isinstance(error, OSError) and error.errno in (ENOSPC, EDQUOT):
+            raise
+        got = f"{archive}, which is truncated, damaged or unreadable ({error})"
+        raise wrong("root", "a whole archive", got) from error
