@@ -203,7 +203,7 @@ def test_a_training_part_is_there_once():
 
 
 def test_wrong_engine_is_named():
-    with pytest.raises(UserError, match=r"data.engine: .* 'bached'; .*'batched'"):
+    with pytest.raises(UserError, match=r"engine: .* 'bached'; .*'batched'"):
         module("bached")
 
 
