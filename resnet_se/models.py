@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
@@ -30,20 +31,20 @@ def counts(model: DictConfig) -> dict[str, int]:
         return describe(instantiate(model, _convert_="all"))
 
 
-def presets(budget: str = "paper") -> dict[str, dict[str, int]]:
-    """{preset: {trainable, non_trainable, total, macs, layers}}, by name.
-
-    Args:
-        budget: of `conf/budget`, by which the networks are scaled.
-    """
-    rows = {}
+def presets() -> dict[str, dict[str, Any]]:
+    """{preset: its `counts`}, by name; `small` in it holds those of its small twin."""
+    rows: dict[str, dict[str, Any]] = {}
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        scales = compose("train", [f"budget={budget}"]).budget
+        budgets = [compose("train", [f"budget={b}"]).budget for b in ("paper", "small")]
         for path in sorted((CONF / "model").glob("*.yaml")):
             cfg = compose(f"model/{path.stem}")  # as `train` does, without the rest
-            with open_dict(cfg):
-                cfg.budget = scales
-            rows[path.stem] = counts(cfg.model)
+            sizes = []
+            for budget in budgets:
+                with open_dict(cfg):
+                    cfg.budget = budget
+                sizes.append(counts(cfg.model))
+            full, small = sizes
+            rows[path.stem] = full if small == full else {**full, "small": small}
     return rows
 
 
@@ -52,11 +53,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="resnet-se models", description=__doc__)
     parser.add_argument("--json", action="store_true", help="JSON keyed by preset")
     as_json = parser.parse_args().json
-    small = presets("small")
-    rows = {
-        name: row | ({} if small[name] == row else {"small": small[name]})
-        for name, row in presets().items()
-    }
+    rows = presets()
     if as_json:
         print(json.dumps(rows, indent=2))
         return
@@ -67,7 +64,7 @@ def main() -> None:
     for name, row in rows.items():
         table.add_row(name, *_cells(row))
         if "small" in row:
-            table.add_row("  budget=small", *_cells(small[name]), style="dim")
+            table.add_row("  budget=small", *_cells(row["small"]), style="dim")
     Console().print(table)
 
 
