@@ -166,7 +166,7 @@ def test_comparisons_show_power_and_are_counted(text_of):
     assert float(b["detects"]) > 0
     assert b["seeds for 0.5"] == "more images"  # 400 are too few, with any seeds
     assert c["verdict"] == "networks differ; recipes not decided (n = 1)"
-    assert c["p"] == "<0.001 (McNemar)"
+    assert c["p"] == "<0.001 (images)"
     assert c["detects"] == "–"
     assert "- of 1 comparison: 1 better\n- 1 comparison of one seed" in text
 

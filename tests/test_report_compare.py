@@ -262,6 +262,18 @@ def test_a_cell_without_runs_is_named_and_the_rest_used():
     assert [c.question for c in found.comparisons] == ["model", "optimizer.lr"]
 
 
+def test_a_factor_of_one_seed_is_not_decided():
+    found = compared(*grid(runs=1))
+    model, lr = found.comparisons
+    assert model.verdict(0.005) == "networks differ; recipes not decided (n = 1)"
+    assert lr.mean == pytest.approx(-10 / 400)
+    for c in found.comparisons:
+        low, high = c.interval
+        assert low < c.mean < high
+        assert (low <= 0 <= high) == (c.p >= 0.05)
+    assert found.decided == []
+
+
 def test_a_factor_of_three_levels_is_set_against_the_first():
     records = [swept(s, optimizer__lr=lr) for lr in (0.2, 0.05, 1) for s in (0, 1)]
     found = compared(*records)

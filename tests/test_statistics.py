@@ -19,7 +19,7 @@ from resnet_se.report.statistics import (
     Noise,
     contrast,
     holm,
-    images_interval,
+    images_only,
     mcnemar_exact,
     mean_std,
     pooled,
@@ -74,18 +74,23 @@ def test_mcnemar_counts_the_images_that_differ():
 @quick
 def test_the_interval_of_one_seed_agrees_with_mcnemar(wins, losses, equal):
     d = np.array([1] * wins + [-1] * losses + [0] * (equal + 1))
-    low, high = images_interval(d)
-    assert (low <= 0 <= high) == (mcnemar_exact(d) >= 0.05)
+    p, (low, high) = images_only(d)
+    assert p == mcnemar_exact(d)
+    assert (low <= 0 <= high) == (p >= 0.05)
     assert low <= d.mean() <= high
-    assert images_interval(-d) == pytest.approx((-high, -low))
+    assert images_only(-d)[1] == pytest.approx((-high, -low))
 
 
 def test_the_interval_of_one_seed_is_that_of_a_proportion():
     d = np.array([1] * 60 + [-1] * 20 + [0] * 320)
-    low, high = images_interval(d)
+    _, (low, high) = images_only(d)
     half = 1.96 * d.std() / 20
     assert low == pytest.approx(0.1 - half, abs=0.006)
     assert high == pytest.approx(0.1 + half, abs=0.006)
+    p, (low, high) = images_only(d / 2)  # as a mean over pairs has it
+    assert high - low == pytest.approx(half, rel=1e-3)
+    assert p == pytest.approx(2 * stats.norm.sf(0.1 / d.std() * 20))
+    assert images_only(np.ones(3)) == (0, (1, 1))
 
 
 # --- several seeds -----------------------------------------------

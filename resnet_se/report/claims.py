@@ -15,7 +15,7 @@ from resnet_se.errors import UserError
 from resnet_se.report.compare import Compared
 from resnet_se.report.groups import Group, Section
 from resnet_se.report.runs import frame
-from resnet_se.report.statistics import Noise, contrast, images_interval, pooled
+from resnet_se.report.statistics import Noise, contrast, images_only, pooled
 from resnet_se.report.text import accuracy, gain
 
 KEYS = {"claim", "claimed", "counted", "column", "of", "against", "over"}
@@ -106,6 +106,6 @@ def _tta(group: Group) -> tuple[float, tuple[float, float]]:
     """What TTA adds to the same networks, and its 95 % interval."""
     d = np.stack([run.right("predicted_tta") - run.right() for run in group.runs])
     if len(d) == 1:
-        return float(d.mean()), images_interval(d[0])
+        return float(d.mean()), images_only(d[0])[1]
     estimate = contrast([d], [(pooled([d.mean(axis=1)]), Noise(0.0, 0))])
     return estimate.mean, estimate.interval()

@@ -27,8 +27,7 @@ from resnet_se.report.statistics import (
     Estimate,
     contrast,
     holm,
-    images_interval,
-    mcnemar_exact,
+    images_only,
     pooled,
 )
 
@@ -85,17 +84,20 @@ class Comparison:
         ]
         return contrast(self.differences, noises)
 
+    @cached_property
+    def images_only(self) -> tuple[float, tuple[float, float]]:
+        return images_only(np.mean([d.mean(axis=0) for d in self.differences], axis=0))
+
     @property
     def p(self) -> float:
-        if self.estimate is None:
-            return min(mcnemar_exact(row) for d in self.differences for row in d)
-        return self.estimate.p
+        """Of one seed for new images only."""
+        return self.estimate.p if self.estimate else self.images_only[0]
 
     @property
     def interval(self) -> tuple[float, float]:
         """At its level in the family; of one seed for new images only."""
         if self.estimate is None:
-            return images_interval(np.mean([d[0] for d in self.differences], axis=0))
+            return self.images_only[1]
         return self.estimate.interval(self.level)
 
     def verdict(self, equivalence: float) -> str:

@@ -263,7 +263,7 @@ def curves(section: Section, groups: list[Group], metric: str) -> tuple[Figure, 
 
     Losses stand on a log axis that ends where one in fifty epochs is above it.
     """
-    from matplotlib.ticker import MaxNLocator, NullLocator
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
     columns = min(4, len(groups))
     rows = -(-len(groups) // columns)
@@ -295,6 +295,7 @@ def curves(section: Section, groups: list[Group], metric: str) -> tuple[Figure, 
         first = axes.flat[0]
         first.set_yscale("log")
         first.set_ylim(0.8 * min(positive), top)
+        first.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         first.yaxis.set_major_formatter("{x:g}")
         first.yaxis.set_minor_locator(NullLocator())
         above = sum(h > top for h in heights)

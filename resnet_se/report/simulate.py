@@ -29,8 +29,7 @@ from resnet_se.report.statistics import (
     ALPHA,
     contrast,
     holm,
-    images_interval,
-    mcnemar_exact,
+    images_only,
     pooled,
 )
 
@@ -72,7 +71,7 @@ def after(right: np.ndarray, pairs: Sequence[tuple[int, int]]) -> Answers:
     """As `compare` does it; one seed is never decided."""
     differences = [right[a] - right[b] for a, b in pairs]
     if right.shape[1] == 1:
-        return [(1.0, images_interval(d[0])) for d in differences]
+        return [(1.0, images_only(d[0])[1]) for d in differences]
     accuracies = right.mean(axis=2)
     edges = np.cumsum((0, *FAMILIES))
     noise = [
@@ -96,7 +95,7 @@ def before(right: np.ndarray, pairs: Sequence[tuple[int, int]]) -> Answers:
     for a, b in pairs:
         d = right[a] - right[b]
         if seeds == 1:
-            answers.append((mcnemar_exact(d[0]), images_interval(d[0])))
+            answers.append(images_only(d[0]))
             continue
         d = d[:, :UNCERTAIN].astype(np.float32)  # the others are 0 in every study
         of_seed, of_image = d.sum(axis=1) / IMAGES, d.mean(axis=0)

@@ -68,24 +68,29 @@ def mcnemar_exact(differences: np.ndarray) -> float:
     return float(stats.binomtest(wins, wins + losses, 0.5).pvalue)
 
 
-def images_interval(
+def images_only(
     differences: np.ndarray, alpha: float = ALPHA
-) -> tuple[float, float]:
-    """Interval of the mean of differences (N,): new images, the same two networks.
+) -> tuple[float, tuple[float, float]]:
+    """p and interval of the mean of differences (N,): new images, the same networks.
 
-    The wider of the normal interval and of the exact one that McNemar's test implies,
-    so that it leaves out 0 where, and only where, that test rejects.
+    Of one pair: McNemar's p, and the wider of the normal interval and of the exact one
+    that McNemar's test implies, so that it leaves out 0 exactly where p is below alpha.
+    Of a mean over pairs, whose differences are fractions: both normal.
     """
     from scipy import stats
 
     d = np.asarray(differences, dtype=np.float64)
-    wins, differ, mean = int((d > 0).sum()), int((d != 0).sum()), float(d.mean())
-    if not differ:
-        return 0.0, 0.0
-    half = float(stats.norm.isf(alpha / 2)) * float(d.std()) / sqrt(len(d))
+    mean, error = float(d.mean()), float(d.std()) / sqrt(len(d))
+    if error == 0:
+        return float(mean == 0), (mean, mean)
+    half = float(stats.norm.isf(alpha / 2)) * error
+    if not np.isin(d, (-1, 0, 1)).all():
+        p = float(2 * stats.norm.sf(abs(mean) / error))
+        return p, (mean - half, mean + half)
+    wins, differ = int((d > 0).sum()), int((d != 0).sum())
     exact = stats.binomtest(wins, differ).proportion_ci(1 - alpha, "exact")
     low, high = ((2 * share - 1) * differ / len(d) for share in exact)
-    return min(low, mean - half), max(high, mean + half)
+    return mcnemar_exact(d), (min(low, mean - half), max(high, mean + half))
 
 
 # --- several seeds -----------------------------------------------

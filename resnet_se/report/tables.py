@@ -117,7 +117,7 @@ def comparison_table(section: Section, found: Compared, equivalence: float) -> T
             "comparison": f"{c.name}{f', {c.where}' if c.where else ''}",
             "n": str(c.n),
             "difference [interval]": gain(c.mean, c.interval),
-            "p": p_value(c.p_holm) if c.n > 1 else f"{p_value(c.p)} (McNemar)",
+            "p": p_value(c.p_holm) if c.n > 1 else f"{p_value(c.p)} (images)",
             "verdict": c.verdict(equivalence),
             "detects": NONE,
             f"seeds for {bound}": NONE,
