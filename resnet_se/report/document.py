@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from base64 import b64encode
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -14,10 +14,11 @@ import pandas as pd
 from resnet_se.errors import UserError
 from resnet_se.files import atomic_file
 from resnet_se.report.claims import claim_rows
-from resnet_se.report.compare import Compared, Comparison, compare
+from resnet_se.report.compare import Compared, compare
 from resnet_se.report.figures import draw, figures
 from resnet_se.report.groups import Section, sections
-from resnet_se.report.runs import Loaded, Run, frame, load
+from resnet_se.report.notes import notes, problems
+from resnet_se.report.runs import Loaded, frame, load
 from resnet_se.report.tables import (
     cell_table,
     comparison_records,
@@ -53,146 +54,12 @@ METHOD = (
 )
 
 
-# --- what is missing or odd --------------------------------------
-
-
-def problems(loaded: Loaded, compared: list[tuple[Section, Compared]]) -> list[str]:
-    """What was not used, not compared or kept apart: the exit status is 1."""
-    lines = [f"not used: {problem}" for problem in loaded.problems]
-    lines += [
-        f"conflict, same run but other numbers: {run.title}: {run.path} is not "
-        f"counted, {first.path} is"
-        for run, first, conflict in loaded.duplicates
-        if conflict
-    ]
-    schemas = Counter(run.schema for run in loaded.runs)
-    if len(schemas) > 1:
-        kinds = ", ".join(f"{n} of schema {k}" for k, n in sorted(schemas.items()))
-        lines.append(
-            f"mixed schemas: {kinds}; the older ones name no setting and no comparison"
-        )
-    if len(compared) > 1:
-        names = "; ".join(f"{s.name} ({s.images:,} images)" for s, _ in compared)
-        lines.append(f"mixed test sets, kept apart: {names}")
-    for section, found in compared:
-        prefix = f"{section.name}: " if len(compared) > 1 else ""
-        reasons = dict.fromkeys(found.missing)
-        lines += [f"{prefix}not compared: {reason}" for reason in reasons]
-    return lines
-
-
-def notes(loaded: Loaded, compared: list[tuple[Section, Compared]]) -> list[str]:
-    """What a reader should know of the runs that were used."""
-    lines = []
-    for run in loaded.unfinished:
-        why = run.record.get("error")
-        reason = f": {_scrub(why)}" if why else ""
-        lines.append(f"{run.status}: {run.title}, {run.path}{reason}")
-    for run, first, conflict in loaded.duplicates:
-        if not conflict:
-            lines.append(f"duplicate: {run.path} is not counted, {first.path} is")
-    for section, found in compared:
-        lines += _early(section) + _identical(section) + _few_seeds(section)
-        lines += _unlike(found.comparisons)
-    for what in ("commit", "software"):
-        of = Counter(getattr(run, what) for run in loaded.runs)
-        if len(of) > 1:
-            kinds = "; ".join(f"{k} ({count(n, 'run')})" for k, n in sorted(of.items()))
-            lines.append(f"runs of different {what}: {kinds}")
-    dirty = sum(run.commit.endswith("changes") for run in loaded.runs)
-    if dirty:
-        runs = count(dirty, "run")
-        lines.append(f"{runs} of a working tree with uncommitted changes")
-    return lines
-
-
-def _scrub(text: str) -> str:
-    """One line without the folders of somebody's machine."""
-    line = " ".join(str(text).split())
-    return re.sub(r"(?<![\w.])/(?:[^\s/:'\"]+/)+", "…/", line)[:200]
-
-
-def _early(section: Section) -> list[str]:
-    lines = []
-    for group in section.groups:
-        ends = {r.seed: r.train["epochs"] for r in group.runs if r.early}
-        if ends:
-            when = ", ".join(f"seed {s} after {e} epochs" for s, e in ends.items())
-            lines.append(f"stopped early: {section.labels[id(group)]}: {when}")
-    return lines
-
-
-def _identical(section: Section) -> list[str]:
-    """Settings whose runs were the same to the last digit: what differs did nothing."""
-    alike: dict[tuple, list[str]] = defaultdict(list)
-    for group in section.groups:
-        for run in group.runs:
-            kept = [
-                (name, tuple(column))
-                for name, column in sorted(run.history.items())
-                if name.endswith(("/loss", "/acc"))
-            ]
-            if kept:
-                name = f"{section.labels[id(group)]} seed {run.seed}"
-                alike[tuple(kept)].append(name)
-    return [
-        f"identical histories: {' and '.join(names)}"
-        for names in alike.values()
-        if len(names) > 1
-    ]
-
-
-def _few_seeds(section: Section) -> list[str]:
-    seeds = {run.seed for run in section.runs}
-    lacking: dict[tuple[int, ...], list[str]] = defaultdict(list)
-    for group in section.groups:
-        missing = tuple(sorted(seeds - group.seeds.keys()))
-        if missing:
-            lacking[missing].append(section.labels[id(group)])
-    return [
-        f"no run of seed {', '.join(map(str, missing))}: {_list(labels)}"
-        for missing, labels in lacking.items()
-    ]
-
-
-def _list(names: list[str], most: int = 8) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
-
-
-def _unlike(comparisons: list[Comparison]) -> list[str]:
-    """Pairs that differ in more than what is compared."""
-
-    def of(run: Run, what: str) -> str:
-        return {
-            "precision": run.hardware["precision"],
-            "hardware": run.machine,
-            "commit": run.commit,
-        }[what]
-
-    lines = []
-    for what in ("precision", "hardware", "commit"):
-        unlike = [
-            f"{c.name}{f', {c.where}' if c.where else ''}"
-            for c in comparisons
-            if any(
-                {of(run, what) for run in t.runs} != {of(run, what) for run in b.runs}
-                for t, b in c.pairs
-            )
-        ]
-        if unlike:
-            lines.append(f"{what} differs within the pair: {_list(unlike)}")
-    return lines
-
-
-# --- the document ------------------------------------------------
-
-
 def document(
     loaded: Loaded, compared: list[tuple[Section, Compared]], equivalence: float
 ) -> list[Block]:
     """The whole report as blocks, before any format."""
-    machines = sorted({r.machine for r in loaded.runs + _copies(loaded)})
+    finished = [*loaded.runs, *(run for run, _, _ in loaded.duplicates)]
+    machines = sorted({r.machine for r in finished})
     letters = {
         m: chr(ord("A") + i) if i < 26 else str(i) for i, m in enumerate(machines)
     }
@@ -227,10 +94,6 @@ def document(
         Block("table", table=run_table(loaded, letters)),
         Block("ul", items=[f"machine {v}: {k}" for k, v in letters.items()]),
     ]
-
-
-def _copies(loaded: Loaded) -> list[Run]:
-    return [run for run, _, _ in loaded.duplicates]
 
 
 def _head(text: str, kind: str = "h2", short: str = "", suffix: str = "") -> Block:
