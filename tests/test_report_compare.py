@@ -138,7 +138,7 @@ def test_where_pooled_and_own_noise_disagree_both_are_shown():
     (c,) = found.comparisons
     assert c.verdict(0.005) == "better"
     assert c.disputed
-    low, high = c.welch.interval(c.level)
+    low, high = c.welch.interval()
     assert low < 0 < high
 
 

@@ -118,10 +118,11 @@ class Comparison:
 
     @property
     def disputed(self) -> bool:
-        """The pair's own noise would have decided otherwise."""
+        """The pair's own noise, by itself, says otherwise."""
         if self.estimate is None or self.welch is None:
             return False
-        return (self.welch.p < self.level) != (self.estimate.p < self.level)
+        decided = self.estimate.p < self.level
+        return (self.welch.p < (ALPHA if decided else self.level)) != decided
 
 
 def common(treatment: Group, baseline: Group) -> list[int]:

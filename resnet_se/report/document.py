@@ -39,7 +39,7 @@ METHOD = (
     "experiment, else the experiment itself) of the same command line, or of the "
     "factor's cells (Fisher 1925); what the choice of images adds is estimated beside "
     "it (Dorfman, Berbaum & Metz 1992). Where the noise of the compared runs alone "
-    "would decide otherwise, that interval has a column of its own (Welch).",
+    "says otherwise, its uncorrected interval has a column of its own (Welch 1947).",
     "All comparisons on the same test images are one family, corrected by Holm (1979), "
     "and each interval has the level of its test: better or worse where it leaves out "
     "0; no difference of so many points where it holds 0 and lies within them; else "
@@ -159,7 +159,9 @@ def _in_short(section: Section, found: Compared, equivalence: float) -> list[str
     if found.decided:
         counts = Counter(c.verdict(equivalence) for c in found.decided)
         words = ", ".join(f"{n} {verdict}" for verdict, n in sorted(counts.items()))
-        lines.append(f"of {count(len(found.decided), 'comparison')}: {words}")
+        disputed = sum(c.disputed for c in found.decided)
+        own = f"; the own noise of {disputed} says otherwise" if disputed else ""
+        lines.append(f"of {count(len(found.decided), 'comparison')}: {words}{own}")
     single = len(found.comparisons) - len(found.decided)
     if single:
         lines.append(f"{count(single, 'comparison')} of one seed: not decided")

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from resnet_se.report.compare import Compared, Comparison
+from resnet_se.report.compare import Compared
 from resnet_se.report.groups import Group, Section
 from resnet_se.report.runs import Loaded
 from resnet_se.report.statistics import ALPHA, mean_std
@@ -128,7 +128,8 @@ def comparison_table(section: Section, found: Compared, equivalence: float) -> T
             needed = c.estimate.seeds_needed(equivalence, c.n, strict)
             row[f"seeds for {bound}"] = str(needed) if needed else "more images"
         if any(other.disputed for other in found.comparisons):
-            row["own noise (Welch)"] = _welch(c) if c.disputed else NONE
+            own = c.welch.interval() if c.welch and c.disputed else None
+            row["own noise, 95 %"] = gain(c.mean, own) if own else NONE
         rows.append(row)
     caption = (
         f"Differences of test accuracy in percentage points. With two seeds or more: "
@@ -138,11 +139,6 @@ def comparison_table(section: Section, found: Compared, equivalence: float) -> T
     )
     left = {"comparison", "verdict"}
     return Table(caption, pd.DataFrame(rows), left)
-
-
-def _welch(c: Comparison) -> str:
-    assert c.welch is not None
-    return gain(c.mean, c.welch.interval(c.level))
 
 
 def cell_table(found: Compared) -> Table:
