@@ -186,6 +186,22 @@ def test_a_verdict_never_contradicts_its_interval(seed):
         assert ("n = 1" in verdict) == (c.n == 1)
 
 
+def test_a_named_experiment_is_not_swept_too():
+    def at(train):
+        fields = {"overrides": [f"data.train_subset={train}"], "data": {"train": train}}
+        a = [record("a", s, range(40 + s), **fields) for s in (0, 1)]
+        return a + [record("b", s, **fields, against=against("a")) for s in (0, 1)]
+
+    found = compared(*at(500), *at(1500))
+    assert [(c.name, c.where) for c in found.comparisons] == [
+        ("b − a", "train_subset=500"),
+        ("b − a", "train_subset=1500"),
+    ]
+    assert found.cells == []
+    (c, *_) = compared(*at(500), *at(1500), factors=["data.train_subset"]).comparisons
+    assert c.name == "train_subset 1500 − 500"
+
+
 def test_only_common_seeds_of_one_command_line_are_compared():
     short = {"overrides": ["budget=short"]}
     long = {"overrides": ["budget=long"], "choices": {"budget": "long"}}

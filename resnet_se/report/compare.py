@@ -156,7 +156,12 @@ def compare(
     factors: Iterable[str] = (),
     against: tuple[str, str] | None = None,
 ) -> Compared:
-    """The named comparisons and each experiment's factors; or the factors asked for."""
+    """The named comparisons, and the factors of experiments that take no part in one.
+
+    Args:
+        factors, against: only these factors, over all experiments; the level to compare
+            with, as (factor, level).
+    """
     found = Compared()
     asked = dict.fromkeys([*factors, *(against[:1] if against else [])])
     if asked:
@@ -166,9 +171,11 @@ def compare(
             _factor(section, pairs, factor, base, found)
     else:
         _named(section, found)
+        named = {g.experiment for c in found.comparisons for g in c.pairs[0]}
         swept: dict[str, list[Group]] = defaultdict(list)
         for group in section.groups:
-            swept[group.experiment].append(group)
+            if group.experiment not in named:
+                swept[group.experiment].append(group)
         for experiment, groups in swept.items():
             pairs = single(groups)
             prefix = f"{experiment}: " if len(swept) > 1 else ""

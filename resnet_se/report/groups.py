@@ -82,21 +82,27 @@ class Section:
     @property
     def best(self) -> Group:
         """By validation: the choice that the test images have no part in."""
-        return max(
-            self.groups, key=lambda g: mean_std([r.val["acc"] for r in g.runs])[0]
-        )
+        return max(self.groups, key=lambda g: mean_std(g.measured("val.acc"))[0])
 
     @cached_property
     def varying(self) -> list[str]:
-        """The overrides, groups and data sizes that tell the groups apart."""
-        keys = dict.fromkeys(k for g in self.groups for k in (*g.overridden, *DATA))
+        """The overrides that tell the groups apart, and whatever else does beside them.
+
+        Within one experiment that may be a group's choice; always the size of the data.
+        """
+
+        def told(keys: Iterable[str]) -> int:
+            values = (tuple(str(g.values.get(k)) for k in keys) for g in self.groups)
+            return len(set(values))
+
+        typed = dict.fromkeys(k for g in self.groups for k in g.overridden)
+        keys = [key for key in typed if told([key]) > 1]
+        several = told(["experiment"]) > 1
         chosen = dict.fromkeys(k for g in self.groups for k in g.choices)
-        several = len({g.experiment for g in self.groups}) > 1
-        return [
-            key
-            for key in (keys if several else keys | chosen)
-            if len({str(g.values.get(key)) for g in self.groups}) > 1
-        ]
+        for key in (*DATA, *(() if several else sorted(chosen))):
+            if told([*keys, key]) > told(keys):
+                keys.append(key)
+        return keys
 
     @cached_property
     def common(self) -> dict[str, Any]:
