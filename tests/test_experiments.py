@@ -89,10 +89,10 @@ def test_there_are_22():
     assert [name[:3] for name in THE_22] == [f"e{i:02}" for i in range(1, 23)]
 
 
-@pytest.mark.parametrize("budget", ["paper", "small"])
-def test_every_experiment_composes(configs, budget):
-    for cfg in configs[budget].values():
+def test_every_experiment_composes(configs):
+    for cfg in configs["paper"].values():
         check_config(cfg)
+    for cfg in configs["small"].values():
         OmegaConf.resolve(cfg)
 
 
