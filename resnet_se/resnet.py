@@ -49,9 +49,10 @@ class SqueezeExcite(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) → (B, C, H, W)."""
-        # Its gradient is channels-last, as x's others are: that of `x.mean((2, 3))` is
-        # not, and adding them up took 8 % of se_resnet80's step on a CPU.
-        z = x.permute(0, 2, 3, 1).mean(dim=(1, 2))  # (B, C)
+        # The gradient of `x.mean((2, 3))` is not channels-last, as x's others are, and
+        # the mean of a bf16 tensor copies it to float32 on a CPU; a sum adds up in
+        # float32 without the copy (experiments/benchmark).
+        z = x.permute(0, 2, 3, 1).sum(dim=(1, 2)) / x[0, 0].numel()  # (B, C)
         gate = self.excite(F.relu(self.squeeze(z))).sigmoid()  # (B, C)
         return x * gate[:, :, None, None]
 
@@ -110,7 +111,7 @@ class BasicBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C_in, H, W) → (B, C, ⌈H/stride⌉, ⌈W/stride⌉)."""
-        return self.after(F.relu(self.shortcut(x) + self.branch(x)))
+        return self.after(F.relu_(self.shortcut(x) + self.branch(x)))
 
 
 class PoolBlock(nn.Module):
@@ -141,7 +142,7 @@ class PoolBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C_in, H, W) → (B, C, ⌊H/stride⌋, ⌊W/stride⌋)."""
         x = self.down(x)
-        return self.after(F.relu(self.shortcut(x) + self.branch(x)))
+        return self.after(F.relu_(self.shortcut(x) + self.branch(x)))
 
 
 class WhiteningStem(nn.Module):
