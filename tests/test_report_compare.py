@@ -296,6 +296,11 @@ def test_a_factor_of_three_levels_is_set_against_the_first():
     assert [c.name for c in found.comparisons] == ["lr 0.2 − 0.05", "lr 1 − 0.05"]
 
 
+def test_what_is_switched_off_is_the_baseline():
+    records = [swept(s, mixing=mixing) for mixing in ("mixup", "none") for s in (0, 1)]
+    assert [c.name for c in compared(*records).comparisons] == ["mixing mixup − none"]
+
+
 def test_factor_and_against_choose():
     one = compared(*grid(), factors=["optimizer.lr"])
     assert [c.name for c in one.comparisons] == ["lr 0.2 − 0.1"]

@@ -139,7 +139,9 @@ class Section:
 
 
 def order(value: str) -> tuple[float, str]:
-    """Sorts numbers by size, then words."""
+    """Sorts what is switched off first, then numbers by size, then words."""
+    if value.lower() in ("none", "null", "false", "off"):
+        return -inf, ""
     try:
         return float(value), ""
     except ValueError:
