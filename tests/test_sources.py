@@ -21,7 +21,9 @@ from torchvision.datasets import CIFAR10 as Official
 from torchvision.datasets import CIFAR100 as OfficialFine
 
 from resnet_se.data import sources
+from resnet_se.data.augment import Augmentation
 from resnet_se.data.images import DataNotFound, ImageSet
+from resnet_se.data.module import ImageDataModule
 from resnet_se.data.sources import (
     CIFAR10,
     CIFAR10_CLASSES,
@@ -321,6 +323,22 @@ def test_several_broken_files_are_named_at_once(tmp_path):
 
 
 # ------------------------------------------------------------------ keys and cache
+
+
+def test_the_data_are_located_without_decoding(tmp_path, monkeypatch):
+    make_tree(tmp_path / "t")
+    source, fallback = ImageFolder(str(tmp_path / "t")), Synthetic(20, 20)
+    key = source.key()
+    monkeypatch.setattr(ImageFolder, "load", None)
+    monkeypatch.setattr(Synthetic, "load", None)
+    data = ImageDataModule(source, Augmentation(), fallback=fallback)
+    assert (data.locate(), data.fell_back) == (key, None)
+    shutil.rmtree(tmp_path / "t")
+    assert data.locate() == fallback.key()
+    assert "nothing is there" in data.fell_back
+    assert data.source is fallback
+    with pytest.raises(DataNotFound, match=r"data\.source\.root: .* nothing is there"):
+        ImageDataModule(source, Augmentation()).locate()
 
 
 def test_key_follows_content_and_size_but_not_place_or_time(tmp_path):

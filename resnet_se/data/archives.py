@@ -71,7 +71,8 @@ def _in_tree(members: Iterable[Member]) -> Callable[[Member], bool]:
             below[""].add(first)
             if len(rest) > 1:
                 below.setdefault(f"{first}/", set()).add(rest[0])
-    splits = find_layout(lambda at: set(below.get(at, ()))).splits
+    layout = find_layout(lambda at: set(below.get(at, ())))
+    splits = [f"{layout.top}{split}" for split in layout.splits]
 
     def wanted(member: Member) -> bool:
         name = f"{member.name}/" if member.kind == "folder" else member.name

@@ -24,6 +24,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from resnet_se.errors import UserError, nearest
+from resnet_se.machine import usable_cores
 
 TESTS = ("test", "val", "valid", "validation")
 # Those that PIL decodes by itself: it hands EPS to a program, for one.
@@ -77,15 +78,10 @@ def hidden(name: str) -> bool:
 
 
 class Layout(NamedTuple):
-    """Below which folders the classes lie, "pets/train/" or "", with a slash each."""
+    """Below which folders the classes lie; each name ends in a slash or is empty."""
 
-    top: str
-    train: str
-    test: str | None  # None: to be cut from `train`
-
-    @property
-    def splits(self) -> tuple[str, ...]:
-        return (self.train,) if self.test is None else (self.train, self.test)
+    top: str  # the common folder, "pets/"
+    splits: tuple[str, ...]  # below it: train/ and test/; train/; or the top itself
 
 
 def find_layout(folders: Callable[[str], set[str]]) -> Layout:
@@ -94,9 +90,9 @@ def find_layout(folders: Callable[[str], set[str]]) -> Layout:
     if len(names) == 1 and not names & {"train", *TESTS}:
         top = f"{names.pop()}/"
         names = folders(top)
-    test = next((f"{top}{name}/" for name in TESTS if name in names), None)
-    alone = "train" not in names and test is None
-    return Layout(top, top if alone else f"{top}train/", test)
+    tests = [f"{name}/" for name in TESTS if name in names][:1]
+    train = "train/" if tests or "train" in names else ""
+    return Layout(top, (train, *tests))
 
 
 def tree_files(folder: Path, root: Path, limits: Limits) -> dict[str, Path | None]:
@@ -116,12 +112,12 @@ def tree_files(folder: Path, root: Path, limits: Limits) -> dict[str, Path | Non
     try:
         layout = _layout_of(folder)
         for split in layout.splits:
-            within = split[len(layout.top) :]
-            if not (folder / split).is_dir():
+            below = folder / layout.top / split
+            if not below.is_dir():
                 continue  # `class_files` misses it
-            for name, path, status in _walk(folder / split, within):
+            for name, path, status in _walk(below, split):
                 is_folder = name.endswith("/")
-                if not is_folder and "/" not in name[len(within) :]:
+                if not is_folder and "/" not in name[len(split) :]:
                     continue  # beside the classes
                 files[name] = None if is_folder else path
                 why = "" if is_folder else _unfit(status)
@@ -153,27 +149,27 @@ def class_files(
     layout = _layout_of(folder)
     parts: list[dict[str, list[str]]] = []
     for split in layout.splits:
-        within = split[len(layout.top) :]
         classes: dict[str, list[str]] = {}
         for name in sorted(files):
-            if name.startswith(within):
-                group = classes.setdefault(name[len(within) :].split("/")[0], [])
+            if name.startswith(split):
+                group = classes.setdefault(name[len(split) :].split("/")[0], [])
                 group += [name] * (not name.endswith("/"))
         parts.append(dict(sorted(classes.items())))
     beside = several(sorted(e.name for e in _visible(folder / layout.top)), 10)
-    for within, classes in zip(_names(layout), parts, strict=True):
+    for split, classes in zip(layout.splits, parts, strict=True):
         if not classes:
-            expected = f"{within or 'train/'}<class>/ folders in {root}"
+            expected = f"{split or 'train/'}<class>/ folders in {root}"
             raise wrong("root", expected, f"only {beside or 'nothing'}")
         for name, images in classes.items():
             if not name.isprintable():
                 raise wrong("root", "class folders of printable names", ascii(name))
             if not images:
-                raise wrong("root", f"images in {root}", f"{within}{name} empty")
-    if layout.test is None and test_fraction is None:
+                raise wrong("root", f"images in {root}", f"{split}{name} empty")
+    if len(layout.splits) == 1 and test_fraction is None:
         raise wrong("root", f"test/<class>/ folders in {root}", f"only {beside}")
     _check_classes(layout, parts, root)
-    _check_counts(_names(layout)[0], parts, root, test_fraction)
+    cut = test_fraction if test_fraction and len(layout.splits) == 1 else 0.0
+    _check_counts(layout.splits[0], parts[0], root, cut)
     return layout, parts
 
 
@@ -181,15 +177,10 @@ def _layout_of(folder: Path) -> Layout:
     return find_layout(lambda at: {e.name for e in _visible(folder / at) if e.is_dir()})
 
 
-def _names(layout: Layout) -> list[str]:
-    """The splits' folders below the common one."""
-    return [split[len(layout.top) :] for split in layout.splits]
-
-
 def _check_classes(
     layout: Layout, parts: list[dict[str, list[str]]], root: Path
 ) -> None:
-    folders = list(zip(_names(layout), parts, strict=True))
+    folders = list(zip(layout.splits, parts, strict=True))
     for (one, classes), (other, theirs) in zip(folders, folders[::-1], strict=True):
         for name in classes:
             if name not in theirs:
@@ -201,21 +192,15 @@ def _check_classes(
 
 
 def _check_counts(
-    within: str,
-    parts: list[dict[str, list[str]]],
-    root: Path,
-    test_fraction: float | None,
+    split: str, classes: dict[str, list[str]], root: Path, cut: float
 ) -> None:
-    cut = 0.0 if len(parts) > 1 or test_fraction is None else test_fraction
-    for name, images in parts[0].items():
+    for name, images in classes.items():
         n = len(images)
         if n - (max(1, round(n * cut)) if cut else 0) < 2:
-            beside = f", once {cut:g} are cut off to test (data.source.test_fraction),"
-            expected = (
-                f"2 or more images of each class to train and validate on"
-                f"{beside if cut else ''} in {root}"
-            )
-            raise wrong("root", expected, f"{n} in {within}{name}")
+            expected = "2 or more images of each class to train and validate on"
+            if cut:
+                expected += f", once {cut:g} are cut off (data.source.test_fraction),"
+            raise wrong("root", f"{expected} in {root}", f"{n} in {split}{name}")
 
 
 def _visible(folder: Path) -> list[os.DirEntry[str]]:
@@ -295,7 +280,7 @@ def decode(
 
         # Below about 128×128 threads would only queue for Python's lock (measured: half
         # the speed at 32×32 on 4 cores); above it PIL decodes outside of the lock.
-        threads = min(8, os.cpu_count() or 1) if np.prod(original) > 3 * 128**2 else 1
+        threads = min(8, usable_cores()) if np.prod(original) > 3 * 128**2 else 1
         bar = progress(f"decoding {len(names):,} images", len(names))
         formats, broken, odd = set(), [], []
         with ThreadPoolExecutor(threads) as pool, bar as advance:

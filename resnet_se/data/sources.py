@@ -144,15 +144,15 @@ class ImageFolder:
             ]
         )
         origin = f"{'/'.join(formats)} files"
-        if layout.test is None:
+        if len(layout.splits) == 1:
             assert self.test_fraction is not None  # class_files has seen to it
             train, test = stratified_split(y, self.test_fraction, seed=0)
             origin += f", {self.test_fraction:.0%} cut off to test"
         else:
             n = sum(map(len, parts[0].values()))
             train, test = torch.arange(len(y)).tensor_split([n])
-            if not layout.test.endswith("test/"):
-                origin += f", tested on {layout.test[len(layout.top) :]}"
+            if layout.splits[1] != "test/":
+                origin += f", tested on {layout.splits[1]}"
         splits = x[train], y[train], x[test], y[test]
         return ImageSet("image_folder", origin, tuple(parts[0]), *splits)
 
@@ -309,9 +309,13 @@ def _is_tree(folder: Path) -> bool:
 
 
 def _digest_file(digest: Any, path: Path) -> None:
-    with path.open("rb") as file:
-        while piece := file.read(1 << 20):
-            digest.update(piece)
+    try:
+        with path.open("rb") as file:
+            while piece := file.read(1 << 20):
+                digest.update(piece)
+    except OSError as error:
+        got = f"{path} ({error.strerror})"
+        raise wrong("root", "files that can be read", got) from error
 
 
 # ---------------------------------------------------------------- download
