@@ -156,6 +156,7 @@ def test_without_gpus_nothing_is_set(tmp_path, monkeypatch):
 # --- launchers ---------------------------------------------------
 
 
+@pytest.mark.slow
 def test_joblib_goes_on_after_a_worker_was_killed(tmp_path, run_dirs):
     extra("joblib")
     line = ("-m", "launcher=joblib", "launcher.gpus=[4,7]", "trainer.max_epochs=15")
@@ -184,6 +185,7 @@ def test_joblib_goes_on_after_a_worker_was_killed(tmp_path, run_dirs):
     assert len(workers) == len({process for process, _ in workers})
 
 
+@pytest.mark.slow
 def test_submitit_gives_every_job_a_process(tmp_path, run_dirs):
     extra("submitit_local")
     line = ("-m", "launcher=submitit_local", "launcher.gpus=[4,7]", "seed=0,1")
@@ -195,9 +197,10 @@ def test_submitit_gives_every_job_a_process(tmp_path, run_dirs):
     assert a != b
     assert {gpu for _, gpu in notes(run_dirs)} <= {"4", "7"}
     logs = list(tmp_path.glob("runs/sweeps/*/.submitit/*/*_log.out"))
-    assert any("quickstart, seed 1" in log.read_text() for log in logs)
+    assert any("custom, seed 1" in log.read_text() for log in logs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
 def test_a_launchers_jobs_start_their_own_ranks(tmp_path, run_dirs, launcher):
     extra(launcher)
@@ -230,6 +233,7 @@ FAKE_SLURM = {
 }
 
 
+@pytest.mark.slow
 def test_slurm_requeues_a_job_at_its_time_limit(tmp_path, run_dirs):
     extra("submitit_slurm")
     for name, text in FAKE_SLURM.items():
@@ -305,6 +309,7 @@ def study(tmp_path):
     return find
 
 
+@pytest.mark.slow
 def test_a_killed_search_goes_on_as_if_it_had_not_been(
     train, command, tmp_path, run_dirs, study, capsys
 ):
@@ -359,6 +364,7 @@ def test_a_search_records_what_fails_and_can_be_continued(train, study, capsys):
     assert len(sweep.outcomes(folder)) == 2
 
 
+@pytest.mark.slow
 def test_a_search_with_joblib_runs_trials_at_once(tmp_path, run_dirs, study):
     extra("joblib")
     line = ("launcher=joblib", "launcher.jobs=2", "hydra.sweeper.n_trials=2")
