@@ -307,6 +307,8 @@ def test_the_formats_show_the_same_numbers(text_of, tmp_path):
     assert second["experiment"] == "c_50%"
     assert r"c\_50\% & 2 &" in tex
     assert tex.count("{") == tex.count("}")
+    assert r"\caption{cifar10 sha256:aaaaaaaa: mean $\pm$ sample" in tex
+    assert r"found with 80 \% power" in tex
     assert "<td>89.50 ± 0.71</td>" in (tmp_path / "out/report.html").read_text()
 
 

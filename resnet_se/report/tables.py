@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -184,25 +185,16 @@ def latex(tables: Iterable[Table]) -> str:
     parts = [r"% \usepackage{booktabs, graphicx}, UTF-8"]
     for table in tables:
         columns = "".join("l" if table.is_left(c) else "r" for c in table.cells.columns)
-        head = table.cells.rename(columns=str)
-        body = head.to_latex(index=False, escape=True, column_format=columns)
+        caption = re.sub(r"([&%$#_{}])", r"\\\1", table.caption.replace("`", ""))
+        body = table.cells.to_latex(index=False, escape=True, column_format=columns)
         parts += [
             r"\begin{table}",
-            rf"\caption{{{_tex(table.caption)}}}",
-            rf"\resizebox{{\textwidth}}{{!}}{{%{chr(10)}{body.rstrip()}}}",
+            rf"\caption{{{caption}}}",
+            r"\resizebox{\textwidth}{!}{%",
+            body.rstrip() + "}",
             r"\end{table}",
         ]
     text = "\n".join(parts) + "\n"
     for sign, command in TEX.items():
         text = text.replace(sign, command)
     return text
-
-
-def _tex(text: str) -> str:
-    """As pandas escapes cells."""
-    return (
-        pd.DataFrame([[text.replace("`", "")]])
-        .to_latex(index=False, header=False, escape=True)
-        .split("\n")[2]
-        .removesuffix(r" \\")
-    )
