@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import signal
+import threading
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
 
 from resnet_se import checkpoint, collective, dashboard, plots, ranks
-from resnet_se.builders import build_classifier, build_trainer, compile_net, load_weights
+from resnet_se.builders import (
+    build_classifier,
+    build_trainer,
+    compile_net,
+    load_weights,
+)
 from resnet_se.callbacks import Checkpoints, History
 from resnet_se.config import resolved
 from resnet_se.data.module import ImageDataModule
@@ -48,11 +55,8 @@ def train_and_test(
 
     for logger in trainer.loggers:
         logger.log_hyperparams(resolved(cfg))
-    with suppress(ValueError):
-        before = signal.signal(signal.SIGTERM, signal.SIG_DFL)  # Lightning's turn
-    trainer.fit(model, datamodule=data, ckpt_path=ckpt, weights_only=True)
-    with suppress(ValueError):
-        signal.signal(signal.SIGTERM, before)
+    with _sigterm_left_to_lightning():
+        trainer.fit(model, datamodule=data, ckpt_path=ckpt, weights_only=True)
     history = next((c for c in trainer.callbacks if isinstance(c, History)), None)
     result["train"] = {
         "epochs": trainer.current_epoch,
@@ -76,6 +80,17 @@ def train_and_test(
         }
     if ranks.is_leader():
         _save_test(cfg, trainer, model, data, run_dir, best)
+
+
+@contextmanager
+def _sigterm_left_to_lightning() -> Iterator[None]:
+    """The handler there was comes back where the body ends well."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # a launcher's thread takes no signals
+        return
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGTERM, before)
 
 
 def _goes_on_from(cfg: DictConfig, run_dir: Path, model: Any) -> Path | None:

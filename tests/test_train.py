@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from pathlib import Path
@@ -208,6 +209,14 @@ def test_from_a_checkpoint_of_a_step_no_image_is_seen_twice(
     assert train(*overrides) == 0
     assert stopped.steps[before:] == [(1, 2), (1, 3), (1, 4), (1, 5)]  # after step 8
     assert_same_run(only(run_dirs())[0], reference)
+
+
+def test_a_thread_of_a_launcher_trains(train, run_dirs):
+    """Only the main thread of a process may set signal handlers."""
+    thread = threading.Thread(target=train, args=("trainer.max_epochs=1",))
+    thread.start()
+    thread.join()
+    assert only(run_dirs())[1]["status"] == "finished"
 
 
 @pytest.mark.slow
