@@ -22,6 +22,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from resnet_se.data import archives, sources
+from resnet_se.data.files import tree_files
 from resnet_se.data.images import ImageSet
 from resnet_se.data.sources import ImageFolder
 from resnet_se.errors import UserError
@@ -257,6 +259,32 @@ def test_devices_outside_the_tree_are_passed_over(tmp_path, expected):
 def test_nothing_of_an_archive_stays_but_the_decoded_images(tmp_path, cache):
     load(make_tar(tmp_path / "a.tar"))
     assert [path.suffix for path in cache.iterdir()] == [".npz"]
+
+
+@pytest.mark.parametrize("room", ["memory", "cache", "nowhere"])
+def test_an_archive_is_unpacked_where_there_is_room(
+    tmp_path, cache, monkeypatch, expected, room
+):
+    memory = tmp_path / "memory"
+    killed = memory / f"{archives.SCRATCH}old"
+    killed.mkdir(parents=True)
+    os.utime(killed, (0, 0))
+    monkeypatch.setattr(archives, "MEMORY", memory if room == "memory" else room)
+    if room == "nowhere":
+        monkeypatch.setenv(
+            "RESNET_SE_CACHE", str(tmp_path / "expected/train/ant/0.png")
+        )
+    seen = []
+    monkeypatch.setattr(
+        sources,
+        "tree_files",
+        lambda folder, *rest: seen.append(folder) or tree_files(folder, *rest),
+    )
+    assert load(make_tar(tmp_path / "a.tar")).fingerprint == expected
+    parents = {"memory": memory, "cache": cache, "nowhere": Path(tempfile.gettempdir())}
+    assert [folder.parent for folder in seen] == [parents[room]]
+    assert not seen[0].exists()
+    assert killed.exists() == (room != "memory")
 
 
 def test_an_unusable_cache_folder_does_not_keep_archives_from_being_read(

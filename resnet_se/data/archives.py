@@ -17,10 +17,11 @@ import stat
 import struct
 import tarfile
 import tempfile
+import time
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from errno import EDQUOT, ENOSPC
 from functools import partial
 from pathlib import Path
@@ -32,6 +33,8 @@ from resnet_se.machine import cache_folder
 
 ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".zip")
 BLOCK = 4096  # bytes that even an empty file takes
+MEMORY = Path("/dev/shm")  # a file system in memory, on Linux
+SCRATCH = "resnet-se-unpacked-"
 HEADER = 1 << 20  # bytes that tarfile may read at once: names, no images
 
 
@@ -98,7 +101,7 @@ def unpacked(
         UserError: damaged, too large, a path that leaves the archive, a wanted member
             that is neither file nor folder nor a link to a file in the archive.
     """
-    with _scratch_folder() as folder:
+    with ExitStack() as stack:
         with _damage_named(archive), progress(f"unpacking {archive.name}"):
             members: dict[str, Member] = {}
             size = 0
@@ -108,6 +111,11 @@ def unpacked(
                 if member.name:
                     members[member.name] = member
             copies = _copies(archive, members, select(members.values()), limits)
+            size = sum(
+                max(BLOCK, members[name].size) * len(names)
+                for name, names in copies.items()
+            )
+            folder = stack.enter_context(_scratch_folder(size))
             for member, content in _members(archive, limits):
                 targets = [Path(folder, name) for name in copies.get(member.name, ())]
                 if targets and member.kind == "folder":
@@ -252,13 +260,21 @@ class _Stream:
         return self.file.read(size)
 
 
-def _scratch_folder() -> tempfile.TemporaryDirectory[str]:
-    """In the cache folder, which has room for images, if it can be written."""
-    try:
+def _scratch_folder(size: int) -> tempfile.TemporaryDirectory[str]:
+    """In memory, if it has room for `size` bytes four times; else in the cache folder.
+
+    60,000 small files on a disk that others use took minutes to make and delete.
+    """
+    with suppress(OSError):
+        if shutil.disk_usage(MEMORY).free > 4 * size:
+            for old in MEMORY.glob(f"{SCRATCH}*"):  # of a process that was killed
+                if time.time() - old.stat().st_mtime > 3600:
+                    shutil.rmtree(old, ignore_errors=True)
+            return tempfile.TemporaryDirectory(prefix=SCRATCH, dir=MEMORY)
+    with suppress(OSError):
         cache_folder().mkdir(parents=True, exist_ok=True)
-        return tempfile.TemporaryDirectory(prefix=".unpacked-", dir=cache_folder())
-    except OSError:
-        return tempfile.TemporaryDirectory(prefix="resnet-se-")
+        return tempfile.TemporaryDirectory(prefix=f".{SCRATCH}", dir=cache_folder())
+    return tempfile.TemporaryDirectory(prefix=SCRATCH)
 
 
 @contextmanager
