@@ -87,35 +87,44 @@ NULLABLE = {"tta", "logger"}  # and what is null in conf/train.yaml
 # Read by train, no arguments of the target beside them.
 OWN_KEYS = {"trainer.compile", "trainer.scale_lr"}
 
+_ACCELERATOR = Literal["auto", "cpu", "gpu", "cuda", "mps"]
 _BATCHES = Count | Annotated[float, Field(gt=0, le=1)]
 
-KEYS: dict[str, Any] = {
-    "seed": Annotated[int, Field(ge=0, le=2**32 - 1)],
-    "tags": Sequence[str | int | float],
-    "notes": dict,
-    "against": Sequence[dict],
-    "noise_family": Text | None,
-    "plots": bool,
-    "ckpt_path": Text | None,
-    "runs_dir": Text,
-    "fail_fast": bool,
-    "budget.scale": Positive,
-    "budget.depth": Positive,
-    "budget.width": Positive,
-    "budget.limit_batches": _BATCHES,
-    "budget.train_subset": Count | None,
-    "launcher.jobs": Count,
-    "launcher.gpus": Sequence[str | int],
-    "trainer.compile": Literal["off", "default", "cuda_graphs", False],
-    "trainer.scale_lr": bool,
-    "optimizer.lr": Positive,
+KEYS: dict[str, dict[str, Any]] = {
+    "train": {
+        "seed": Annotated[int, Field(ge=0, le=2**32 - 1)],
+        "tags": Sequence[str | int | float],
+        "notes": dict,
+        "against": Sequence[dict],
+        "noise_family": Text | None,
+        "plots": bool,
+        "ckpt_path": Text | None,
+        "runs_dir": Text,
+        "fail_fast": bool,
+        "optimizer.lr": Positive,
+        "budget.scale": Positive,
+        "budget.depth": Positive,
+        "budget.width": Positive,
+        "budget.limit_batches": _BATCHES,
+        "budget.train_subset": Count | None,
+        "launcher.jobs": Count,
+        "launcher.gpus": Sequence[str | int],
+        "trainer.compile": Literal["off", "default", "cuda_graphs", False],
+        "trainer.scale_lr": bool,
+    },
+    "evaluate": {
+        "run": Text,
+        "ckpt": Literal["best", "last"],
+        "accelerator": _ACCELERATOR,
+        "out": Text | None,
+    },
 }
 
 _RATES = {"lr": Positive, "weight_decay": NonNegative, "eps": NonNegative}
 
 FOREIGN: dict[str, dict[str, Any]] = {
     "lightning.pytorch.trainer.trainer.Trainer": {
-        "accelerator": Literal["auto", "cpu", "gpu", "cuda", "mps"],
+        "accelerator": _ACCELERATOR,
         "precision": Literal["auto", "32-true", "bf16-mixed", "16-mixed"],
         "devices": Count | Sequence[Natural] | Text | Literal[-1],
         "num_nodes": Count,

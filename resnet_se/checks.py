@@ -57,9 +57,12 @@ def check_config(cfg: DictConfig) -> None:
             is not of its place's kind or argument that it does not take.
     """
     check_keys(cfg)
+    for path, node in _targets(cfg, ""):
+        _check_kind(path, node)
     _drop_preset_keys(cfg)
     for path, node in _targets(cfg, ""):
-        _check_target(path, node)
+        if path != "optimizer.cls":
+            _check_arguments(path, node, located(path, node["_target_"]))
     for path in ARGUMENTS_OF:
         node = OmegaConf.select(cfg, path)
         if node is not None:
@@ -79,8 +82,10 @@ def build(path: str, node: DictConfig, **given: Any) -> Any:
         UserError: a target in it is not of its place's kind.
         InstantiationException: of Hydra, around what the constructor has raised.
     """
+    if not isinstance(node, DictConfig) or "_target_" not in node:
+        raise UserError(f"{path}: expected a mapping with a _target_, got {node!r}")
     for inner, target in _targets(node, path):
-        _check_target(inner, target)
+        _check_kind(inner, target)
     return instantiate(node, _convert_="all", **given)
 
 
@@ -98,12 +103,27 @@ def build_net(node: DictConfig, num_classes: int) -> Any:
 # --- keys --------------------------------------------------------
 
 
-def check_keys(cfg: DictConfig) -> None:
+def check_keys(cfg: DictConfig, config_name: str = "train") -> None:
     """The keys of the top level, and of the groups that name no target.
+
+    Args:
+        config_name: the command's own, in `conf/`.
 
     Raises:
         UserError: as `check_config`.
     """
+    if config_name == "train":
+        _check_top_level(cfg)
+    for path, hint in KEYS.get(config_name, {}).items():
+        parent = OmegaConf.select(cfg, path.rpartition(".")[0]) if "." in path else cfg
+        key = path.rpartition(".")[2]
+        if isinstance(parent, DictConfig) and key in parent:
+            check(path, _plain(_value(path, parent)), hint)
+    if config_name == "train":
+        _check_groups(cfg)
+
+
+def _check_top_level(cfg: DictConfig) -> None:
     primary, groups = _top_level()
     known = (primary.keys() | groups.keys()) - NO_KEYS
     for key in cfg:
@@ -118,19 +138,37 @@ def check_keys(cfg: DictConfig) -> None:
             raise UserError(f"{key}: expected a value, got null{hint}")
         if key in groups and not isinstance(cfg.get(key) or {}, dict | DictConfig):
             raise UserError(f"{key}: expected a mapping, got {cfg[key]!r}")
-    for path, hint in KEYS.items():
-        parent = OmegaConf.select(cfg, path.rpartition(".")[0]) if "." in path else cfg
-        key = path.rpartition(".")[2]
-        if isinstance(parent, DictConfig) and key in parent:
-            check(path, _plain(_value(path, parent)), hint)
+
+
+def _check_groups(cfg: DictConfig) -> None:
     for key in ("budget", "launcher"):
-        names = [p.partition(".")[2] for p in KEYS if p.startswith(f"{key}.")]
+        names = [p.partition(".")[2] for p in KEYS["train"] if p.startswith(f"{key}.")]
         for name in cfg[key]:
             if name not in names:
                 raise UserError(f"{key}.{name}: unknown; {nearest(str(name), names)}")
+    for group in ("callbacks", "logger"):
+        for name, node in (cfg[group] or {}).items():
+            _check_entry(f"{group}.{name}", node)
+    for group in ("model", "data", "augment", "mixing", "optimizer", "scheduler"):
+        if "_target_" not in cfg[group]:
+            raise UserError(f"{group}._target_: expected a value, got none")
     for path in ("optimizer.lr", "trainer.max_epochs", "data.source"):
         if OmegaConf.select(cfg, path) is None:
             raise UserError(f"{path}: expected a value, got null")
+
+
+def _check_entry(path: str, node: Any) -> None:
+    if node is None:  # a preset's, left out
+        return
+    if not isinstance(node, DictConfig):
+        got = _plain(node)
+        raise UserError(
+            f"{path}: expected a mapping with a _target_, or null, got {got!r}"
+        )
+    if "_target_" not in node:
+        names = set(OmegaConf.load(CONF / "callbacks/default.yaml"))
+        name = path.partition(".")[2]
+        raise UserError(f"{path}: no _target_ there; {nearest(name, names)}")
 
 
 @functools.cache
@@ -184,39 +222,35 @@ def place_of(path: str) -> tuple[str, Place] | None:
     return (name := max(inside, key=len), PLACES[name]) if inside else None
 
 
-def _check_target(path: str, node: DictConfig) -> None:
-    """Raises UserError unless the target is of the place's kind and takes the keys."""
+def _check_kind(path: str, node: DictConfig) -> None:
+    """Raises UserError unless a target is of the kind of the place it stands in."""
     where = place_of(path)
     name = node["_target_"]
     if where is None:
         raise UserError(f"{path}._target_: nothing is built here, got {name!r}")
-    check(f"{path}._target_", name, str)
-    place = where[1]
-    if where[0] == "optimizer.cls":  # its name is data here, and its class wanted
+    key = "_target_"
+    if where[0] == "optimizer.cls":  # a class is wanted there, not an object
         if name != GET_CLASS:
             raise UserError(f"{path}._target_: expected {GET_CLASS}, got {name!r}")
-        check(f"{path}.path", node.get("path"), str)
-        _check_kind(f"{path}.path", node["path"], place)
-        return
-    _check_kind(f"{path}._target_", name, place)
-    _check_arguments(path, node, located(f"{path}._target_", name))
+        key = "path"
+    name = node.get(key)
+    check(f"{path}.{key}", name, str)
+    if not _is_of(where[1], name, f"{path}.{key}"):
+        raise UserError(f"{path}.{key}: expected {where[1].words}, got {name!r}")
 
 
-def _check_kind(path: str, name: str, place: Place) -> None:
-    root = name.partition(".")[0]
-    if root in sys.stdlib_module_names:  # importing alone may run something
-        raise UserError(f"{path}: expected {place.words}, got {name!r}")
+def _is_of(place: Place, name: str, path: str) -> bool:
+    if name.partition(".")[0] in sys.stdlib_module_names:
+        return False  # importing alone may run something
     target = located(path, name)
     bases = tuple(located(path, base) for base in place.bases)
     if inspect.isclass(target):
-        fits = issubclass(target, bases) if bases else True
-        fits &= all(callable(getattr(target, m, None)) for m in place.methods)
-    else:
-        ours = inspect.isroutine(target) and _home(target) in place.packages
-        returned = _returned(target) if ours else None
-        fits = inspect.isclass(returned) and issubclass(returned, bases)
-    if not fits:
-        raise UserError(f"{path}: expected {place.words}, got {name!r}")
+        methods = all(callable(getattr(target, name, None)) for name in place.methods)
+        return methods and (not bases or issubclass(target, bases))
+    if not inspect.isroutine(target) or _home(target) not in place.packages:
+        return False
+    returned = _returned(target)
+    return inspect.isclass(returned) and issubclass(returned, bases)
 
 
 def _home(target: Any) -> str:
@@ -353,6 +387,12 @@ def _check_arguments(path: str, node: DictConfig, target: Any) -> None:
                 f"{name}: {_called(node, signature)} has no such argument; {hint}"
             )
         value = _plain(_value(name, node))
+        if name in PLACES and not (value is None or _holds_target(value)):
+            strings = isinstance(value, str) and path == "trainer"
+            if not strings:  # its names of profilers and strategies
+                raise UserError(
+                    f"{name}: expected a mapping with a _target_, got {value!r}"
+                )
         if key in signature.hints and not _holds_target(value):
             check(name, value, signature.hints[key])
     if "_args_" in node or (node.get("_partial_") and path not in GIVEN):

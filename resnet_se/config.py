@@ -29,6 +29,7 @@ from hydra.errors import (
     HydraException,
     InstantiationException,
     MissingConfigException,
+    OverrideParseException,
 )
 from hydra.utils import get_object
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -101,6 +102,7 @@ WATCHERS = {
     "lightning.pytorch.callbacks.TQDMProgressBar",
 }
 EXTRAS = ("joblib", "submitit", "ray")  # launchers that pyproject.toml offers
+NO_CHOICE = "Config group override must be"  # of Hydra's ValueError: model=null
 EXPECTED = (UserError, HydraException, OmegaConfBaseException)
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 HYDRA_KEYS = {"_target_", "_partial_", "_convert_", "_recursive_", "_args_"}
@@ -315,14 +317,13 @@ def run(task: Callable[[DictConfig], Any], config_name: str) -> None:
 
     def job(cfg: DictConfig) -> Any:
         try:
-            if config_name == "train":  # a launcher's share is read before the rest
-                from resnet_se.checks import check_keys
+            from resnet_se.checks import check_keys
 
-                check_keys(cfg)
+            check_keys(cfg, config_name)  # a launcher's share is read before the rest
             return task(cfg)
         except Exception as error:  # the other jobs of a sweep go on
             errors.append(error)
-            if show_all or not (isinstance(error, EXPECTED) or _of_a_file(error)):
+            if show_all or not _needs_no_traceback(error):
                 traceback.print_exc()
             print(f"error: {explain(error, config_name)}", file=sys.stderr)
 
@@ -330,21 +331,18 @@ def run(task: Callable[[DictConfig], Any], config_name: str) -> None:
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(
             job
         )()
-    except EXPECTED as error:  # before any job: the configuration does not compose
-        if show_all:
-            raise
-        print(f"error: {explain(error, config_name)}", file=sys.stderr)
-        sys.exit(2)
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # nothing is left to stop
         again = "; the same command goes on from here" if config_name == "train" else ""
         print(f"interrupted{again}", file=sys.stderr)
         sys.exit(130)
-    except Exception as error:  # no job's: the launcher has lost a worker
-        if _of_a_file(error) and not show_all:  # or Hydra cannot write its own
+    except Exception as error:
+        if show_all:
+            raise
+        if _needs_no_traceback(error):  # before any job: it does not compose
             print(f"error: {explain(error, config_name)}", file=sys.stderr)
-            sys.exit(1)
-        traceback.print_exc()
+            sys.exit(2 if isinstance(error, (*EXPECTED, ValueError)) else 1)
+        traceback.print_exc()  # no job's: the launcher has lost a worker
         print("stopped; the same command goes on from here", file=sys.stderr)
         sys.exit(1)
     if errors:
@@ -375,16 +373,36 @@ def explain(error: BaseException, config_name: str = "train") -> str:
         said = str(error).strip().splitlines()[0]
         key = error.full_key
         return f"{key}: {said}" if key and key not in said else said
+    if NO_CHOICE in str(error):
+        return _explain_group()
+    if isinstance(error, OverrideParseException):
+        said = [line for line in str(error).splitlines() if "http" not in line]
+        return f"{error.override}: {' '.join(said)}"
     override = re.search(r"Could not override '([^']+)'", str(error))
     if isinstance(error, ConfigCompositionException) and override:
-        return _explain_key(override[1], config_name)
+        key = re.search(r"full_key: (\S+)", str(error))
+        return _explain_key(key[1] if key else override[1], config_name)
     return str(error)
 
 
-def _of_a_file(error: BaseException) -> bool:
-    """Whether it is a file's or a disk's fault, which a sentence says as well."""
-    named = isinstance(error, OSError) and error.filename is not None
-    return named or isinstance(error, OSError) and error.errno in NO_ROOM
+def _needs_no_traceback(error: BaseException) -> bool:
+    """Whether a sentence says it all: a mistake, or the fault of a file or a disk."""
+    if isinstance(error, EXPECTED) or NO_CHOICE in str(error):
+        return True
+    return isinstance(error, OSError) and (
+        error.filename is not None or error.errno in NO_ROOM
+    )
+
+
+def _explain_group() -> str:
+    """Which `group=value` of the command line gives a group no name."""
+    for typed in sys.argv[1:]:
+        group, _, value = typed.lstrip("+").partition("=")
+        no_name = re.fullmatch(r"null|true|false|[\d.]*", value, re.IGNORECASE)
+        if (CONF / group).is_dir() and no_name:
+            choices = sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+            return f"{typed}: no such choice; {nearest(value, choices)}"
+    return "a group takes a name of its choices"
 
 
 def _explain_key(dotted: str, config_name: str) -> str:

@@ -1,0 +1,69 @@
+"""Careless lines, each answered by one sentence: `careless.yaml` is the corpus."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.conftest import TINY, Run, call
+
+CORPUS = yaml.safe_load((Path(__file__).parent / "careless.yaml").read_text())
+
+PARTS = """
+from torch import nn
+
+class Net(nn.Linear):
+    def __init__(self, hidden: int, num_classes: int = 10):
+        super().__init__(hidden, num_classes)
+
+class Empty(nn.Identity):
+    pass
+
+def function() -> nn.Module:
+    return nn.Linear(2, 2)
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working directory with a person's own modules, some of them broken."""
+    path = tmp_path_factory.mktemp("careless")
+    (path / "careless_parts.py").write_text(PARTS)
+    (path / "careless_broken.py").write_text("1 / 0\n")
+    (path / "careless_lacks.py").write_text("import no_such_thing\n")
+    return path
+
+
+def answer(capsys: pytest.CaptureFixture[str], status: int, expected: int) -> str:
+    """What was said to a person; no traceback in it, no other status."""
+    error = capsys.readouterr().err
+    assert "Traceback" not in error
+    assert status == expected, error
+    (line,) = re.findall(r"^error: (.*(?:\n(?!error: ).*)*)", error, re.MULTILINE)
+    return line
+
+
+@pytest.mark.parametrize("typed", CORPUS["train"])
+def test_train_answers(folder, monkeypatch, capsys, typed):
+    monkeypatch.syspath_prepend(folder)
+    words = [typed] if "{" in typed else re.split(r" (?=[+~\w])", typed)
+    group = re.match(r"~?(\w+)(?=\._target_|=null|$)", typed)  # its own keys go with it
+    tiny = [t for t in TINY if not (group and t.startswith(f"{group[1]}."))]
+    status = call(folder, "train", *tiny, *words)
+    assert CORPUS["train"][typed] in answer(capsys, status, 2)
+
+
+@pytest.mark.parametrize("typed", CORPUS["files"])
+def test_a_place_that_cannot_be_written_to(folder, capsys, typed):
+    status = call(folder, "train", *TINY, typed)
+    assert CORPUS["files"][typed] in answer(capsys, status, 1)
+
+
+@pytest.mark.parametrize("typed", CORPUS["evaluate"])
+def test_evaluate_answers(finished: Run, folder, capsys, typed):
+    words = [word.replace("RUN", str(finished.folder)) for word in typed.split()]
+    status = call(folder, "evaluate", *words)
+    assert CORPUS["evaluate"][typed] in answer(capsys, status, 2)
