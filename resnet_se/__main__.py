@@ -31,6 +31,8 @@ def main() -> None:
         hint = nearest(command, COMMANDS)
         print(f"error: unknown command {command!r}; {hint}", file=sys.stderr)
         sys.exit(2)
+    # As `python -m` does: one's own modules lie in the working directory.
+    sys.path.insert(0, "")
     # Hydra and argparse read what is left, as after `python -m`.
     sys.argv = [f"resnet-se {command}", *sys.argv[2:]]
     import_module(f"resnet_se.{command}").main()

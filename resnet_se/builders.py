@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import time
@@ -78,6 +79,26 @@ def build_classifier(
         tta,
         cfg.seed,
     )
+
+
+def check_shape(net: torch.nn.Module, size: tuple[int, int], num_classes: int) -> None:
+    """Refuses a network that does not give a row of logits an image.
+
+    Raises:
+        UserError: with the expected and the actual shape, or what it raised instead.
+    """
+    shadow = copy.deepcopy(net).to("meta").eval()
+    images = torch.empty(2, 3, *size, device="meta")
+    name, given, expected = type(net).__name__, tuple(images.shape), (2, num_classes)
+    try:
+        logits = shadow(images)
+    except Exception as error:
+        raise UserError(f"model: {name} fails on images {given}: {error}") from error
+    shape = tuple(getattr(logits, "shape", ())) or type(logits).__name__
+    if shape != expected:
+        raise UserError(
+            f"model: {name}: expected logits {expected} of images {given}, got {shape}"
+        )
 
 
 def build_optimizer(

@@ -86,6 +86,7 @@ class Classifier(L.LightningModule):
         self.mixing = mixing
         self.tta = tta
         self.seed = seed
+        self.initialised = False  # with weights that were trained before
         # Loss, hits and size of each batch since the epoch began, on the device: asking
         # for a value would wait for it, and what sums them up each step costs more.
         self.train_batches: list[Batch] = []
@@ -109,7 +110,8 @@ class Classifier(L.LightningModule):
     def on_fit_start(self) -> None:
         # A network may set itself up from training images, once: a whitening stem does.
         init = getattr(self.net, "init_from_images", None)
-        if callable(init) and self.trainer.ckpt_path is None:
+        resumed = self.trainer.ckpt_path is not None or self.initialised
+        if callable(init) and not resumed:
             init(self.trainer.datamodule.first_images(INIT_IMAGES))
 
     def on_train_epoch_start(self) -> None:

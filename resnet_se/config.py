@@ -61,7 +61,9 @@ NOT_HASHED = (
     "noise_family",
     "runs_dir",
     "run_dir",
-    "ckpt_path",  # its content is hashed
+    "ckpt_path",  # of this and the next the content is hashed
+    "init_from",
+    "force",
     "fail_fast",
     "launcher",
     "logger",
@@ -199,8 +201,9 @@ def setting(plain: dict[str, Any], facts: Facts) -> dict[str, Any]:
         kept.pop("trainer.sync_batchnorm", None)
     elif trainer.get("scale_lr"):
         kept["optimizer.lr"] = plain["optimizer"]["lr"] * world
-    if plain.get("ckpt_path"):
-        kept["ckpt_path.content"] = _digest(Path(plain["ckpt_path"]))
+    for key in ("ckpt_path", "init_from"):
+        if plain.get(key):
+            kept[f"{key}.content"] = _digest(key, Path(plain[key]))
     kept |= foreign_sources(value for key, value in flat.items() if _is_target(key))
     return dict(sorted(kept.items()))
 
@@ -266,11 +269,12 @@ def foreign_sources(targets: Iterable[str]) -> dict[str, str]:
 INSTALLED = {"site-packages", "dist-packages"}
 
 
-def _digest(path: Path) -> str:
+def _digest(key: str, path: Path) -> str:
+    file = path / "checkpoints/best.ckpt" if path.is_dir() else path
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+        return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
     except OSError as error:
-        raise UserError(f"ckpt_path: {path}: {error.strerror}") from None
+        raise UserError(f"{key}: {file}: {error.strerror}") from None
 
 
 def saved_config(run_dir: Path) -> dict[str, Any]:

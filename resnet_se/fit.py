@@ -16,6 +16,7 @@ from resnet_se import checkpoint, collective, dashboard, plots, ranks
 from resnet_se.builders import (
     build_classifier,
     build_trainer,
+    check_shape,
     compile_net,
     load_weights,
 )
@@ -37,6 +38,7 @@ def train_and_test(
     started = time.perf_counter()
     data.setup()
     model = build_classifier(cfg, data.num_classes)
+    check_shape(model.net, data.image_size, data.num_classes)
     ckpt = _goes_on_from(cfg, run_dir, model)
     trainer = build_trainer(cfg, cfg.trainer.precision)
     device = trainer.strategy.root_device
@@ -104,10 +106,34 @@ def _goes_on_from(cfg: DictConfig, run_dir: Path, model: Any) -> Path | None:
         path = Path(cfg.ckpt_path)
         loaded = checkpoint.read(path)
     else:
+        if cfg.init_from:
+            _init_from(Path(cfg.init_from), model)
         return None
     checkpoint.check(loaded, path, model)
     console.print(f"resuming from {path}")
     return path
+
+
+def _init_from(path: Path, model: Any) -> None:
+    """Weights of another run or checkpoint; where shapes differ (a head) ours stay.
+
+    Raises:
+        UserError: unreadable, or not one tensor fits.
+    """
+    file = path / "checkpoints" / checkpoint.BEST if path.is_dir() else path
+    theirs, ours = checkpoint.read(file)["state_dict"], model.state_dict()
+    fitting = {
+        name: tensor
+        for name, tensor in theirs.items()
+        if name in ours and ours[name].shape == tensor.shape
+    }
+    if not fitting:
+        raise UserError(f"init_from: {file}: none of its tensors fits this network")
+    model.load_state_dict(fitting, strict=False)
+    model.initialised = True
+    left = sorted(ours.keys() - fitting.keys())
+    names = f", new: {', '.join(left)}" if left else ""
+    console.print(f"weights of {file}: {len(fitting)} of {len(ours)} tensors{names}")
 
 
 def _best(trainer: Any, run_dir: Path) -> Path | None:

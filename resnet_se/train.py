@@ -15,6 +15,7 @@ import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -80,6 +81,8 @@ def train(cfg: DictConfig) -> Outcome:
     kept = setting(resolved(cfg), facts)
     digest = config_hash(kept)
     run_dir = Path(cfg.runs_dir) / experiment_name() / f"seed{cfg.seed}-{digest}"
+    if cfg.force:
+        run_dir = _beside(run_dir)
     cfg.run_dir = str(run_dir.resolve())
     result = _beginning(cfg, kept, digest)
 
@@ -103,6 +106,15 @@ def train(cfg: DictConfig) -> Outcome:
     if not ranks.has_parent():
         print_closing_table(result, run_dir)
     return Outcome("resumed" if resumed else "done", result)
+
+
+def _beside(run_dir: Path) -> Path:
+    """The first of `run_dir`, `…+1`, `…+2` that does not hold a finished run."""
+    for n in count():
+        path = run_dir.with_name(f"{run_dir.name}+{n}") if n else run_dir
+        if (read_result(path) or {}).get("status") != "finished":
+            return path
+    raise AssertionError
 
 
 def _beginning(cfg: DictConfig, kept: dict[str, Any], digest: str) -> dict[str, Any]:
