@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import io
 import re
 import shutil
 from html.parser import HTMLParser
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from resnet_se.errors import UserError
@@ -106,6 +110,48 @@ def test_what_is_wrong_is_named_the_rest_used_and_the_status_says_so(
 def test_nothing_to_report(tmp_path, undrawn):
     with pytest.raises(UserError, match="no finished run"):
         report([str(tmp_path)], tmp_path / "out", "name")
+
+
+def paths_of(value, path=()):
+    for key, inner in value.items():
+        yield (*path, key)
+        if isinstance(inner, dict):
+            yield from paths_of(inner, (*path, key))
+
+
+PATHS = sorted(paths_of(record("a", 0, against=against("b"))))
+WRONG = [None, -1, 0, True, 3.5, "x", "", [], {}, [1, 2], {"a": 1}]
+
+
+def spoil(path, value):
+    """Whatever one field holds, the report is made or the file is named."""
+    spoilt = copy.deepcopy(record("a", 0, against=against("b")))
+    inner = spoilt
+    for key in path[:-1]:
+        inner = inner[key]
+    inner[path[-1]] = value
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        write(folder / "runs", spoilt, record("b", 0), record("b", 1))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(document, "figures", lambda *_: [])
+            status = report([str(folder / "runs")], folder / "out", "name")
+        text = (folder / "out/REPORT.md").read_text()
+    named = ("- not used", "- not compared", "- mixed", "- conflict")
+    assert (status == 1) == any(words in text for words in named)
+
+
+@given(st.sampled_from(PATHS), st.sampled_from(WRONG))
+@settings(max_examples=10, deadline=None)
+def test_no_field_of_a_record_can_stop_the_report(path, value):
+    spoil(path, value)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("path", PATHS, ids=".".join)
+def test_no_value_of_any_field_can_stop_the_report(path):
+    for value in WRONG:
+        spoil(path, value)
 
 
 # --- what it says ------------------------------------------------

@@ -29,22 +29,33 @@ IDLE = _words(
     "data.num_workers optimizer.fused trainer.compile trainer.accelerator "
     "trainer.devices"
 )
-IDENTITY = {
-    "experiment": str,
-    "seed": int,
-    "config_hash": str,
-    "overrides": list,
-    "versions": dict,
+NONE = type(None)
+NUMBER = (int, float)
+EVERY = {  # what the report reads of a record, and its types
+    (str,): _words("experiment config_hash"),
+    (int,): _words("seed"),
+    (list,): _words("overrides"),
+    (dict,): _words("versions"),
+    (dict, NONE): _words("setting? choices? git? history?"),
+    (list, NONE): _words("against?"),
+    (str, NONE): _words("noise_family? git.commit?"),
 }
-NUMBERS = _words(  # what else is read of a finished run
-    "data.train data.val data.test data.split_seed model.trainable model.total "
-    "model.macs model.layers train.epochs train.steps val.acc test.acc test.images"
-)
-PRESENT = _words(  # may be null
-    "data.name data.origin data.fingerprint data.classes train.seconds "
-    "train.images_per_second train.peak_memory_mb hardware.accelerator hardware.device "
-    "hardware.cores hardware.precision test.acc_tta test.labels test.predicted"
-)
+FINISHED = {
+    NUMBER: _words(
+        "data.train data.val data.test data.split_seed model.trainable model.total "
+        "model.macs model.layers train.epochs train.steps val.acc test.acc test.images"
+    ),
+    (*NUMBER, NONE): _words(
+        "train.seconds train.images_per_second train.peak_memory_mb test.acc_tta "
+        "hardware.cores hardware.world_size?"
+    ),
+    (str, NONE): _words("data.origin data.fallback? train.stopped?"),
+    (str,): _words(
+        "data.name data.fingerprint hardware.accelerator hardware.device "
+        "hardware.precision test.labels test.predicted"
+    ),
+    (list,): _words("data.classes"),
+}
 HEAD = _words("status experiment seed config_hash schema noise_family best_epoch")
 PACKED = ("labels", "predicted", "predicted_tta")
 PARTS = _words("val test train model data hardware git")  # each a dict in a record
@@ -103,7 +114,7 @@ class Run:
     def commit(self) -> str:
         git = self.record.get("git") or {}
         changed = " + changes" if git.get("dirty") else ""
-        return (git.get("commit") or "no commit")[:7].strip() + changed
+        return (git.get("commit") or "")[:7] + changed or "no commit"
 
     @cached_property
     def overridden(self) -> dict[str, str]:
@@ -187,31 +198,39 @@ def read(path: Path) -> dict[str, Any]:
     """
     record = read_record(path)
     try:
-        for key, kind in IDENTITY.items():
-            if not isinstance(record[key], kind):
-                raise UserError(f"{key}: {kind.__name__} expected, got {record[key]!r}")
-        for key in ("setting", "choices"):
-            if not isinstance(record.get(key) or {}, dict):
-                raise UserError(f"{key}: dict expected, got {record[key]!r}")
+        _check_types(record, EVERY)
         for entry in record.get("against") or []:
-            if not (entry["experiment"] and isinstance(entry["question"], str)):
+            if not {str} == {type(entry[k]) for k in ("experiment", "question")}:
                 raise UserError(f"against: names expected, got {entry!r}")
+        if not all(isinstance(override, str) for override in record["overrides"]):
+            raise UserError(f"overrides: texts expected, got {record['overrides']!r}")
         if record["status"] == "finished":
-            for part, key in (name.split(".") for name in NUMBERS):
-                float(record[part][key])
-            for part, key in (name.split(".") for name in PRESENT):
-                record[part][key]
+            _check_types(record, FINISHED)
             for column in (record.get("history") or {}).values():
-                len(column)
+                if not all(isinstance(v, (*NUMBER, NONE)) for v in column):
+                    raise UserError("history: columns of numbers expected")
             _check_predictions(record["test"], len(record["data"]["classes"]))
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
-    except KeyError as error:
-        raise UserError(f"{path}: not a result: no field {error}") from None
     except Exception as error:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
         raise UserError(f"{path}: not a result ({reason})") from None
     return record
+
+
+def _check_types(record: dict[str, Any], kinds: dict[tuple, list[str]]) -> None:
+    """Every field of `kinds` is there and of its type; `?`: it may be absent."""
+    for types, paths in kinds.items():
+        for path in paths:
+            value: Any = record
+            for key in path.rstrip("?").split("."):
+                absent = not isinstance(value, dict) or key not in value
+                if absent and not path.endswith("?"):
+                    raise UserError(f"not a result: no field {path}")
+                value = None if absent else value[key]
+            if not isinstance(value, types) or isinstance(value, bool):
+                names = " or ".join(kind.__name__ for kind in types)
+                raise UserError(f"{path.rstrip('?')}: {names} expected, got {value!r}")
 
 
 def _check_predictions(test: dict[str, Any], num_classes: int) -> None:
@@ -240,6 +259,7 @@ def load(paths: Iterable[str]) -> Loaded:
             run = Run(name, read(path))
         except UserError as error:
             reason = str(error).removeprefix(f"{path}: ")  # `name` hides our folders
+            reason = reason.removesuffix("; delete it to go on")  # advice for training
             loaded.problems.append(f"{name}: {reason}")
             continue
         if run.status != "finished":
