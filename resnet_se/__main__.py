@@ -10,6 +10,9 @@ from resnet_se.errors import nearest
 COMMANDS = {
     "train": "train, test once, write the run directory",
     "evaluate": "test a run's checkpoint again, with any TTA",
+    "predict": "labels and probabilities of files, folders, archives",
+    "export": "ONNX, torch.export or safetensors, checked on real images",
+    "bundle": "a folder and a zip for people who never saw the run",
     "benchmark": "images per second, the usual way and ours, in turns",
     "plan": "what a sweep would cost, and whether every job can work",
     "report": "tables, statistics and pictures from result.json files",

@@ -310,6 +310,25 @@ def experiment_name() -> str:
 # --- running -----------------------------------------------------
 
 
+def own_conf() -> list[str]:
+    """The override that adds a `conf/` in the working directory to Hydra's search path.
+
+    Empty where there is none, or the command line says where to look.  Of two files of
+    the same name ours wins; a notice says so.
+    """
+    folder = Path("conf").resolve()
+    told = any(
+        a.startswith(("hydra.searchpath", "--config-dir", "-cd")) for a in sys.argv
+    )
+    if told or not folder.is_dir() or folder == CONF.resolve():
+        return []
+    for path in sorted(folder.glob("*/*.yaml")):
+        name = path.relative_to(folder)
+        if (CONF / name).is_file():
+            print(f"conf/{name}: resnet_se has one of that name, which is taken")
+    return [f"hydra.searchpath=[file://{folder}]"]
+
+
 def run(task: Callable[[DictConfig], Any], config_name: str) -> None:
     """Runs `task` under Hydra; a user's mistake is one message and exit status 2.
 
@@ -331,6 +350,7 @@ def run(task: Callable[[DictConfig], Any], config_name: str) -> None:
                 traceback.print_exc()
             print(f"error: {explain(error, config_name)}", file=sys.stderr)
 
+    sys.argv += own_conf()
     try:
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(
             job

@@ -31,6 +31,7 @@ from resnet_se.config import (
     config_hash,
     experiment_name,
     explain,
+    own_conf,
     resolved,
     setting,
 )
@@ -53,7 +54,7 @@ def expand(overrides: list[str]) -> list[list[str]]:
 
 def compose_job(overrides: list[str]) -> DictConfig:
     """The configuration that `train` would be called with."""
-    cfg = compose("train", overrides, return_hydra_config=True)
+    cfg = compose("train", [*overrides, *own_conf()], return_hydra_config=True)
     HydraConfig.instance().set_config(cfg)
     with open_dict(cfg):
         del cfg.hydra

@@ -32,6 +32,19 @@ def print_header(result: dict[str, Any], run_dir: Path) -> None:
     )
 
 
+def print_closing_line(result: dict[str, Any], run_dir: Path) -> None:
+    """The table below in one line, for a job of a sweep."""
+    test, seconds = result["test"], result["train"]["seconds"]
+    tta = "" if test["acc_tta"] is None else f" ({test['acc_tta']:.2%} with TTA)"
+    took = "" if seconds is None else f" in {clock(seconds)}"
+    console.print(
+        f"{result['experiment']}, seed {result['seed']}: test {test['acc']:.2%}{tta}"
+        f"{took} · {os.path.relpath(run_dir)}",
+        soft_wrap=True,
+        highlight=False,
+    )
+
+
 def print_closing_table(result: dict[str, Any], run_dir: Path) -> None:
     """Accuracy, with TTA, parameters, time, images per second, where the files are."""
     test, fit, data = result["test"], result["train"], result["data"]

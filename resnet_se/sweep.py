@@ -156,8 +156,10 @@ def _write(folder: Path, record: dict[str, Any]) -> None:
 
 def outcomes(sweep_dir: Path) -> list[dict[str, Any]]:
     """The outcomes of a sweep's jobs so far, in the jobs' order."""
-    found = [json.loads(path.read_text()) for path in sweep_dir.glob("*/outcome.json")]
-    return sorted(found, key=lambda record: record["job"])
+    records = [
+        json.loads(path.read_text()) for path in sweep_dir.glob("*/outcome.json")
+    ]
+    return sorted(records, key=lambda record: record["job"])
 
 
 class SweepTable(Callback):
@@ -165,8 +167,8 @@ class SweepTable(Callback):
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         folder = Path(config.hydra.sweep.dir)
-        found = outcomes(folder)
-        if not found:
+        records = outcomes(folder)
+        if not records:
             print(
                 f"error: no job left an outcome in {folder.resolve()}: workers on "
                 "other machines need a runs_dir that all reach, an absolute path; is "
@@ -175,13 +177,13 @@ class SweepTable(Callback):
                 file=sys.stderr,
             )
             sys.exit(2)
-        self.show(found, config)
-        if any(record["kind"] == "failed" for record in found):
+        self.show(records, config)
+        if any(record["kind"] == "failed" for record in records):
             sys.exit(1)
 
-    def show(self, found: list[dict[str, Any]], config: DictConfig) -> None:
+    def show(self, records: list[dict[str, Any]], config: DictConfig) -> None:
         """Prints the outcomes of a sweep."""
-        print_outcomes(found, {"test": "acc", "TTA": "acc_tta"})
+        print_outcomes(records, {"test": "acc", "TTA": "acc_tta"})
 
 
 def experiments() -> list[str]:
@@ -189,32 +191,49 @@ def experiments() -> list[str]:
     return [path.stem for path in (CONF / "experiment").glob("*.yaml")]
 
 
-def print_outcomes(found: list[dict[str, Any]], accuracies: dict[str, str]) -> None:
+def varying(jobs: Sequence[Sequence[str]]) -> list[str]:
+    """What tells each job of a sweep from the others: `model=… lr=…`, by short keys."""
+    settings = [dict(o.lstrip("+~").partition("=")[::2] for o in job) for job in jobs]
+    keys = dict.fromkeys(key for job in settings for key in job)
+    vary = [k for k in keys if len({job.get(k) for job in settings}) > 1]
+    short = [key.rpartition(".")[2] for key in vary]
+    names = [s if short.count(s) == 1 else k for s, k in zip(short, vary, strict=True)]
+    return [
+        " ".join(f"{n}={job[k]}" for n, k in zip(names, vary, strict=True) if k in job)
+        for job in settings
+    ]
+
+
+def print_outcomes(records: list[dict[str, Any]], accuracies: dict[str, str]) -> None:
     """A table of outcomes; `accuracies`: heading → field of the record."""
-    table = Table(title=f"sweep of {len(found)} jobs")
-    headings = ("job", "outcome", *accuracies, "min", "run or error")
+    table = Table(title=f"sweep of {len(records)} jobs")
+    headings = ("job", "varies", "outcome", *accuracies, "min", "run or error")
     for name in headings:
-        left = name in ("outcome", "run or error")
+        left = name in ("varies", "outcome", "run or error")
         table.add_column(name, justify="left" if left else "right", overflow="fold")
-    for record in found:
-        row = _row(record, accuracies.values())
+    labels = varying([record["overrides"] for record in records])
+    for record, label in zip(records, labels, strict=True):
+        row = _row(record, label, accuracies.values())
         table.add_row(*row, style=STYLES.get(record["kind"]))
     console = Console()
     console.print(table)
-    counts = Counter(record["kind"] for record in found)
+    counts = Counter(record["kind"] for record in records)
     console.print(", ".join(f"{n} {kind}" for kind, n in counts.items()))
 
 
-def _row(record: dict[str, Any], accuracies: Iterable[str]) -> tuple[str, ...]:
+def _row(
+    record: dict[str, Any], label: str, accuracies: Iterable[str]
+) -> tuple[str, ...]:
     def percent(key: str) -> str:
         return "–" if record.get(key) is None else f"{record[key]:.2%}"
 
     seconds = record.get("seconds")
     where = record.get("run_dir")
-    what = os.path.relpath(where) if where else " ".join(record["overrides"])
+    what = os.path.relpath(where) if where else "–"
     what += f"\n{record.get('error', '')}"
     return (
         str(record["job"]),
+        label,
         record["kind"],
         *map(percent, accuracies),
         "–" if seconds is None else f"{seconds / 60:.1f}",

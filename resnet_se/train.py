@@ -40,7 +40,12 @@ from resnet_se.errors import UserError
 from resnet_se.files import atomic_file, exclusive
 from resnet_se.machine import environment
 from resnet_se.record import SCHEMA, earlier_version, read_result, write_result
-from resnet_se.screen import console, print_closing_table, print_fallback
+from resnet_se.screen import (
+    console,
+    print_closing_line,
+    print_closing_table,
+    print_fallback,
+)
 from resnet_se.sweep import Outcome, recorded
 
 if TYPE_CHECKING:
@@ -104,8 +109,13 @@ def train(cfg: DictConfig) -> Outcome:
             else:
                 train_and_test(cfg, data, run_dir, result)
     if not ranks.has_parent():
-        print_closing_table(result, run_dir)
+        show = print_closing_line if _in_sweep() else print_closing_table
+        show(result, run_dir)
     return Outcome("resumed" if resumed else "done", result)
+
+
+def _in_sweep() -> bool:
+    return HydraConfig.get().mode == RunMode.MULTIRUN
 
 
 def _beside(run_dir: Path) -> Path:
@@ -207,7 +217,8 @@ def _say_skipped(
             f"it was trained at commit {then['commit'][:8]}, this is "
             f"{now['commit'][:8]}"
         )
-    print_closing_table(previous, run_dir)
+    if not _in_sweep():
+        print_closing_table(previous, run_dir)
 
 
 class Terminated(KeyboardInterrupt):
