@@ -1,244 +1,214 @@
-"""The benchmark: what it counts, what it writes, how it stops.  Nothing about time."""
+"""The benchmark: its arithmetic, its turns, what it writes, how it stops."""
 
 from __future__ import annotations
 
 import json
-import math
 import signal
 from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
 
 import resnet_se.benchmark as module
-from resnet_se.benchmark import Stopwatch, Traffic, find_card, resident_mb, summary
+from resnet_se import builders, machine
+from resnet_se.benchmark import Case, Stopwatch, compare, roof, take_turns
 from resnet_se.errors import UserError
-from resnet_se.results import usable_cores
 from tests.conftest import TINY
 
+EXPERIMENTS = Path(__file__).parent.parent / "experiments"
+CPU = torch.device("cpu")
 OVERRIDES = (
-    *(o for o in TINY if not o.startswith("data.batch_size")),
+    *(o for o in TINY if not o.startswith(("data.batch_size", "data.num_workers"))),
+    "data.num_workers=0",
     "trainer.max_epochs=1",
-    "scheduler=constant",
     "batch_size=32",
-    "size=smoke",
+    "rounds=2",
+    "steps=2",
     "out=new/figures.json",
 )
-FLOAT = 4  # bytes
 
 
 @pytest.fixture(params=["works"])
 def compiler(request, monkeypatch):
     """In torch's place, which takes longer than all the rest and has its own tests."""
-    real = module.compile_net
 
     def compile_net(cfg, *rest):
         if cfg.trainer.compile == "off":
-            return real(cfg, *rest)
+            return None
         if request.param == "works":
             return 12.5  # seconds
         raise UserError("trainer.compile: no compiler here")
 
-    monkeypatch.setattr(module, "compile_net", compile_net)
+    monkeypatch.setattr(builders, "compile_net", compile_net)
+
+
+@pytest.fixture
+def small_roof(monkeypatch):
+    monkeypatch.setitem(module.ROOF_SIDE, "cpu", 64)
 
 
 def written() -> dict:
     return json.loads(Path("new/figures.json").read_text())
 
 
-# --- counting ----------------------------------------------------
+# --- arithmetic --------------------------------------------------
 
 
-def traffic(call) -> int:
-    with Traffic() as counted:
-        call()
-    return counted.bytes
+@pytest.fixture
+def clock(monkeypatch):
+    """Seconds that pass only where a test says so."""
+    passed = [0.0]
+    monkeypatch.setattr(machine, "now", lambda device: passed[0])
+    return passed
 
 
-def test_bytes_of_single_operators():
-    a, b = torch.ones(3, 4), torch.ones(3, 4)
-    n = 12 * FLOAT
-    assert traffic(lambda: a + b) == 3 * n
-    assert traffic(lambda: a.add_(b)) == 3 * n  # reads both, writes one
-    assert traffic(lambda: a.relu()) == 2 * n
-    assert traffic(lambda: a.bfloat16()) == n + n // 2
-    assert traffic(lambda: torch.stack([a, b])) == 4 * n
-    assert traffic(lambda: torch.topk(a, 2)) == n + 3 * 2 * (FLOAT + 8)  # two results
-    assert traffic(lambda: torch._foreach_add_([a, a], [b, b])) == 6 * n
-    # Twelve elements that are one in memory are read once.
-    assert traffic(lambda: torch.ones(1).expand(12).exp()) == 2 * FLOAT + FLOAT + n - 4
-    for view in (lambda: a.t()[1:], lambda: a.view(-1).detach(), lambda: a.chunk(2)):
-        assert traffic(view) == 0
-    assert traffic(lambda: torch.empty_like(a)) == 0
-    assert traffic(lambda: torch.zeros_like(a)) == traffic(a.zero_) == n
-    assert traffic(lambda: a.copy_(b)) == 2 * n
-
-
-def test_bytes_of_a_convolution_forward_and_back():
-    x = torch.ones(2, 3, 8, 8)
-    net = nn.Conv2d(3, 5, 3, padding=1)
-    image, result = x.numel() * FLOAT, 2 * 5 * 8 * 8 * FLOAT
-    weights = (net.weight.numel() + net.bias.numel()) * FLOAT
-    with torch.no_grad():
-        assert traffic(lambda: net(x)) == image + weights + result
-    y = net(x)
-    # Backward reads its gradient, image and kernel, and writes those of the weights.
-    kernel = net.weight.numel() * FLOAT
-    back = result + image + kernel + weights
-    gradient = torch.ones_like(y)
-    assert traffic(lambda: y.backward(gradient)) == back
-
-
-def test_bytes_of_a_step_grow_with_the_batch():
-    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten())
-
-    def step(n):
-        return lambda: net(torch.ones(n, 3, 8, 8)).square().mean().backward()
-
-    step(1)()  # gradients are made in the first and added to in the others
-    one, two, three = (traffic(step(n)) for n in (1, 2, 3))
-    assert three - two == two - one > 0
-
-
-def test_cards_by_name():
-    assert find_card("NVIDIA H100 80GB HBM3").bf16 == 989e12
-    assert find_card("NVIDIA H100 PCIe").bf16 == 756e12
-    assert find_card("NVIDIA A100-SXM4-40GB").bandwidth == 1.555e12
-    assert find_card("NVIDIA A100 80GB PCIe").bandwidth == 2.039e12
-    assert find_card("NVIDIA L4").bf16 == 121e12
-    assert find_card("NVIDIA L40S") is None
-    assert find_card("AMD EPYC") is None
-
-
-def test_a_stopwatch_leaves_the_warm_up_out(monkeypatch):
-    clock = 0.0
-
+def test_a_stopwatch_leaves_the_warm_up_out(clock):
     def step(seconds):
-        nonlocal clock
-        clock += seconds
+        clock[0] += seconds
 
-    monkeypatch.setattr(module, "now", lambda device: clock)
-    watch = Stopwatch(torch.device("cpu"), warmup=2, steps=3)
-    assert watch.time([50, 40, 1, 2, 4, 30], step).seconds == 1 + 2 + 4
-    assert clock == 97  # it takes no more batches than it needs
+    watch = Stopwatch(CPU, steps=3, warmup=2)
+    assert watch.time([50, 40, 1, 2, 6, 30], step) == (1 + 2 + 6) / 3
+    assert clock[0] == 99  # it takes no more batches than it needs
 
 
-def test_summary_keeps_every_sample():
-    assert summary([3.0, 1.0, 2.0]) == {
-        "images_per_second": 2.0,
+def test_the_roof_is_the_arithmetic_of_one_product(clock, monkeypatch):
+    seen = []
+
+    class Product(torch.Tensor):
+        def __matmul__(self, other):
+            seen.append((self.shape, self.dtype, other.shape))
+            clock[0] += 0.25  # seconds
+            return self
+
+    monkeypatch.setattr(
+        torch, "rand", lambda *n, device: torch.zeros(n).as_subclass(Product)
+    )
+    n = module.ROOF_SIDE["cpu"]
+    assert roof(CPU, "bf16-mixed") == 2 * n**3 / 0.25
+    assert set(seen) == {((n, n), torch.bfloat16, (n, n))}
+
+
+def test_shares_and_ratios_by_hand():
+    result = {
+        "model": {"macs": 1_000},
+        "figures": {
+            "roof 32-true": {"median": 1e9},
+            "a": {"median": 50.0, "trainer": False, "precision": "32-true"},
+            "d": {"median": 100.0, "trainer": True, "precision": "32-true"},
+            "one share": {"median": 10.0, "processes": 1, "threads": 2},
+            "weak": {"median": 18.0, "processes": 2, "threads": 2},
+            "one whole": {"median": 15.0, "processes": 1, "threads": 4},
+        },
+    }
+    compare(result)
+    figures = result["figures"]
+    assert figures["d"]["ratio"] == 2
+    # 100 images a second, 6 operations for each multiply-accumulate of a forward pass
+    assert figures["d"]["share_of_roof"] == pytest.approx(100 * 6 * 1_000 / 1e9)
+    assert figures["weak"]["efficiency"] == pytest.approx(0.9)
+    assert figures["one whole"]["efficiency"] == pytest.approx(0.75)
+
+
+def test_turns_go_round_and_keep_every_sample(capsys):
+    order = []
+
+    def sample(name, values):
+        def call():
+            order.append(name)
+            return values.pop(0)
+
+        return call
+
+    cases = {
+        "x": Case("images/s", sample("x", [3.0, 1.0, 2.0]), {"name": "first"}),
+        "y": Case("s", sample("y", [5.0, 6.0, 7.0]), {}),
+    }
+    result = {"hardware": {"accelerator": "cpu"}, "figures": {}}
+    take_turns(cases, 3, result)
+    assert "".join(order) == "xyxyxy"
+    x = result["figures"]["x"]
+    assert x.pop("peak_memory_mb") > 0
+    assert x == {
+        "name": "first",
+        "unit": "images/s",
+        "median": 2.0,
         "spread": [1.0, 3.0],
         "samples": [3.0, 1.0, 2.0],
     }
 
 
-@pytest.mark.skipif(
-    not Path("/proc/self/smaps_rollup").exists(), reason="Linux alone says"
-)
-def test_resident_memory_counts_children():
-    alone = resident_mb()
-    held = torch.ones(25_000_000)  # 100 MB
-    assert resident_mb() - alone > 90
-    del held
-
-
 # --- the command -------------------------------------------------
 
 
-def test_smoke_writes_every_field(command, capsys, compiler):
+def test_a_benchmark_writes_every_figure(command, capsys, compiler, small_roof):
     assert command("benchmark", *OVERRIDES) == 0
     text = capsys.readouterr().out
     result = written()
     assert result["complete"]
-    assert result["settings"]["size"] == "smoke"
-    assert not any("figures" in o for o in result["settings"]["overrides"])
-    assert sorted(result["variants"]) == list("abcdef")
-    assert result["variants"]["e"]["compile_seconds"] == 12.5
-
-    figures = {**result["variants"]}
-    figures |= {name: result["data_path"][name] for name in ("torchvision", "batched")}
-    figures |= {n: result["inference"][n] for n in ("1", "128", "1024")}
-    for name, found in figures.items():
-        rate, samples = found["images_per_second"], found["samples"]
-        assert len(samples) == result["settings"]["rounds"] == 2, name
-        assert found["spread"] == [min(samples), max(samples)]
-        assert 0 < rate < math.inf
-        assert rate == pytest.approx(sum(samples) / 2)  # the median of two
-    plain = result["variants"]["a"]["images_per_second"]
-    for found in result["variants"].values():
-        assert found["steps"] == 2
-        assert found["seconds_per_step"] == pytest.approx(
-            32 / found["images_per_second"]
-        )
-        assert found["ratio"] == pytest.approx(found["images_per_second"] / plain)
-        assert found["peak_memory_mb"] > 0
-
-    best, base = result["best"], result["variants"]["f"]["of"]
-    assert {best, base} <= set("bcde")
-    bare, trainer = (result["variants"][k]["seconds_per_step"] for k in ("f", base))
-    assert result["trainer_cost"] == pytest.approx(trainer / bare - 1)
-    step, share = result["step"], result["share_of_peak"]
-    assert step["flops"] == 6 * 32 * result["model"]["macs"]
-    seconds = result["variants"][best]["seconds_per_step"]
-    assert share["flops_per_second"] == pytest.approx(step["flops"] / seconds)
-    assert share["bf16"] is None  # no card
-    assert step["bytes"] > 32 * 3 * 32 * 32 * FLOAT
-    assert result["peak_memory"]["process_mb"] > 0
-    assert {"git", "versions", "hardware", "data", "model", "date"} <= set(result)
+    assert result["settings"] | {"out": ""} == {
+        "batch_size": 32,
+        "devices": 1,
+        "rounds": 2,
+        "steps": 2,
+        "threads": 1,
+        "out": "",
+    }
+    assert {"git", "versions", "hardware", "data", "model"} <= set(result)
+    figures = result["figures"]
+    assert sorted(k for k, f in figures.items() if "trainer" in f) == list("abcdef")
+    assert {"roof bf16-mixed", "roof 32-true", "data, batched"} < set(figures)
+    assert figures["e"]["compile_seconds"] == 12.5
+    for name, figure in figures.items():
+        assert len(figure["samples"]) == 2, name
+        assert figure["spread"] == [min(figure["samples"]), max(figure["samples"])]
+        assert figure["median"] > 0
+        assert f"{figure['median']:,.4g}" in text
+    assert f"{figures['d']['share_of_roof']:.1%} of the roof" in text
     assert "synthetic images" in text
-    for found in figures.values():
-        assert f"{found['images_per_second']:,.0f}" in text
 
 
 @pytest.mark.parametrize("compiler", ["is missing"], indirect=True)
-def test_ctrl_c_keeps_what_was_measured(command, compiler, monkeypatch):
-    class Interrupted(module.Laps):
-        made = 0
+def test_ctrl_c_keeps_what_was_measured(command, compiler, small_roof, monkeypatch):
+    real, turns = module.Runner.train, []
 
-        def __init__(self, watch):
-            super().__init__(watch)
-            Interrupted.made += 1
+    def train(self, model, variant):
+        turns.append(variant)
+        if len(turns) == 7:  # a to d and f in the first round, b in the second
+            raise SystemExit(1)  # what Lightning makes of Ctrl-C
+        return real(self, model, variant)
 
-        def on_train_batch_end(self, *arguments):
-            if self.made == 7:  # b to d in the pilot and the first round, b again
-                raise KeyboardInterrupt
-            super().on_train_batch_end(*arguments)
-
-    monkeypatch.setattr(module, "Laps", Interrupted)
+    monkeypatch.setattr(module.Runner, "train", train)
     assert command("benchmark", *OVERRIDES) == 130
     result = written()
     assert not result["complete"]
-    assert result["error"] == "interrupted"
-    assert [len(result["variants"][k]["samples"]) for k in "abcdf"] == [2, 1, 1, 1, 1]
-    assert result["variants"]["e"]["skipped"] == "trainer.compile: no compiler here"
-    assert not result["inference"]
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    counts = {k: len(v["samples"]) for k, v in result["figures"].items() if k in "abf"}
+    assert counts == {"a": 2, "b": 1, "f": 1}
+    assert result["figures"]["d"]["share_of_roof"] > 0
+    assert result["skipped"] == {"e": "trainer.compile: no compiler here"}
+    assert signal.getsignal(signal.SIGINT) is not signal.SIG_DFL
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(usable_cores() < 2, reason="two processes on the CPU")
-def test_two_devices_where_nothing_can_be_compiled(command, monkeypatch, tmp_path):
-    monkeypatch.setenv("CXX", "nowhere")
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
-    assert command("benchmark", *OVERRIDES, "devices=2", "batch_size=16") == 0
+@pytest.mark.skipif(machine.usable_cores() < 2, reason="two processes on the CPU")
+def test_one_device_against_two(command):
+    assert command("benchmark", *OVERRIDES, "devices=2") == 0
     result = written()
     assert result["complete"]
-    assert result["settings"]["devices"] == 2
-    assert "compiler does not work" in result["variants"]["e"]["skipped"]
-    bare = result["variants"]["f"]
-    images = 2 * 16  # a step's, of both
-    assert bare["seconds_per_step"] == pytest.approx(images / bare["images_per_second"])
-    assert result["step"]["flops"] == 6 * 16 * result["model"]["macs"]  # of one
+    assert result["hardware"]["world_size"] == 2
+    figures = result["figures"]
+    assert figures["one share"]["efficiency"] == 1
+    assert figures["strong"]["batch_size"] * 2 == figures["weak"]["batch_size"] == 32
+    assert figures["weak"]["processes"] == 2
+    size = 4 * result["model"]["trainable"]
+    assert figures[f"all-reduce, {size:,} bytes"]["median"] > 0
 
 
 MISTAKES = {
-    "size=huge": "size: unknown 'huge'; valid choices: normal, smoke",
+    "rounds=0": "rounds: expected 1..100, got 0",
     "devices=100000": "devices: expected 1..",
-    "batch_size=100": "batch_size: expected at most 55",
-    "batch_size=0": "data.batch_size: expected an integer >= 1, got 0",
+    "batch_size=100": "batch_size: expected an epoch of 2 batches to warm up and 2 ",
     "out=occupied/figures.json": "out: cannot write",
-    "out=.": "out: cannot write",
-    "sise=smoke": "did you mean 'size'?",
+    "stebs=2": "did you mean 'steps'?",
     "model.dephts=[1]": "did you mean 'depths'?",
 }
 
@@ -247,21 +217,13 @@ MISTAKES = {
 def test_a_mistake_is_told_before_measuring(
     command, capsys, monkeypatch, typed, answer
 ):
-    monkeypatch.setattr(module.Benchmark, "run", lambda self: pytest.fail("measured"))
+    monkeypatch.setattr(module, "take_turns", lambda *_: pytest.fail("measured"))
     Path("occupied").touch()
     assert command("benchmark", *OVERRIDES, typed) == 2
     assert answer in capsys.readouterr().err
-    assert not Path("new/figures.json").exists()
 
 
-def test_synthetic_images_where_there_are_no_real_ones(
-    command, capsys, monkeypatch, tmp_path
-):
-    seen = []
-    monkeypatch.setattr(module.Benchmark, "run", lambda self: seen.append(self))
-    monkeypatch.setenv("RESNET_SE_DATA", str(tmp_path / "nowhere"))
-    fewer = "data.fallback.num_train=200", "data.fallback.num_test=50"
-    rest = (o for o in OVERRIDES if not o.startswith("data"))
-    assert command("benchmark", *rest, *fewer) == 0
-    assert seen[0].result["data"]["name"] == "synthetic"
-    assert "synthetic images" in capsys.readouterr().out
+def test_freed_memory_may_be_kept_anywhere(monkeypatch):
+    machine.keep_freed_memory()
+    monkeypatch.setattr(machine.ctypes, "CDLL", lambda name: object())  # no glibc
+    machine.keep_freed_memory()
