@@ -372,7 +372,10 @@ def benchmark(cfg: DictConfig) -> None:
     if own["devices"] > 1 and not ranks.in_group():
         settled = f"trainer.precision={cfg.trainer.precision}"  # all have the same
         overrides = [*HydraConfig.get().overrides.task, settled]
-        ranks.launch("resnet_se.benchmark", overrides, own["devices"])
+        try:
+            ranks.launch("resnet_se.benchmark", overrides, own["devices"])
+        except ranks.Stopped:
+            raise KeyboardInterrupt from None
         return
     net = builders.build_classifier(cfg, data.num_classes).net
     device = torch.device(machine.accelerator(cfg.trainer.accelerator))
