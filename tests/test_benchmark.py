@@ -227,3 +227,23 @@ def test_freed_memory_may_be_kept_anywhere(monkeypatch):
     machine.keep_freed_memory()
     monkeypatch.setattr(machine.ctypes, "CDLL", lambda name: object())  # no glibc
     machine.keep_freed_memory()
+
+
+# --- figures that are published ----------------------------------
+
+
+def read(name: str) -> tuple[str, dict]:
+    """An experiment's README, its lines joined, and its figures."""
+    path = EXPERIMENTS / name
+    return (path.parent / "README.md").read_text(), json.loads(path.read_text())
+
+
+def test_scaling_is_told_as_it_was_measured():
+    text, result = read("scaling/cpu4.json")
+    for name, figure in result["images_per_second"].items():
+        assert figure["median"] == sorted(figure["samples"])[1]
+        low, high = figure["spread"]
+        rate = f"{figure['median']:.1f} ({low:.1f}–{high:.1f})"
+        assert f"(`{name}`) | {rate} | {figure['efficiency']:.1%} |" in text
+    size, figure = list(result["all_reduce_seconds"].items())[-1]
+    assert f"{size}: {figure['median'] * 1000:.1f} ms" in text
