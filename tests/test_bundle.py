@@ -1,0 +1,215 @@
+"""`python -m resnet_se.bundle`: the same logits elsewhere, and safe from a stranger."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+import resnet_se
+from resnet_se.errors import UserError
+from tests.conftest import Run, call
+
+IMAGES = torch.arange(2 * 3 * 32 * 32).remainder(251).view(2, 3, 32, 32).byte()
+
+
+@pytest.fixture(scope="module")
+def made(finished: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundle of the finished run; only to be read."""
+    folder = tmp_path_factory.mktemp("bundle")
+    assert call(folder, "bundle", f"run={finished.folder}", "out=share/mine") == 0
+    return folder / "share" / "mine"
+
+
+@pytest.fixture
+def copy(made: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(made, tmp_path / "copy"))
+
+
+def change(folder: Path, name: str, edit: Callable[[dict], None]) -> None:
+    """Changes a JSON file as a stranger could: its checksum with it."""
+    content = json.loads((folder / name).read_text())
+    edit(content)
+    (folder / name).write_text(json.dumps(content))
+    manifest = json.loads((folder / "bundle.json").read_text())
+    if name in manifest["files"]:
+        digest = hashlib.sha256((folder / name).read_bytes()).hexdigest()
+        manifest["files"][name] = digest
+        (folder / "bundle.json").write_text(json.dumps(manifest))
+
+
+# --- the round trip ----------------------------------------------
+
+
+def test_folder_and_zip_give_the_run_s_logits_bit_for_bit(made, finished):
+    run = resnet_se.load(finished.folder)
+    for path in (made, made.with_name("mine.zip")):
+        model = resnet_se.load(path)
+        assert torch.equal(model(IMAGES), run(IMAGES))
+        assert (model.classes, model.size) == (run.classes, run.size)
+        assert model.fingerprint == run.fingerprint
+        assert model.record["test"] == run.record["test"]
+        own, theirs = (m.predict(IMAGES, tta=True).probabilities for m in (model, run))
+        assert torch.equal(own, theirs)
+
+
+def test_a_bundle_has_no_path_of_its_machine(made, finished):
+    texts = [path.read_bytes() for path in made.iterdir()]
+    assert not any(str(finished.folder.parent).encode() in text for text in texts)
+    config = json.loads((made / "config.json").read_text())
+    assert "logger" not in config
+    assert "root" not in config["data"]["source"]
+
+
+def test_the_same_run_gives_the_same_bytes_over_an_older_bundle(
+    made, finished, command, tmp_path
+):
+    for _ in range(2):
+        assert command("bundle", f"run={finished.folder}", "out=again/mine") == 0
+    again = tmp_path / "again"
+    assert {path.name for path in again.iterdir()} == {"mine", "mine.zip"}
+    assert (again / "mine.zip").read_bytes() == made.with_name("mine.zip").read_bytes()
+
+
+def test_the_card_s_head_is_what_the_hub_reads(made, finished):
+    card = (made / "README.md").read_text()
+    head = yaml.safe_load(card.split("---\n")[1])
+    (result,) = head["model-index"][0]["results"]
+    values = [metric["value"] for metric in result["metrics"]]
+    test = finished.result["test"]
+    assert values == [test["acc"], test["acc_tta"]]
+    assert result["task"]["type"] == head["pipeline_tag"] == "image-classification"
+    assert "license" not in head
+    assert finished.result["data"]["fingerprint"] in card
+    hub = pytest.importorskip("huggingface_hub")
+    data = hub.ModelCard(card).data
+    assert [r.metric_value for r in data.eval_results] == values
+
+
+def test_torch_hub_opens_it(made, finished):
+    model = torch.hub.load(str(made), "network", source="local")
+    assert torch.equal(model(IMAGES), resnet_se.load(finished.folder)(IMAGES))
+
+
+@pytest.mark.slow
+def test_a_process_of_its_own_elsewhere_gives_the_same(made, finished, tmp_path):
+    code = (
+        "import resnet_se, torch; m = resnet_se.load('mine.zip');"
+        "x = torch.arange(2*3*32*32).remainder(251).view(2,3,32,32).byte();"
+        "torch.set_num_threads(1); torch.save(m(x), 'logits.pt')"
+    )
+    shutil.copy(made.with_name("mine.zip"), tmp_path)
+    package = Path(resnet_se.__file__).parents[1]
+    env = os.environ | {"PYTHONPATH": str(package)}
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path, env=env)
+    logits = torch.load(tmp_path / "logits.pt")
+    assert torch.equal(logits, resnet_se.load(finished.folder)(IMAGES))
+
+
+# --- damage and intent -------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "result.json"])
+def test_every_flipped_byte_is_seen(copy, name):
+    path = copy / name
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=f"{name} is not what was bundled"):
+        resnet_se.load(copy)
+
+
+def test_the_card_may_be_edited(copy):
+    (copy / "README.md").write_text("license: mit")
+    resnet_se.load(copy)
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "os.system",
+        "torch.nn.Linear",
+        "resnet_se.files.os.abort",
+        "resnet_se.resnet.nn.Linear",
+        "resnet_se.nowhere.ResNet",
+        "resnet_se.resnet.parameter_counts",
+        None,
+        ["resnet_se.resnet.ResNet"],
+    ],
+)
+def test_a_stranger_s_target_is_not_called(copy, target):
+    change(copy, "config.json", lambda c: c["model"].update(_target_=target))
+    with pytest.raises(UserError, match=r"not one of resnet_se; load\(…, trust=True"):
+        resnet_se.load(copy)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"widths": {"_target_": "os.abort"}},
+        {"_args_": [1]},
+        {"dropout": "${oc.env:HOME}"},
+        {"depths": [[[1]] * 100]},
+        {"depths": [10**9]},
+    ],
+)
+def test_a_stranger_s_arguments_are_plain(copy, arguments):
+    change(copy, "config.json", lambda c: c["model"].update(arguments))
+    with pytest.raises(UserError):
+        resnet_se.load(copy)
+
+
+def test_a_trusted_network_of_another_package_is_built(copy):
+    model = {"_target_": "torchvision.models.resnet18"}
+    change(copy, "config.json", lambda c: c.update(model=model))
+    with pytest.raises(UserError, match="of another architecture"):
+        resnet_se.load(copy, trust=True)
+
+
+@pytest.mark.parametrize(
+    ("edit", "said"),
+    [
+        (lambda m: m.update(format=2), "format 1 expected, got 2"),
+        (lambda m: m.update(classes=["a"]), "classes: expected 2 or more"),
+        (lambda m: m.update(classes=["a", "b"]), "of another architecture"),
+        (lambda m: m.update(size=[0, 32]), "size: expected"),
+        (lambda m: m.update(mean=[0.5]), "mean: expected three numbers"),
+        (lambda m: m.pop("std"), "not a bundle: 'std' is missing"),
+    ],
+)
+def test_a_manifest_that_does_not_fit(copy, edit, said):
+    change(copy, "bundle.json", edit)
+    with pytest.raises(UserError, match=said):
+        resnet_se.load(copy)
+
+
+def test_what_is_no_bundle(tmp_path, copy):
+    (tmp_path / "a.zip").write_bytes(b"PK")
+    with pytest.raises(UserError, match=r"a\.zip: a damaged bundle"):
+        resnet_se.load(tmp_path / "a.zip")
+    with zipfile.ZipFile(tmp_path / "b.zip", "w") as archive:
+        archive.writestr("../../bundle.json", "{}")
+    with pytest.raises(UserError, match=r"b\.zip: not a bundle"):
+        resnet_se.load(tmp_path / "b.zip")
+    (copy / "model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"'model\.safetensors' is missing"):
+        resnet_se.load(copy)
+
+
+def test_another_folder_is_not_overwritten(command, finished, tmp_path, capsys):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.jpg").touch()
+    assert command("bundle", f"run={finished.folder}", "out=photos") == 2
+    assert "photos is there and is no bundle" in capsys.readouterr().err
+    assert command("bundle", f"run={finished.folder}", "out=photos/a.jpg/b") == 2
+    assert "cannot write photos/a.jpg/b" in capsys.readouterr().err
