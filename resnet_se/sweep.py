@@ -115,14 +115,17 @@ def recorded(task: Callable[[DictConfig], Outcome]) -> Callable[[DictConfig], No
         folder = Path(hydra.runtime.output_dir)
         overrides = [o for o in hydra.overrides.task if "api_key" not in o]
         record = {"job": hydra.job.num, "overrides": overrides}
-        if cfg.fail_fast and any(
+        if cfg.get("fail_fast") and any(
             o["kind"] == "failed" for o in outcomes(folder.parent)
         ):
             _write(folder, record | {"kind": "not started"})
             return
-        take_gpus(cfg.launcher.gpus, cfg.launcher.jobs, folder.parent)
         started = time.perf_counter()
         try:
+            from resnet_se.checks import check_keys
+
+            check_keys(cfg)  # the launcher's share is read before the rest
+            take_gpus(cfg.launcher.gpus, cfg.launcher.jobs, folder.parent)
             outcome = task(cfg)
         except Busy as error:
             _write(folder, record | {"kind": "busy", "error": str(error)})

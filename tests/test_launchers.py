@@ -355,7 +355,7 @@ def test_a_killed_search_goes_on_as_if_it_had_not_been(
 def test_a_search_records_what_fails_and_can_be_continued(train, study, capsys):
     space = ("optimizer.lr=choice(-1)", "trainer.max_epochs=1")
     assert train(*SEARCH, *space, "hydra.sweeper.n_trials=1") == 1
-    assert "optimizer.lr: expected a positive number" in capsys.readouterr().err
+    assert "optimizer.lr: expected a number > 0, got -1" in capsys.readouterr().err
     trials, results, folder = study()
     assert [trial.state.name for trial in trials] == ["FAIL"]
     assert results is None

@@ -27,23 +27,28 @@ def outcomes(folder: Path) -> list[dict]:
 
 
 def test_a_failing_job_does_not_stop_the_others(train, tmp_path, run_dirs, capsys):
-    # Found out before a run directory is named; only once the data are there.
-    sweep = ("-m", "trainer.max_epochs=1", "data.batch_size=32,-1,1000,16")
+    # A seed is refused before a run directory is named, a batch once the data are read.
+    sweep = ("-m", "trainer.max_epochs=1", "data.batch_size=1000,32", "seed=-1,0")
     assert train(*sweep) != 0
     kinds = [o["kind"] for o in outcomes(tmp_path)]
-    assert kinds == ["done", "failed", "failed", "done"]
+    assert kinds == ["failed", "failed", "failed", "done"]
     printed = capsys.readouterr()
-    assert "2 done, 2 failed" in printed.out
-    for words in ("an integer >= 1, got -1", "at most 220", "got 1000"):
-        assert printed.err.count(words) == 1
+    assert "1 done" in printed.out
+    assert "3 failed" in printed.out
+    assert printed.err.count("seed: expected an integer 0..4294967295, got -1") == 2
+    assert printed.err.count("at most 220") == 1
     (failed,) = (d for d, r in run_dirs().items() if r["status"] == "failed")
     assert "UserError" in (failed / "error.txt").read_text()
 
     # The same command again skips what is finished, and only that.
+    assert train(*sweep) != 0
+    kinds = [o["kind"] for o in outcomes(tmp_path)]
+    assert kinds == ["failed", "failed", "failed", "skipped"]
+
     # fail_fast starts nothing after the first failure.
     assert train(*sweep, "fail_fast=true") != 0
     kinds = [o["kind"] for o in outcomes(tmp_path)]
-    assert kinds == ["skipped", "failed", "not started", "not started"]
+    assert kinds == ["failed", *["not started"] * 3]
 
 
 @pytest.mark.slow
