@@ -100,6 +100,23 @@ def build_net(node: DictConfig, num_classes: int) -> Any:
     return build("model", node, **({"num_classes": num_classes} if told else {}))
 
 
+def check_saved(cfg: DictConfig) -> None:
+    """The parts of a saved configuration that its readers build.
+
+    Raises:
+        UserError: one is missing, of another kind, or has a value out of its range.
+    """
+    check("seed", _value("seed", cfg), KEYS["train"]["seed"])
+    for group in ("model", "data", "trainer"):
+        check(group, _plain(cfg.get(group)), dict)
+    if cfg.get("tta"):
+        check("tta", _plain(cfg.tta), dict)
+    for group in ("model", "data", "tta"):
+        for path, node in _targets(cfg.get(group), group):
+            _check_kind(path, node)
+            _check_arguments(path, node, located(path, node["_target_"]))
+
+
 # --- keys --------------------------------------------------------
 
 
@@ -188,7 +205,7 @@ def _top_level() -> tuple[dict[str, Any], dict[str, list[str]]]:
 
 def _value(path: str, node: DictConfig) -> Any:
     key = path.rpartition(".")[2]
-    if OmegaConf.is_missing(node, key):
+    if key not in node or OmegaConf.is_missing(node, key):
         raise UserError(f"{path}: expected a value, got ??? (none is set)")
     return node[key]
 
@@ -435,9 +452,8 @@ def _drop_preset_keys(cfg: DictConfig) -> None:
 
 def _named(node: DictConfig) -> tuple[Any, Any]:
     cls = node.get("cls")
-    return node.get("_target_"), cls.get("path") if isinstance(
-        cls, DictConfig
-    ) else None
+    path = cls.get("path") if isinstance(cls, DictConfig) else None
+    return node.get("_target_"), path
 
 
 def _drop(path: str, node: DictConfig, old: DictConfig, typed: set[str]) -> None:
@@ -457,6 +473,14 @@ def _drop(path: str, node: DictConfig, old: DictConfig, typed: set[str]) -> None
                 del node[key]
 
 
+def _base(entry: str, group: str) -> tuple[str, str]:
+    """Group and name of an entry of a `defaults` list: `none`, `/base@_here_`."""
+    entry = entry.partition("@")[0]
+    if entry.startswith("/"):
+        group, _, entry = entry[1:].rpartition("/")
+    return group, entry
+
+
 def _preset(group: str, choice: str | None) -> DictConfig:
     """The file of a choice, merged with the files of its group that it starts from."""
     for source in HydraConfig.get().runtime.config_sources:
@@ -465,7 +489,7 @@ def _preset(group: str, choice: str | None) -> DictConfig:
             own = OmegaConf.load(path)
             assert isinstance(own, DictConfig)
             bases = [b for b in own.pop("defaults", []) if b != "_self_"]
-            merged = [_preset(group, b) for b in bases if isinstance(b, str)]
+            merged = [_preset(*_base(b, group)) for b in bases if isinstance(b, str)]
             return OmegaConf.unsafe_merge(*merged, own)  # type: ignore[return-value]
     return OmegaConf.create({})
 

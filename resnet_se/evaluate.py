@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from resnet_se.builders import build_classifier, build_data, load_weights, quiet
+from resnet_se.checks import check_saved
 from resnet_se.config import load_config, run
 from resnet_se.errors import UserError, nearest
 from resnet_se.files import atomic_file
@@ -41,6 +42,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
         hint = nearest(str(cfg.ckpt), CHECKPOINTS)
         raise UserError(f"ckpt: unknown {cfg.ckpt!r}; {hint}")
     of_run = load_config(run_dir)
+    check_saved(of_run)
     if "tta" in cfg:
         of_run.tta = cfg.tta
 

@@ -13,11 +13,11 @@ import json
 from typing import Any
 
 from hydra import compose, initialize_config_dir
-from hydra.utils import instantiate
 from omegaconf import DictConfig, open_dict
 from rich.console import Console
 from rich.table import Table
 
+from resnet_se.checks import build
 from resnet_se.config import CONF
 
 
@@ -28,7 +28,7 @@ def counts(model: DictConfig) -> dict[str, int]:
     from resnet_se.resnet import describe
 
     with torch.device("meta"):  # counts need no weights
-        return describe(instantiate(model, _convert_="all"))
+        return describe(build("model", model))
 
 
 def presets() -> dict[str, dict[str, Any]]:
