@@ -247,3 +247,30 @@ def test_scaling_is_told_as_it_was_measured():
         assert f"(`{name}`) | {rate} | {figure['efficiency']:.1%} |" in text
     size, figure = list(result["all_reduce_seconds"].items())[-1]
     assert f"{size}: {figure['median'] * 1000:.1f} ms" in text
+
+
+def test_the_usual_way_and_ours_are_told_as_measured():
+    text, result = read("benchmark/cpu4.json")
+    for letter, figure in result["variants"].items():
+        low, high = figure["spread"]
+        rate = f"{figure['images_per_second']:.1f} ({low:.1f}–{high:.1f})"
+        row = f"| ({letter}) {figure['name']} | {rate} | {figure['ratio']:.2f} |"
+        assert row in text
+
+
+def test_floors_are_told_as_measured():
+    text, result = read("benchmark/floors.json")
+    assert f"n = {result['settings']['rounds']} in turns" in text
+    for network in result["networks"]:
+        name = f"{network['network']}, {network['batch_size']}"
+        for part, figure in network["step_seconds"].items():
+            low, high = figure["spread"]
+            row = f"| {name} | {network['allocator']} | {part} | "
+            row += f"{figure['median']:.3f} ({low:.3f}–{high:.3f}) | "
+            assert row + f"{figure['share_of_roof']:.1%} |" in text
+    for shape, ways in result["pools_ms"].items():
+        rates = [
+            f"{w['median']:.1f} ({w['spread'][0]:.1f}–{w['spread'][1]:.1f})"
+            for w in ways.values()
+        ]
+        assert f"| {shape} | {' | '.join(rates)} |" in text

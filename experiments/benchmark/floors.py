@@ -33,7 +33,6 @@ JOBS = (  # network, allocator, the parts that take turns
     ("se_resnet80", "kept", "as it is,mean"),
     ("pools", "kept", "-"),
     ("se_resnet80", "default", "as it is"),
-    ("se_resnet8_quick", "kept", "as it is,compiled"),
 )
 
 
