@@ -39,6 +39,7 @@ import zlib
 from base64 import b64decode, b64encode
 from contextlib import suppress
 from pathlib import Path
+from types import NoneType
 from typing import TYPE_CHECKING, Any
 
 from resnet_se.errors import UserError
@@ -50,6 +51,18 @@ if TYPE_CHECKING:
 
 SCHEMA = 2
 READABLE = (1, 2)
+# What a field is where it stands; a stranger's record may hold anything.
+SHAPES: dict[str, type | tuple[type, ...]] = {
+    "experiment": str,
+    "seed": int,
+    "config_hash": str,
+    "overrides": list,
+    "tags": list,
+    "git": (dict, NoneType),
+    "error": (str, NoneType),
+    **dict.fromkeys(("setting", "choices", "versions", "hardware", "data"), dict),
+    **dict.fromkeys(("model", "train", "val", "test", "history"), dict),
+}
 STATUSES = ("running", "finished", "failed", "interrupted")
 
 
@@ -93,6 +106,14 @@ def read_record(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: schema {SCHEMA} expected, got {schema!r}")
     if status not in STATUSES:
         raise UserError(f"{path}: status expected in {STATUSES}, got {status!r}")
+    for name, kinds in SHAPES.items():
+        if name in result and not isinstance(result[name], kinds):
+            kind = kinds if isinstance(kinds, type) else kinds[0]
+            got = type(result[name]).__name__
+            raise UserError(f"{path}: {name}: expected a {kind.__name__}, got a {got}")
+    commit = (result.get("git") or {}).get("commit", "")
+    if not isinstance(commit, str):
+        raise UserError(f"{path}: git.commit: expected a str, got {commit!r}")
     return result
 
 
