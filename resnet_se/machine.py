@@ -118,7 +118,7 @@ def keep_freed_memory() -> None:
     """Has glibc's allocator keep what is freed, for the next tensor of that size.
 
     It maps a block over 32 MB anew each time, and the system fills every page of it
-    with zeros: a tenth of a step of quickstart's network (experiments/benchmark).
+    with zeros; what that costs varies (experiments/benchmark).
     """
     mmap_max, trim_threshold = -4, -1  # of mallopt(3)
     with suppress(OSError, AttributeError, TypeError):  # no glibc
