@@ -228,7 +228,8 @@ def _row(
 
 def _milliseconds(forward: Forward, images: Tensor) -> float:
     """Of one batch: the median of five or more, a second in all."""
-    images, times = images.contiguous(), []
+    images = images.contiguous()
+    times: list[float] = []
     forward(images)
     while len(times) < 5 or (sum(times) < 1 and len(times) < 100):
         start = time.perf_counter()

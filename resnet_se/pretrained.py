@@ -15,7 +15,7 @@ import os
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -115,10 +115,11 @@ class Pretrained(nn.Module):
             files = {path.stem: path for path in (CONF / "tta").glob("*.yaml")}
             if tta not in files:
                 raise UserError(f"tta: unknown {tta!r}; {nearest(tta, files)}")
-            tta = OmegaConf.to_container(OmegaConf.load(files[tta]))  # type: ignore
+            named = OmegaConf.to_container(OmegaConf.load(files[tta]))
+            tta = cast("dict[str, Any]", named)
         if isinstance(tta, Mapping):
             return TTA(tta["views"]) if tta.get("views") else None
-        return tta or None
+        return tta if isinstance(tta, TTA) else None
 
     def predict(
         self,
