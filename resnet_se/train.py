@@ -314,9 +314,13 @@ def main() -> None:
     """Console entry: `resnet-se train …`."""
     import resnet_se.search  # noqa: F401  makes itself known to Hydra
 
-    ranks.die_with_parent()
-    ranks.share_cores()
-    console.quiet = not ranks.is_leader()
+    try:
+        ranks.die_with_parent()
+        ranks.share_cores()
+        console.quiet = not ranks.is_leader()
+    except UserError as error:  # the environment says what cannot be
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
     run(recorded(train), "train")
 
 
