@@ -41,3 +41,14 @@ def test_cost_is_that_of_the_records():
     [macs] = {run["model"]["macs"] for run in records("cpu1.seed?.json")}
     text = (FOLDER / "README.md").read_text()
     assert f"`experiment=speedrun`: {macs / 1e6:.1f} MMAC" in text
+
+
+@pytest.mark.parametrize(
+    ("start", "name"), [("| Muon, batch", "muon"), ("| SGD as speedrun", "sgd")]
+)
+def test_the_trials_of_muon_are_those_of_the_records(start, name):
+    [run] = records(f"trial_{name}.cpu1.seed0.json")
+    assert run["choices"]["optimizer"] == {"muon": "muon", "sgd": "sgd_nesterov"}[name]
+    accuracy, seconds = f"{100 * run['val']['acc']:.2f} %", run["train"]["seconds"]
+    steps = str(run["train"]["steps"])
+    assert row(start)[1:] == ["1", steps, accuracy, f"{seconds:,.0f}"]
