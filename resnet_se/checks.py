@@ -12,15 +12,11 @@ directory asks the same questions, of the parts that it needs.
 
 from __future__ import annotations
 
-import difflib
 import functools
-import importlib
 import inspect
-import os
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple, get_type_hints
+from typing import Any, NamedTuple
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
@@ -34,14 +30,13 @@ from resnet_se.allowed import (
     NULLABLE,
     OWN_KEYS,
     PLACES,
-    Place,
 )
 from resnet_se.config import CONF
 from resnet_se.errors import UserError, nearest
 from resnet_se.hints import check, hints_of
+from resnet_se.kinds import check_kind, located, place_of, targets
 
 HYDRA_KEYS = {"_target_", "_partial_", "_convert_", "_recursive_", "_args_"}
-GET_CLASS = "hydra.utils.get_class"
 # Chosen to change others' keys; they leave none of their own.
 NO_KEYS = {"hydra", "experiment", "debug", "hparams_search"}
 
@@ -57,10 +52,10 @@ def check_config(cfg: DictConfig) -> None:
             is not of its place's kind or argument that it does not take.
     """
     check_keys(cfg)
-    for path, node in _targets(cfg, ""):
-        _check_kind(path, node)
+    for path, node in targets(cfg, ""):
+        check_kind(path, node)
     _drop_preset_keys(cfg)
-    for path, node in _targets(cfg, ""):
+    for path, node in targets(cfg, ""):
         if path != "optimizer.cls":
             _check_arguments(path, node, located(path, node["_target_"]))
     for path in ARGUMENTS_OF:
@@ -84,8 +79,8 @@ def build(path: str, node: DictConfig, **given: Any) -> Any:
     """
     if not isinstance(node, DictConfig) or "_target_" not in node:
         raise UserError(f"{path}: expected a mapping with a _target_, got {node!r}")
-    for inner, target in _targets(node, path):
-        _check_kind(inner, target)
+    for inner, target in targets(node, path):
+        check_kind(inner, target)
     return instantiate(node, _convert_="all", **given)
 
 
@@ -112,8 +107,8 @@ def check_saved(cfg: DictConfig) -> None:
     if cfg.get("tta"):
         check("tta", _plain(cfg.tta), dict)
     for group in ("model", "data", "tta"):
-        for path, node in _targets(cfg.get(group), group):
-            _check_kind(path, node)
+        for path, node in targets(cfg.get(group), group):
+            check_kind(path, node)
             _check_arguments(path, node, located(path, node["_target_"]))
 
 
@@ -214,123 +209,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, DictConfig | ListConfig):
         return OmegaConf.to_container(value, resolve=True)
     return value
-
-
-# --- kinds -------------------------------------------------------
-
-
-def _targets(node: Any, path: str) -> Iterator[tuple[str, DictConfig]]:
-    """All mappings with a `_target_`, outermost first, and their dotted paths."""
-    if isinstance(node, DictConfig) and not node._is_none():
-        if "_target_" in node:
-            yield path, node
-        for key in node:
-            if not OmegaConf.is_missing(node, key):
-                yield from _targets(node[key], f"{path}.{key}".lstrip("."))
-    elif isinstance(node, ListConfig) and not node._is_none():
-        for i, item in enumerate(node):
-            yield from _targets(item, f"{path}[{i}]")
-
-
-def place_of(path: str) -> tuple[str, Place] | None:
-    """The place that a dotted path lies in, the most special one."""
-    path = path.replace("[", ".")
-    inside = [p for p in PLACES if path == p or path.startswith(f"{p}.")]
-    return (name := max(inside, key=len), PLACES[name]) if inside else None
-
-
-def _check_kind(path: str, node: DictConfig) -> None:
-    """Raises UserError unless a target is of the kind of the place it stands in."""
-    where = place_of(path)
-    name = node["_target_"]
-    if where is None:
-        raise UserError(f"{path}._target_: nothing is built here, got {name!r}")
-    key = "_target_"
-    if where[0] == "optimizer.cls":  # a class is wanted there, not an object
-        if name != GET_CLASS:
-            raise UserError(f"{path}._target_: expected {GET_CLASS}, got {name!r}")
-        key = "path"
-    name = node.get(key)
-    check(f"{path}.{key}", name, str)
-    if not _is_of(where[1], name, f"{path}.{key}"):
-        raise UserError(f"{path}.{key}: expected {where[1].words}, got {name!r}")
-
-
-def _is_of(place: Place, name: str, path: str) -> bool:
-    if name.partition(".")[0] in sys.stdlib_module_names:
-        return False  # importing alone may run something
-    target = located(path, name)
-    bases = tuple(located(path, base) for base in place.bases)
-    if inspect.isclass(target):
-        methods = all(callable(getattr(target, name, None)) for name in place.methods)
-        return methods and (not bases or issubclass(target, bases))
-    if not inspect.isroutine(target) or _home(target) not in place.packages:
-        return False
-    returned = _returned(target)
-    return inspect.isclass(returned) and issubclass(returned, bases)
-
-
-def _home(target: Any) -> str:
-    """The package that a function was written in, whatever name it was found by."""
-    return str(getattr(target, "__module__", "")).partition(".")[0]
-
-
-def _returned(target: Any) -> Any:
-    try:
-        return get_type_hints(target).get("return")
-    except (NameError, TypeError, AttributeError):
-        return None
-
-
-def located(path: str, name: str) -> Any:
-    """What a dotted name stands for; imports its module, calls nothing.
-
-    Raises:
-        UserError: there is no such module or name, or importing it failed.
-    """
-    parts = name.split(".")
-    if len(parts) < 2 or not all(part.isidentifier() for part in parts):
-        raise UserError(f"{path}: expected module.Name, got {name!r}")
-    target: Any = None
-    for i in range(1, len(parts) + 1):
-        module = ".".join(parts[:i])
-        if target is not None and hasattr(target, parts[i - 1]):
-            target = getattr(target, parts[i - 1])
-            continue
-        if target is not None and not inspect.ismodule(target):
-            raise _no_such_name(path, name, target, parts[i - 1])
-        try:
-            target = importlib.import_module(module)
-        except ModuleNotFoundError as error:
-            if error.name != module:
-                raise UserError(f"{path}: {name!r} needs {error.name}, which is not "
-                                "installed") from None  # fmt: skip
-            if target is not None:
-                raise _no_such_name(path, name, target, parts[i - 1]) from None
-            raise UserError(
-                f"{path}: no module {module!r}; looked in {_search_path()} and in what "
-                "is installed"
-            ) from None
-        except Exception as error:
-            raise UserError(
-                f"{path}: importing {module} failed: {type(error).__name__}: {error}"
-            ) from error
-    return target
-
-
-def _no_such_name(path: str, name: str, owner: Any, part: str) -> UserError:
-    public = [n for n in dir(owner) if not n.startswith("_")]
-    close = difflib.get_close_matches(part, public, n=1, cutoff=0.6)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
-    return UserError(f"{path}: {name!r}: {owner.__name__} has no {part!r}{hint}")
-
-
-def _search_path() -> str:
-    """The folders that come before what is installed, the working directory first."""
-    lib = Path(os.__file__).parent
-    folders = [Path(entry or ".").resolve() for entry in sys.path]
-    own = [f for f in folders if lib not in (f, *f.parents) and f.is_dir()]
-    return ", ".join(dict.fromkeys(map(str, own))) or "no folder of your own"
 
 
 # --- values ------------------------------------------------------
@@ -444,7 +322,7 @@ def _drop_preset_keys(cfg: DictConfig) -> None:
     choices = HydraConfig.get().runtime.choices
     for group in ("model", "data", "augment", "mixing", "optimizer", "scheduler"):
         preset = _preset(group, choices.get(group))
-        for path, node in list(_targets(cfg[group], group)):
+        for path, node in list(targets(cfg[group], group)):
             old = OmegaConf.select(OmegaConf.create({group: preset}), path)
             if isinstance(old, DictConfig) and _named(old) != _named(node):
                 _drop(path, node, old, typed)

@@ -31,6 +31,7 @@ from resnet_se.config import CONF, load_config
 from resnet_se.data.augment import normalise
 from resnet_se.data.pictures import batches, find_pictures, to_pixels
 from resnet_se.errors import UserError, nearest
+from resnet_se.kinds import located
 from resnet_se.predictions import Predictions
 from resnet_se.record import read_result
 from resnet_se.tta import TTA
@@ -234,7 +235,7 @@ def build(name: str, num_classes: int = 10, **arguments: Any) -> nn.Module:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         node = compose("train", [f"model={name}"]).model
     node = OmegaConf.create(OmegaConf.to_container(node, resolve=True))
-    known = inspect.signature(checks.located("model", node["_target_"])).parameters
+    known = inspect.signature(located("model", node["_target_"])).parameters
     for key in arguments.keys() - known.keys():
         raise UserError(f"{name}: no argument {key!r}; {nearest(key, known)}")
     node.update(arguments)

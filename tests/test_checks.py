@@ -21,6 +21,7 @@ from resnet_se.allowed import PLACES
 from resnet_se.builders import build_classifier, build_optimizer
 from resnet_se.config import CONF, EXPECTED, load_config
 from resnet_se.errors import UserError
+from resnet_se.kinds import check_kind
 from resnet_se.hints import Count, Unit, check, validated
 from resnet_se.record import read_result
 from tests.conftest import Run, call
@@ -144,10 +145,10 @@ def test_each_place_refuses_the_kind_of_another():
         for other, target in kinds.items():
             node = OmegaConf.create({place: {"_target_": target}})[place]
             if other == place:
-                checks._check_kind(place, node)
+                check_kind(place, node)
             else:
                 with pytest.raises(UserError, match="expected"):
-                    checks._check_kind(place, node)
+                    check_kind(place, node)
 
 
 def test_a_module_of_the_standard_library_is_not_even_imported():

@@ -24,7 +24,7 @@ LAYERS = (
     # Lightning
     "classifier callbacks dashboard progress",
     # what commands share
-    "config allowed checks ranks builders scoring cost screen fit sweep search",
+    "config allowed kinds checks ranks builders scoring cost screen fit sweep search",
     # a trained network
     "predictions bundles pretrained",
 )

@@ -254,6 +254,7 @@ class ImageDataModule(L.LightningDataModule):
                 "epoch": internals.epochs_done(self.trainer),
                 "done": done % self.trainer.num_training_batches,
             },
+            "size": list(self.image_size),
             "fingerprint": self.images.fingerprint,
             "classes": list(self.images.classes),
             "mean": self.mean,
