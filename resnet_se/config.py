@@ -299,7 +299,26 @@ def load_config(run_dir: Path) -> DictConfig:
     """The same, composed, wherever the directory lies now; raises as `saved_config`."""
     text = yaml.safe_dump(saved_config(run_dir), sort_keys=False)
     placed = yaml.safe_load(text.replace(RUN_DIR, str(run_dir.resolve())))
-    return OmegaConf.create(placed)
+    return OmegaConf.create(_at_home(placed, _homes()))
+
+
+def _homes() -> dict[str, str]:
+    """{canonical name: today's `_target_`} of all of ours that `conf/` names."""
+    texts = (path.read_text(encoding="utf-8") for path in CONF.rglob("*.yaml"))
+    targets = {t for text in texts for t in re.findall(r"\bresnet_se(?:\.\w+)+", text)}
+    return {canonical(target): target for target in sorted(targets)}
+
+
+def _at_home(node: Any, homes: dict[str, str]) -> Any:
+    """A saved configuration whose targets are where our modules lie today."""
+    if isinstance(node, dict):
+        return {
+            key: homes.get(canonical(value), value)
+            if key == "_target_" and isinstance(value, str)
+            else _at_home(value, homes)
+            for key, value in node.items()
+        }
+    return [_at_home(item, homes) for item in node] if isinstance(node, list) else node
 
 
 def experiment_name() -> str:

@@ -323,3 +323,13 @@ def test_a_skipped_run_says_that_it_is_of_another_commit(
         shown = capsys.readouterr().out
         assert "skipped" in shown
         assert ("trained at commit bbbbbbbb" in shown) == (commit[0] == "b")
+
+
+def test_a_run_saved_before_a_module_moved_is_read_at_its_new_home(tmp_path):
+    target = "resnet_se.resnet.ResNet"
+    old = {"model": {"_target_": "resnet_se.networks.old.ResNet"}, "callbacks": []}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(old))
+    assert load_config(tmp_path).model._target_ == target
+    theirs = {"model": {"_target_": "mynet.ResNet"}}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(theirs))
+    assert load_config(tmp_path).model._target_ == "mynet.ResNet"
