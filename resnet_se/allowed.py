@@ -56,7 +56,8 @@ PLACES = {
     "mixing": _one_of("a mixing", "resnet_se.mixing.Mixing"),
     "tta": _one_of("test-time augmentation", "resnet_se.tta.TTA"),
     "optimizer": Place(
-        "resnet_se.optim.make_optimizer or a subclass of torch.optim.Optimizer",
+        "resnet_se.optim.make_optimizer, resnet_se.muon.make_muon or a subclass of "
+        "torch.optim.Optimizer",
         ("torch.optim.Optimizer",),
     ),
     "optimizer.cls": _one_of("an optimizer", "torch.optim.Optimizer"),

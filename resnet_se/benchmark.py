@@ -449,7 +449,6 @@ def write(out: str | None, result: dict[str, Any]) -> None:
 def main() -> None:
     """Console entry: `resnet-se benchmark …`."""
     builders.quiet()
-    machine.keep_freed_memory()
     ranks.die_with_parent()
     ranks.share_cores()
     console.quiet = not ranks.is_leader()

@@ -7,9 +7,8 @@ import json
 import logging
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import lightning as L
@@ -26,7 +25,6 @@ from resnet_se.errors import UserError, nearest
 from resnet_se.files import atomic_file
 from resnet_se.machine import accelerator, cache_folder, processor
 from resnet_se.mixing import Mixing
-from resnet_se.optim import make_optimizer
 
 # trainer.compile: the mode of torch's compiler.
 COMPILE = {"off": None, "default": "default", "cuda_graphs": "reduce-overhead"}
@@ -72,7 +70,7 @@ def build_classifier(
         lr *= ranks.world_size()
     return Classifier(
         net,
-        build_optimizer(cfg.optimizer, lr),
+        checks.build_optimizer(cfg.optimizer, lr),
         checks.build("scheduler", cfg.scheduler, _partial_=True),
         num_classes,
         checks.build("mixing", cfg.mixing),
@@ -99,16 +97,6 @@ def check_shape(net: torch.nn.Module, size: tuple[int, int], num_classes: int) -
         raise UserError(
             f"model: {name}: expected logits {expected} of images {given}, got {shape}"
         )
-
-
-def build_optimizer(
-    options: DictConfig, lr: float
-) -> Callable[[torch.nn.Module], torch.optim.Optimizer]:
-    """What makes the optimizer of a network: `make_optimizer`, or a class alone."""
-    make = checks.build("optimizer", options, lr=lr, _partial_=True)
-    if isinstance(make.func, type):
-        return partial(make_optimizer, cls=make.func, **make.keywords)
-    return make
 
 
 def build_trainer(cfg: DictConfig, precision: str) -> L.Trainer:

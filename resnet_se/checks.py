@@ -16,7 +16,7 @@ import functools
 import inspect
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
@@ -35,6 +35,10 @@ from resnet_se.config import CONF
 from resnet_se.errors import UserError, nearest
 from resnet_se.hints import check, hints_of
 from resnet_se.kinds import check_kind, located, place_of, targets
+
+if TYPE_CHECKING:
+    from torch import nn
+    from torch.optim import Optimizer
 
 HYDRA_KEYS = {"_target_", "_partial_", "_convert_", "_recursive_", "_args_"}
 # Chosen to change others' keys; they leave none of their own.
@@ -93,6 +97,16 @@ def build_net(node: DictConfig, num_classes: int) -> Any:
     except (TypeError, ValueError):  # written in C: it will say
         told = True
     return build("model", node, **({"num_classes": num_classes} if told else {}))
+
+
+def build_optimizer(options: DictConfig, lr: float) -> Callable[[nn.Module], Optimizer]:
+    """What makes the optimizer of a network: `make_optimizer`, or a class alone."""
+    from resnet_se.optim import make_optimizer
+
+    make = build("optimizer", options, lr=lr, _partial_=True)
+    if isinstance(make.func, type):
+        return functools.partial(make_optimizer, cls=make.func, **make.keywords)
+    return make
 
 
 def check_saved(cfg: DictConfig) -> None:
@@ -392,8 +406,6 @@ def _rehearse(cfg: DictConfig) -> None:
     All that they would refuse shows before the data are read.
     """
     from torch import nn
-
-    from resnet_se.builders import build_optimizer
 
     build("mixing", cfg.mixing)
     if cfg.tta:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import platform
 import subprocess
@@ -112,19 +111,6 @@ def peak_memory_mb(device: torch.device) -> float:
         unit = 1 if platform.system() == "Darwin" else 1024
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
     return float("nan")
-
-
-def keep_freed_memory() -> None:
-    """Has glibc's allocator keep what is freed, for the next tensor of that size.
-
-    It maps a block over 32 MB anew each time, and the system fills every page of it
-    with zeros; what that costs varies (experiments/benchmark).
-    """
-    mmap_max, trim_threshold = -4, -1  # of mallopt(3)
-    with suppress(OSError, AttributeError, TypeError):  # no glibc
-        libc = ctypes.CDLL(None)
-        libc.mallopt(mmap_max, 0)
-        libc.mallopt(trim_threshold, -1)  # never
 
 
 def now(device: torch.device) -> float:

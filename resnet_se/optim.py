@@ -83,7 +83,7 @@ def make_optimizer(
             }
         )
     try:
-        return cls(groups, lr=lr, **options)
+        return cls(groups, lr=lr, **options)  # type: ignore[call-arg]
     except (TypeError, ValueError) as error:
         raise UserError(f"optimizer: {cls.__name__}: {error}") from None
 

@@ -223,12 +223,6 @@ def test_a_mistake_is_told_before_measuring(
     assert answer in capsys.readouterr().err
 
 
-def test_freed_memory_may_be_kept_anywhere(monkeypatch):
-    machine.keep_freed_memory()
-    monkeypatch.setattr(machine.ctypes, "CDLL", lambda name: object())  # no glibc
-    machine.keep_freed_memory()
-
-
 # --- figures that are published ----------------------------------
 
 

@@ -18,11 +18,11 @@ from torch import nn
 
 from resnet_se import checks
 from resnet_se.allowed import PLACES
-from resnet_se.builders import build_classifier, build_optimizer
+from resnet_se.builders import build_classifier
 from resnet_se.config import CONF, EXPECTED, load_config
 from resnet_se.errors import UserError
-from resnet_se.kinds import check_kind
 from resnet_se.hints import Count, Unit, check, validated
+from resnet_se.kinds import check_kind
 from resnet_se.record import read_result
 from tests.conftest import Run, call
 
@@ -96,7 +96,7 @@ def test_an_optimizer_class_replaces_a_preset(composed):
     cfg = composed("optimizer._target_=torch.optim.NAdam", "optimizer.lr=0.25")
     checks.check_config(cfg)
     assert "cls" not in cfg.optimizer  # of the preset
-    optimizer = build_optimizer(cfg.optimizer, cfg.optimizer.lr)(nn.Linear(2, 2))
+    optimizer = checks.build_optimizer(cfg.optimizer, cfg.optimizer.lr)(nn.Linear(2, 2))
     assert type(optimizer) is torch.optim.NAdam
     assert optimizer.param_groups[0]["lr"] == 0.25
     assert isinstance(optimizer.param_groups[0]["betas"], list | tuple)

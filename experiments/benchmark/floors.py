@@ -6,11 +6,13 @@ A process for each network and allocator, whose parts take turns; CPU seconds of
 process, so that what else runs on the machine is left out as far as it can be.
 """
 
+import ctypes
 import json
 import statistics
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import MethodType
 
@@ -94,9 +96,22 @@ def operators(step) -> dict[str, float]:
     return {key: value for key, value in ranked if value > 0.005}
 
 
+def keep_freed_memory() -> None:
+    """Has glibc's allocator keep what is freed, for the next tensor of that size.
+
+    It maps a block over 32 MB anew each time, and the system fills every page of it
+    with zeros; what that costs varies (experiments/benchmark).
+    """
+    mmap_max, trim_threshold = -4, -1  # of mallopt(3)
+    with suppress(OSError, AttributeError, TypeError):  # no glibc
+        libc = ctypes.CDLL(None)
+        libc.mallopt(mmap_max, 0)
+        libc.mallopt(trim_threshold, -1)  # never
+
+
 def measure(name: str, allocator: str, parts: list[str]) -> dict:
     if allocator == "kept":
-        machine.keep_freed_memory()
+        keep_freed_memory()
     torch.manual_seed(0)
     steps, flops = {}, 0
     for part in parts:
@@ -138,7 +153,7 @@ def pools() -> dict:
         x = x.reshape(b, h // 2, 2, w // 2, 2, c).amax((2, 4))
         return x.permute(0, 3, 1, 2)
 
-    machine.keep_freed_memory()
+    keep_freed_memory()
     result = {}
     for shape in ((512, 32, 31, 31), (512, 128, 15, 15), (512, 256, 7, 7)):
         x = torch.randn(shape).bfloat16().to(memory_format=torch.channels_last)

@@ -20,10 +20,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from resnet_se.augment import channel_statistics, normalise
+from resnet_se.data.augment import channel_statistics, normalise
+from resnet_se.data.sources import CIFAR10
+from resnet_se.machine import environment, hardware
 from resnet_se.resnet import WhiteningStem, forward_macs
-from resnet_se.results import environment, hardware
-from resnet_se.sources import CIFAR10
 
 WIDTHS = (64, 256, 256)
 EPOCHS = 9.9
