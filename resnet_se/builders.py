@@ -39,6 +39,8 @@ def build_data(cfg: DictConfig, training: bool = True) -> ImageDataModule:
     # Partial: Hydra would turn the dataclass into a configuration again.
     make = checks.build("data", cfg.data, _partial_=True)
     augment = checks.build("augment", cfg.augment) if training else Augmentation()
+    if not isinstance(augment, Augmentation):  # a transform alone, of one's own
+        augment = Augmentation(own=augment)
     return make(augment=augment, seed=cfg.seed)
 
 

@@ -105,7 +105,7 @@ WATCHERS = {
 }
 EXTRAS = ("joblib", "submitit", "ray")  # launchers that pyproject.toml offers
 NO_CHOICE = "Config group override must be"  # of Hydra's ValueError: model=null
-EXPECTED = (UserError, HydraException, OmegaConfBaseException)
+EXPECTED = (UserError, HydraException, OmegaConfBaseException, yaml.YAMLError)
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 HYDRA_KEYS = {"_target_", "_partial_", "_convert_", "_recursive_", "_args_"}
 

@@ -24,12 +24,12 @@ from typing import Annotated, Any
 import torch
 import torch.nn.functional as F
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.transforms import InterpolationMode, v2
 
 from resnet_se.errors import UserError
 from resnet_se.hints import Unit, validated
-from resnet_se.seeds import stream
+from resnet_se.seeds import derive_seed, kept_stream, stream
 
 # Luma weights of torchvision's `rgb_to_grayscale` (ITU-R 601-2).
 GREY = (0.2989, 0.587, 0.114)
@@ -113,6 +113,8 @@ class Augmentation:
             and used in an order drawn as well.
         cutout: side in pixels of a black square around a pixel drawn uniformly, so that
             the border may cut part of it off.
+        own: any transform of uint8 (3, H, W) to the same, before all of these; what it
+            draws from torch's generator depends on (seed, epoch, index) alone.
 
     Pixels that an affine map (rotation to zoom) brings in from outside are black,
     Keras's `fill_mode="constant"`; a crop's are reflections.
@@ -130,6 +132,7 @@ class Augmentation:
     alternate_flip: bool = False
     jitter: Unit = 0.0
     cutout: Annotated[int, Field(ge=0, le=512)] = 0
+    own: nn.Module | None = None
 
     def __post_init__(self) -> None:
         if self.alternate_flip and self.flip != 0.5:
@@ -156,6 +159,16 @@ class Augmentation:
                 f"augment.cutout: expected at most the image's side, {side}, "
                 f"got {self.cutout}"
             )
+        if self.own is not None:
+            image = torch.zeros(3, height, width, dtype=torch.uint8)
+            with kept_stream():
+                result = self.own(image)
+            if (result.shape, result.dtype) != (image.shape, image.dtype):
+                raise UserError(
+                    f"augment.own: {type(self.own).__name__}: expected uint8 "
+                    f"{tuple(image.shape)} back, got {result.dtype} "
+                    f"{tuple(result.shape)}"
+                )
 
     # --- torchvision, image by image ---------------------------------
 
@@ -166,7 +179,7 @@ class Augmentation:
         Raises UserError as `check` does.
         """
         self.check(height, width)
-        steps: list[v2.Transform] = []
+        steps: list[nn.Module] = [] if self.own is None else [self.own]
         if self.crop_padding:
             steps.append(
                 v2.RandomCrop(
@@ -199,6 +212,17 @@ class Augmentation:
         return coin ^ (epoch % 2 == 1)
 
     # --- batched -----------------------------------------------------
+
+    def own_each(self, images: Tensor, index: Tensor, seed: int, epoch: int) -> Tensor:
+        """`own` on each of uint8 (B, 3, H, W), by its stream; slow, but as said."""
+        if self.own is None:
+            return images
+        with kept_stream() as generator:
+            results = []
+            for i, image in zip(index.tolist(), images, strict=True):
+                generator.manual_seed(derive_seed("own", seed, epoch, i))
+                results.append(self.own(image))
+        return torch.stack(results)
 
     def draw(self, n: int, height: int, width: int, seed: int, epoch: int) -> Draws:
         """The parameters of n images of this size in one epoch, on the CPU.

@@ -171,6 +171,9 @@ class BatchesOnDevice:
         at_once = max(1, GPU_CHUNK // size) if device.type != "cpu" else 1
         for index in sampler.indices().flatten().to(device).split(at_once * size):
             images = self.images.index_select(0, index)
+            images = self.augmentation.own_each(
+                images, index, sampler.seed, sampler.epoch
+            )
             images = self.augmentation.apply(images, draws.of(index))
             images = normalise_(images, *self.statistics)
             images = images.contiguous(memory_format=torch.channels_last)

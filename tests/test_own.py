@@ -1,0 +1,159 @@
+"""Parts of one's own, from a folder of one's own, by the command line alone."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from resnet_se.data.augment import Augmentation
+from resnet_se.errors import UserError
+
+NET = """
+import torch
+class Net(torch.nn.Module):
+    def __init__(self, width: int, num_classes: int):
+        super().__init__()
+        self.body = torch.nn.Sequential(
+            torch.nn.Conv2d(3, width, 3), torch.nn.AdaptiveAvgPool2d(1),
+            torch.nn.Flatten(), torch.nn.Linear(width, num_classes))
+    def forward(self, x):
+        return self.body(x)
+"""
+SHORT = (
+    "data=synthetic",
+    "data.source.num_train=120",
+    "data.source.num_test=30",
+    "data.batch_size=32",
+    "scheduler=constant",
+    "trainer.precision=32-true",
+    "trainer.max_epochs=1",
+    "tta=none",
+    "plots=false",
+)
+OWN = ("model._target_=ownnet.Net", "+model.width=4", *SHORT)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> Path:
+    """The working directory, with a network in it."""
+    (tmp_path / "ownnet.py").write_text(NET)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield tmp_path
+    sys.modules.pop("ownnet", None)
+
+
+def names(folder: Path) -> set[str]:
+    return {path.parent.name for path in folder.glob("runs/*/*/result.json")}
+
+
+def test_a_network_is_trained_skipped_and_after_an_edit_trained_anew(
+    folder, command, capsys
+):
+    assert command("train", *OWN) == 0
+    (first,) = names(folder)
+    record = json.loads(next(folder.glob("runs/custom/*/result.json")).read_text())
+    assert record["model"]["trainable"] == 3 * 4 * 9 + 4 + 4 * 10 + 10
+    assert record["model"]["layers"] == 2
+    assert command("train", *OWN) == 0
+    assert "skipped" in capsys.readouterr().out
+    with (folder / "ownnet.py").open("a") as file:
+        file.write("# another thought\n")
+    assert command("train", *OWN) == 0
+    assert len(names(folder)) == 2
+    assert first in names(folder)
+
+
+def test_force_trains_again_beside(folder, command):
+    for _ in range(2):
+        assert command("train", *OWN, "force=true") == 0
+    first, second = sorted(names(folder), key=len)
+    assert second == f"{first}+1"
+
+
+def test_a_network_of_another_shape_is_refused_with_both(folder, command, capsys):
+    (folder / "ownnet.py").write_text(NET.replace("num_classes))", "7))"))
+    assert command("train", *OWN) == 2
+    assert "expected logits (2, 10)" in capsys.readouterr().err
+
+
+def test_timm_by_name_and_any_optimizer(folder, command):
+    assert (
+        command(
+            "train",
+            "model._target_=timm.create_model",
+            "+model.model_name=resnet10t",
+            "optimizer._target_=torch.optim.NAdam",
+            *SHORT,
+        )
+        == 0
+    )
+    (run,) = folder.glob("runs/custom/*")
+    assert command("evaluate", f"run={run}") == 0
+
+
+def test_weights_of_another_run_but_for_the_head(folder, command, capsys):
+    assert command("train", *OWN) == 0
+    (run,) = folder.glob("runs/custom/*")
+    more = ("data.source.num_classes=5", f"init_from={run}")
+    assert command("train", *OWN, *more) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "2 of 4 tensors, new: net.body.3.bias, net.body.3.weight" in said
+    (folder / "nothing.ckpt").write_bytes(b"")
+    assert command("train", *OWN, "init_from=nothing.ckpt") == 2
+
+
+def test_an_experiment_in_a_conf_folder_beside_the_work(folder, command):
+    conf = folder / "conf/experiment"
+    conf.mkdir(parents=True)
+    (conf / "mine.yaml").write_text(
+        "# @package _global_\ndefaults: [override /scheduler: constant]\n"
+        "against: [{experiment: other, question: 'is it better?'}]\n"
+    )
+    assert command("train", "experiment=mine", *OWN) == 0
+    record = json.loads(next(folder.glob("runs/mine/*/result.json")).read_text())
+    assert record["against"][0]["experiment"] == "other"
+
+
+def test_a_slip_in_ones_own_yaml_is_a_sentence_with_its_line(folder, command, capsys):
+    conf = folder / "conf/experiment"
+    conf.mkdir(parents=True)
+    (conf / "mine.yaml").write_text("# @package _global_\nmodel: {depths: [1, 1}\n")
+    assert command("train", "experiment=mine", *OWN) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ")
+    assert "mine.yaml" in said
+    assert "line 2" in said
+    assert "Traceback" not in said
+
+
+@pytest.mark.parametrize("engine", ["batched", "torchvision"])
+def test_a_transform_of_ones_own(folder, command, engine):
+    own = "+augment.own._target_=torchvision.transforms.v2.RandomInvert"
+    typed = (own, f"data.engine={engine}", "data.num_workers=0")
+    assert command("train", *OWN, *typed) == 0
+
+
+class Halved(torch.nn.Module):
+    def forward(self, image):
+        return image[:, ::2, ::2]
+
+
+def test_a_transform_draws_by_image_and_keeps_the_shape():
+    class Noise(torch.nn.Module):
+        def forward(self, image):
+            return torch.randint(256, image.shape, dtype=torch.uint8)
+
+    images = torch.zeros(4, 3, 8, 8, dtype=torch.uint8)
+    own = Augmentation(own=Noise())
+    index = torch.tensor([5, 6, 7, 8])
+    whole = own.own_each(images, index, seed=0, epoch=1)
+    part = own.own_each(images[2:], index[2:], seed=0, epoch=1)
+    assert torch.equal(whole[2:], part)
+    assert not torch.equal(whole[0], whole[1])
+    assert not torch.equal(whole, own.own_each(images, index, seed=0, epoch=2))
+    with pytest.raises(UserError, match=r"expected uint8 \(3, 8, 8\) back"):
+        Augmentation(own=Halved()).check(8, 8)

@@ -1,0 +1,60 @@
+"""What the README says is what the files say."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from resnet_se.__main__ import COMMANDS
+from resnet_se.config import CONF
+
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
+
+
+@pytest.fixture(scope="module")
+def text() -> str:
+    return README.read_text(encoding="utf-8")
+
+
+def test_the_closing_table_is_the_records(text):
+    record = json.loads((ROOT / "experiments/quickstart/cpu4.seed0.json").read_text())
+    test, fit = record["test"], record["train"]
+    minutes, seconds = divmod(round(fit["seconds"]), 60)
+    for shown in (
+        f"{test['acc']:.2%} of {test['images']:,} images",
+        f"{test['acc_tta']:.2%}",
+        f"{record['val']['acc']:.2%}",
+        f"{record['best_epoch'] + 1} / {fit['epochs']}",
+        f"{record['model']['total']:,}",
+        f"{minutes} min {seconds:02d} s",
+        f"{fit['images_per_second']:,.0f}",
+    ):
+        assert f" {shown} │" in text
+
+
+def test_every_link_leads_to_a_file(text):
+    links = re.findall(r"\]\(([^)]+)\)", text)
+    assert len(links) >= 4
+    for link in links:
+        assert (ROOT / link).is_file(), link
+
+
+def test_every_choice_of_a_group_is_in_the_table(text):
+    rows = {
+        row.split("|")[1].split("`")[1]: row
+        for row in text.splitlines()
+        if row.startswith("| `")
+    }
+    for group in ("augment", "mixing", "optimizer", "scheduler", "tta", "budget"):
+        choices = {path.stem for path in (CONF / group).glob("*.yaml")}
+        assert choices <= set(re.findall(r"`(\w+)`", rows[group])), group
+
+
+def test_every_command_named_is_one(text):
+    named = set(re.findall(r"python -m resnet_se\.(\w+)", text))
+    assert named <= set(COMMANDS)
+    assert len(text.splitlines()) <= 200
