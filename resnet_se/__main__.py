@@ -17,6 +17,7 @@ COMMANDS = {
     "plan": "what a sweep would cost, and whether every job can work",
     "report": "tables, statistics and pictures from result.json files",
     "record": "what went into a run's hash, or what makes two runs differ",
+    "reproduce": "train a finished run again; what agrees, to which digit",
     "models": "the presets' parameters, MMAC and layers",
 }
 
