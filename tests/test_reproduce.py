@@ -15,7 +15,7 @@ from resnet_se.reproduce import differences, digits, weights_agree
         (0.5, 0.5, "equal"),
         (None, None, "equal"),
         (None, 0.5, "only one of them has it"),
-        (1.0, 1.0001, "3 digits (1, 1.0001)"),
+        (1.0, 1.0001, "4 digits (1, 1.0001)"),
         (1.0, 2.0, "0 digits (1, 2)"),
     ],
 )
