@@ -4,9 +4,9 @@
     python experiments/gpu.py --out /tmp/gpu --dry-run        # seconds, on a CPU
 
 Most valuable first: the benchmark of `se_resnet80`, eager, compiled and with CUDA
-graphs; speedrun with three seeds; then SE with and without at `budget=short`, several jobs
-side by side.  Every finished step leaves one small JSON file; typed again, it goes
-on with what is missing.  No GPU has run it yet: it was dry-run on a CPU.
+graphs; speedrun with three seeds; then SE with and without at `budget=short`, several
+jobs side by side.  Every finished step leaves one small JSON file; typed again, it
+goes on with what is missing.  No GPU has run it yet: it was dry-run on a CPU.
 """
 
 from __future__ import annotations
