@@ -243,6 +243,7 @@ def _sums(batches: list[Batch]) -> Tensor:
     """Loss × images, hits and images (3,) of all batches on all ranks."""
     losses, hits, sizes = zip(*batches, strict=True)
     weights = torch.tensor(sizes, device=losses[0].device)
-    loss = torch.stack(losses) @ weights.float()
+    # Not a product of matrices, which autocast would round to three digits.
+    loss = (torch.stack(losses).float() * weights.float()).sum()
     sums = [loss, torch.stack(hits).sum().float(), weights.sum().float()]
     return summed(torch.stack(sums))

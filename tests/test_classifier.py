@@ -216,3 +216,11 @@ def test_the_average_is_the_one_computed_by_hand(build):
 def test_a_decay_that_averages_nothing_is_refused(decay):
     with pytest.raises(UserError, match="decay"):
         WeightAverage(decay)
+
+
+def test_sums_keep_float32_under_autocast():
+    losses = [torch.tensor(2.302585), torch.tensor(1.234567)]
+    batches = [(loss, torch.tensor(3), 100) for loss in losses]
+    expected = 100 * (2.302585 + 1.234567)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert float(_sums(batches)[0]) == pytest.approx(expected, rel=1e-6)
