@@ -37,6 +37,7 @@ def train_and_test(
     """Fits, tests the best checkpoint, and fills `result` in."""
     started = time.perf_counter()
     data.setup()
+    data.augment.check(*data.image_size)
     model = build_classifier(cfg, data.num_classes)
     check_shape(model.net, data.image_size, data.num_classes)
     ckpt = _goes_on_from(cfg, run_dir, model)

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from resnet_se.data.augment import Augmentation
+from resnet_se.data.loaders import AugmentedImages, BatchesOnDevice, ShuffledBatches
 from resnet_se.errors import UserError
 
 NET = """
@@ -139,7 +140,37 @@ def test_a_transform_of_ones_own(folder, command, engine):
 
 class Halved(torch.nn.Module):
     def forward(self, image):
-        return image[:, ::2, ::2]
+        return image[..., ::2, ::2]
+
+
+class Whitened(torch.nn.Module):
+    def forward(self, image):
+        return image / 255
+
+
+class Listing(torch.nn.Module):
+    def forward(self, image):
+        return [image]
+
+
+class Failing(torch.nn.Module):
+    def forward(self, image):
+        raise ValueError("no bands")
+
+
+@pytest.mark.parametrize("where", ["own", "own_batch"])
+@pytest.mark.parametrize(
+    ("own", "answer"),
+    [
+        (Halved, r"expected torch.uint8 \(.*3, 8, 8\) back, got torch.uint8 .*4, 4\)"),
+        (Whitened, r"expected torch.uint8 .* back, got torch.float32 \(.*3, 8, 8\)"),
+        (Failing, r"Failing fails on uint8 \(.*3, 8, 8\): no bands"),
+        (Listing, r"expected torch.uint8 .* back, got list"),
+    ],
+)
+def test_a_transform_that_changes_size_or_dtype_is_refused(where, own, answer):
+    with pytest.raises(UserError, match=f"augment.{where}: .*{answer}"):
+        Augmentation(**{where: own()}).check(8, 8)
 
 
 def test_a_transform_draws_by_image_and_keeps_the_shape():
@@ -155,5 +186,33 @@ def test_a_transform_draws_by_image_and_keeps_the_shape():
     assert torch.equal(whole[2:], part)
     assert not torch.equal(whole[0], whole[1])
     assert not torch.equal(whole, own.own_each(images, index, seed=0, epoch=2))
-    with pytest.raises(UserError, match=r"expected uint8 \(3, 8, 8\) back"):
-        Augmentation(own=Halved()).check(8, 8)
+
+
+class Shaken(torch.nn.Module):
+    """One number a batch, added to all of it."""
+
+    def forward(self, images):
+        return images + torch.randint(1, 200, (), dtype=torch.uint8)
+
+
+def batches(engine: str, size: int, done: int = 0) -> list[torch.Tensor]:
+    images = torch.zeros(12, 3, 8, 8, dtype=torch.uint8)
+    labels = torch.zeros(12, dtype=torch.int64)
+    sampler = ShuffledBatches(12, size, seed=3, epoch=2, done=done)
+    own = Augmentation(own_batch=Shaken())
+    if engine == "torchvision":
+        dataset = AugmentedImages(images, labels, own, seed=3)
+        return [dataset[batch][0].float() for batch in sampler]
+    unit = torch.zeros(3), torch.full((3,), 1 / 255)  # as they are
+    return [x for x, _ in BatchesOnDevice(images, labels, own, sampler, unit)]
+
+
+def test_a_transform_of_batches_draws_by_batch_in_either_engine():
+    whole = batches("batched", 4)
+    assert [x.shape for x in whole] == [(4, 3, 8, 8)] * 3
+    assert all(len(x.unique()) == 1 for x in whole)
+    assert len({x.unique().item() for x in whole}) > 1
+    for x, y in zip(whole, batches("torchvision", 4), strict=True):
+        torch.testing.assert_close(x, y)
+    for x, y in zip(whole[1:], batches("batched", 4, done=1), strict=True):
+        assert torch.equal(x, y)

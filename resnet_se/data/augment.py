@@ -114,7 +114,9 @@ class Augmentation:
         cutout: side in pixels of a black square around a pixel drawn uniformly, so that
             the border may cut part of it off.
         own: any transform of uint8 (3, H, W) to the same, before all of these; what it
-            draws from torch's generator depends on (seed, epoch, index) alone.
+            draws from torch's CPU generator depends on (seed, epoch, index) alone.
+        own_batch: likewise of uint8 (B, 3, H, W), before `own`; what it draws depends
+            on (seed, epoch, index of the batch's first image), so on `batch_size` too.
 
     Pixels that an affine map (rotation to zoom) brings in from outside are black,
     Keras's `fill_mode="constant"`; a crop's are reflections.
@@ -133,6 +135,7 @@ class Augmentation:
     jitter: Unit = 0.0
     cutout: Annotated[int, Field(ge=0, le=512)] = 0
     own: nn.Module | None = None
+    own_batch: nn.Module | None = None
 
     def __post_init__(self) -> None:
         if self.alternate_flip and self.flip != 0.5:
@@ -160,22 +163,17 @@ class Augmentation:
                 f"got {self.cutout}"
             )
         if self.own is not None:
-            image = torch.zeros(3, height, width, dtype=torch.uint8)
-            with kept_stream():
-                result = self.own(image)
-            if (result.shape, result.dtype) != (image.shape, image.dtype):
-                raise UserError(
-                    f"augment.own: {type(self.own).__name__}: expected uint8 "
-                    f"{tuple(image.shape)} back, got {result.dtype} "
-                    f"{tuple(result.shape)}"
-                )
+            _check_own("own", self.own, (3, height, width))
+        if self.own_batch is not None:
+            _check_own("own_batch", self.own_batch, (2, 3, height, width))
 
     # --- torchvision, image by image ---------------------------------
 
     def transform(self, height: int, width: int) -> v2.Transform | None:
         """The torchvision transform of uint8 (3, H, W), or None if it does nothing.
 
-        An alternating flip is not in it, since that depends on the epoch: `mirrored`.
+        An alternating flip is not in it, since that depends on the epoch (`mirrored`),
+        and `own_batch` is for whole batches.
         Raises UserError as `check` does.
         """
         self.check(height, width)
@@ -210,6 +208,17 @@ class Augmentation:
         """(n,) bool: which of n images the alternating flip mirrors in this epoch."""
         coin = torch.rand(n, generator=stream("coin", seed)) < 0.5
         return coin ^ (epoch % 2 == 1)
+
+    def own_at_once(self, images: Tensor, first: int, seed: int, epoch: int) -> Tensor:
+        """`own_batch` of uint8 (B, 3, H, W), by the stream of its first image's index.
+
+        Of either engine.
+        """
+        if self.own_batch is None:
+            return images
+        with kept_stream() as generator:
+            generator.manual_seed(derive_seed("own_batch", seed, epoch, first))
+            return self.own_batch(images)
 
     # --- batched -----------------------------------------------------
 
@@ -284,6 +293,20 @@ class Augmentation:
         if self.cutout:
             _cut_(x, draws.hole, self.cutout)
         return x
+
+
+def _check_own(name: str, own: nn.Module, shape: tuple[int, ...]) -> None:
+    """Raises UserError unless uint8 images come back as uint8 of their shape."""
+    where = f"augment.{name}: {type(own).__name__}"
+    try:
+        with kept_stream():
+            result = own(torch.zeros(shape, dtype=torch.uint8))
+    except Exception as error:
+        raise UserError(f"{where} fails on uint8 {shape}: {error}") from error
+    dtype, size = (getattr(result, part, None) for part in ("dtype", "shape"))
+    if dtype != torch.uint8 or size != shape:
+        got = f"{dtype} {tuple(size)}" if dtype and size else type(result).__name__
+        raise UserError(f"{where}: expected torch.uint8 {shape} back, got {got}")
 
 
 def _window(

@@ -114,6 +114,7 @@ class AugmentedImages(Dataset):
         self.images = images
         self.labels = labels
         self.seed = seed
+        self.augmentation = augmentation
         self.transform = augmentation.transform(*images.shape[-2:])
         self.mirrored = None  # in even epochs, in odd ones
         if augmentation.alternate_flip:
@@ -123,6 +124,8 @@ class AugmentedImages(Dataset):
     def __getitem__(self, batch: list[tuple[int, int]]) -> tuple[Tensor, Tensor]:
         index = torch.tensor([i for _, i in batch])
         images, labels = self.images[index], self.labels[index]
+        epoch, first = batch[0]
+        images = self.augmentation.own_at_once(images, first, self.seed, epoch)
         if self.mirrored is not None:
             # Before the rest, whose ranges are symmetric: the same distribution.
             for row, (epoch, i) in enumerate(batch):
@@ -170,15 +173,21 @@ class BatchesOnDevice:
         size = sampler.batch_size
         at_once = max(1, GPU_CHUNK // size) if device.type != "cpu" else 1
         for index in sampler.indices().flatten().to(device).split(at_once * size):
-            images = self.images.index_select(0, index)
-            images = self.augmentation.own_each(
-                images, index, sampler.seed, sampler.epoch
-            )
+            images = self._own(self.images.index_select(0, index), index)
             images = self.augmentation.apply(images, draws.of(index))
             images = normalise_(images, *self.statistics)
             images = images.contiguous(memory_format=torch.channels_last)
             labels = self.labels.index_select(0, index)
             yield from zip(images.split(size), labels.split(size), strict=True)
+
+    def _own(self, images: Tensor, index: Tensor) -> Tensor:
+        """The user's own transforms of uint8 (k·B, 3, H, W), batch by batch."""
+        own, place = self.augmentation, (self.sampler.seed, self.sampler.epoch)
+        if own.own_batch is not None:
+            size = self.sampler.batch_size
+            batches = zip(images.split(size), index[::size].tolist(), strict=True)
+            images = torch.cat([own.own_at_once(x, i, *place) for x, i in batches])
+        return own.own_each(images, index, *place)
 
 
 class ImagesInOrder:
