@@ -218,9 +218,20 @@ def settle_precision(cfg: DictConfig, data: ImageDataModule) -> str:
     processors and loses on others, so a few training steps of either are timed, and
     what won is remembered in the cache folder: every seed of a sweep has the same.
     """
-    if cfg.trainer.precision != "auto":
-        return cfg.trainer.precision
     device = accelerator(cfg.trainer.accelerator)
+    if cfg.trainer.precision != "auto":
+        bf16 = str(cfg.trainer.precision).startswith("bf16")
+        # Without AVX-512 or AMX a bf16 convolution is a plain loop.
+        if (
+            bf16
+            and device == "cpu"
+            and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        ):
+            print(
+                f"precision: this processor emulates {cfg.trainer.precision}; "
+                "trainer.precision=32-true may be many times faster"
+            )
+        return cfg.trainer.precision
     if device == "cuda":
         return "bf16-mixed" if torch.cuda.is_bf16_supported(False) else "32-true"
     if device != "cpu":

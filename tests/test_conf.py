@@ -127,14 +127,14 @@ def test_the_headline_twin_costs_what_is_said():
 def test_what_is_typed_is_not_scaled():
     cfg = composed("budget=small", "model.depths=[4,4,4]", "model.reduction=4")
     assert (cfg.model.depths, cfg.model.reduction) == ([4, 4, 4], 4)
-    cfg = composed("budget=small", "budget.depth=1", "trainer.precision=32-true")
+    cfg = composed("budget=small", "budget.depth=1", "trainer.precision=bf16-mixed")
     assert cfg.model.depths == [20, 6, 13]
-    assert cfg.trainer.precision == "32-true"
+    assert cfg.trainer.precision == "bf16-mixed"
 
 
 def test_small_is_fixed_where_machines_would_differ():
     cfg = composed("budget=small", "experiment=e14_final")
-    assert cfg.trainer.precision == "bf16-mixed"
+    assert cfg.trainer.precision == "32-true"
     assert cfg.trainer.max_epochs == 20
     assert cfg.scheduler.decay.milestones == pytest.approx([100 / 15, 250 / 15], 1e-4)
     assert OmegaConf.to_container(cfg.tta.views) == [{}, {"flip": True}]

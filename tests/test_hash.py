@@ -275,6 +275,17 @@ def test_every_seed_has_the_precision_that_was_timed_first(monkeypatch, tmp_path
     assert settle_precision(cfg, data) == "64-true"
 
 
+@pytest.mark.parametrize("has_bf16", [False, True])
+def test_an_emulated_bf16_is_said(has_bf16, monkeypatch, capsys):
+    monkeypatch.setattr(
+        "torch.ops.mkldnn._is_mkldnn_bf16_supported", lambda: has_bf16, raising=False
+    )
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("train", [*TINY, "trainer.precision=bf16-mixed"])
+    assert settle_precision(cfg, build_data(cfg)) == "bf16-mixed"
+    assert ("trainer.precision=32-true" in capsys.readouterr().out) is not has_bf16
+
+
 # --- directories -------------------------------------------------
 
 
