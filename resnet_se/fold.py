@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from resnet_se.errors import UserError
-from resnet_se.resnet import SqueezeExcite
+from resnet_se.gates import gate_values
 
 
 class ChannelScale(nn.Module):
@@ -33,9 +33,8 @@ class ChannelScale(nn.Module):
         return x * self.gate[:, None, None]
 
 
-@torch.inference_mode()
 def mean_gates(net: nn.Module, batches: Iterable[Tensor]) -> dict[str, Tensor]:
-    """{name of an SE block: the mean of its gate over all images, (C,)}.
+    """{name of an SE block: the mean of its gate over all images, (C,)}; see `gates`.
 
     Args:
         batches: normalised images (B, 3, H, W) each, one or more in all.
@@ -43,27 +42,8 @@ def mean_gates(net: nn.Module, batches: Iterable[Tensor]) -> dict[str, Tensor]:
     Raises:
         UserError: the network has no SE blocks.
     """
-    blocks = {n: m for n, m in net.named_modules() if isinstance(m, SqueezeExcite)}
-    if not blocks:
-        raise UserError("gates=mean: this network has no SE blocks")
-    sums: dict[str, Tensor] = {name: torch.zeros(()) for name in blocks}
-
-    def add(name: str, block: SqueezeExcite, x: Tensor) -> None:
-        z = x.mean(dim=(2, 3))  # (B, C)
-        gate = block.excite(block.squeeze(z).relu()).sigmoid()  # (B, C)
-        sums[name] = sums[name] + gate.double().sum(0)
-
-    hooks = [
-        block.register_forward_pre_hook(lambda m, x, name=name: add(name, m, x[0]))
-        for name, block in blocks.items()
-    ]
-    count = 0
-    for images in batches:
-        net(images)
-        count += len(images)
-    for hook in hooks:
-        hook.remove()
-    return {name: (total / count).float().clone() for name, total in sums.items()}
+    values = gate_values(net, batches)
+    return {name: gate.double().mean(0).float() for name, gate in values.items()}
 
 
 def with_mean_gates(net: nn.Module, gates: dict[str, Tensor]) -> nn.Module:

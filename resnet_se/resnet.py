@@ -47,14 +47,17 @@ class SqueezeExcite(nn.Module):
         self.squeeze = nn.Linear(channels, channels // reduction)
         self.excite = nn.Linear(channels // reduction, channels)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) → (B, C, H, W)."""
+    def gate(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) → (B, C), in (0, 1)."""
         # The gradient of `x.mean((2, 3))` is not channels-last, as x's others are, and
         # the mean of a bf16 tensor copies it to float32 on a CPU; a sum adds up in
         # float32 without the copy (experiments/benchmark).
         z = x.permute(0, 2, 3, 1).sum(dim=(1, 2)) / x[0, 0].numel()  # (B, C)
-        gate = self.excite(F.relu(self.squeeze(z))).sigmoid()  # (B, C)
-        return x * gate[:, :, None, None]
+        return self.excite(F.relu(self.squeeze(z))).sigmoid()  # (B, C)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) → (B, C, H, W)."""
+        return x * self.gate(x)[:, :, None, None]
 
 
 @dataclass(frozen=True)
@@ -237,6 +240,7 @@ class ResNet(nn.Module):
 
         bn = {"momentum": bn_momentum, "eps": bn_eps}
         layers = Layers(reduction, se_position, conv_bias, bn, bn_scale)
+        self.depths = tuple(depths)
         self.num_layers = 1 + 2 * sum(depths) + 1  # stem, two a block, head
         if whiten:
             self.stem = WhiteningStem(in_channels)
