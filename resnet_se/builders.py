@@ -41,7 +41,10 @@ def build_data(cfg: DictConfig, training: bool = True) -> ImageDataModule:
     augment = checks.build("augment", cfg.augment) if training else Augmentation()
     if not isinstance(augment, Augmentation):  # a transform alone, of one's own
         augment = Augmentation(own=augment)
-    return make(augment=augment, seed=cfg.seed)
+    data = make(augment=augment, seed=cfg.seed)
+    # What was typed is meant; a preset's may give way to a small set.
+    data.exact_batch_size = "data.batch_size" in checks.typed_keys()
+    return data
 
 
 def build_classifier(

@@ -332,7 +332,7 @@ def _holds_target(value: Any) -> bool:
 def _drop_preset_keys(cfg: DictConfig) -> None:
     if not HydraConfig.initialized():
         return
-    typed = {o.split("=")[0].lstrip("+~") for o in HydraConfig.get().overrides.task}
+    typed = typed_keys()
     choices = HydraConfig.get().runtime.choices
     for group in ("model", "data", "augment", "mixing", "optimizer", "scheduler"):
         preset = _preset(group, choices.get(group))
@@ -340,6 +340,13 @@ def _drop_preset_keys(cfg: DictConfig) -> None:
             old = OmegaConf.select(OmegaConf.create({group: preset}), path)
             if isinstance(old, DictConfig) and _named(old) != _named(node):
                 _drop(path, node, old, typed)
+
+
+def typed_keys() -> set[str]:
+    """The keys that the command line sets; none outside of a command."""
+    if not HydraConfig.initialized():
+        return set()
+    return {o.split("=")[0].lstrip("+~") for o in HydraConfig.get().overrides.task}
 
 
 def _named(node: DictConfig) -> tuple[Any, Any]:

@@ -28,7 +28,7 @@ from resnet_se.machine import hardware, peak_memory_mb, reset_peak_memory
 from resnet_se.record import short, write_result
 from resnet_se.resnet import describe
 from resnet_se.scoring import save_predictions, score
-from resnet_se.screen import console, print_header
+from resnet_se.screen import console, print_devices, print_header
 
 
 def train_and_test(
@@ -42,11 +42,12 @@ def train_and_test(
     check_shape(model.net, data.image_size, data.num_classes)
     ckpt = _goes_on_from(cfg, run_dir, model)
     trainer = build_trainer(cfg, cfg.trainer.precision)
-    device = trainer.strategy.root_device
+    device, world_size = trainer.strategy.root_device, trainer.world_size
+    data.fit_batch_size(world_size)
     if cfg.trainer.get("sync_batchnorm") and device.type == "cpu":
         collective.sync_batchnorm(model.net)
     result |= {
-        "hardware": hardware(device, cfg.trainer.precision, trainer.world_size),
+        "hardware": hardware(device, cfg.trainer.precision, world_size),
         "data": data.describe(),
         "model": describe(model.net, data.image_size[0]),
     }
@@ -54,6 +55,11 @@ def train_and_test(
         write_result(run_dir, result)
     reset_peak_memory(device)
     print_header(result, run_dir)
+    if data.fitted:
+        console.print(data.fitted, soft_wrap=True, highlight=False)
+    if world_size > 1:
+        scaled = bool(cfg.trainer.get("scale_lr"))
+        print_devices(world_size, data.batch_size, cfg.optimizer.lr, scaled)
     compiled = compile_net(cfg, model, trainer, (data.batch_size, 3, *data.image_size))
 
     for logger in trainer.loggers:

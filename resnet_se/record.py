@@ -17,7 +17,8 @@ field raises `SCHEMA`.  Its fields:
     git             commit, dirty (null outside a repository)
     versions        python and the packages that compute
     hardware        accelerator, device, cpu, cores, precision, world_size (from 2)
-    data            name, origin, fingerprint, sizes, split_seed, fallback, …
+    data            name, origin, fingerprint, sizes, batch_size of one device (not in
+                    older ones), split_seed, fallback, …
     model           trainable, non_trainable, total, macs, layers
     train           epochs, steps, seconds, images_per_second, compile_seconds (null:
                     not compiled, of the last start), peak_memory_mb, stopped

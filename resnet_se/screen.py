@@ -32,6 +32,21 @@ def print_header(result: dict[str, Any], run_dir: Path) -> None:
     )
 
 
+def print_devices(n: int, batch_size: int, lr: float, scaled: bool) -> None:
+    """The batch and the rate in force where several devices train one network.
+
+    Args:
+        batch_size: of one device;  lr: of the configuration.
+    """
+    rate = f"{lr * n:g}, {n} × {lr:g} (trainer.scale_lr)" if scaled else f"{lr:g}"
+    console.print(
+        f"{n} devices × {batch_size} images, a global batch of {n * batch_size}; "
+        f"rate {rate}" + ("" if scaled else ", trainer.scale_lr=true multiplies it"),
+        soft_wrap=True,
+        highlight=False,
+    )
+
+
 def print_closing_line(result: dict[str, Any], run_dir: Path) -> None:
     """The table below in one line, for a job of a sweep."""
     test, seconds = result["test"], result["train"]["seconds"]

@@ -140,7 +140,7 @@ def _beginning(cfg: DictConfig, kept: dict[str, Any], digest: str) -> dict[str, 
         "choices": {
             group: choice
             for group, choice in hydra.runtime.choices.items()
-            if group in cfg and choice is not None
+            if (group in cfg or group == "debug") and choice is not None
         },
         "against": OmegaConf.to_container(cfg.get("against") or OmegaConf.create([])),
         "noise_family": cfg.get("noise_family"),

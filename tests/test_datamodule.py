@@ -3,6 +3,7 @@
 import gc
 import weakref
 from collections import Counter
+from dataclasses import replace
 from types import SimpleNamespace
 
 import lightning as L
@@ -52,7 +53,9 @@ SMALL = Augmentation(rotation=15, shift=0.1, crop_padding=2, flip=0.5, jitter=0.
 def module(engine="batched", rank=0, world=1, source=None, **options):
     """A data module set up as rank `rank` of a trainer with `world` devices."""
     options = {"augment": SMALL, "batch_size": 16, "num_workers": 0} | options
+    exact = options.pop("exact_batch_size", False)
     data = ImageDataModule(source or Source(), engine=engine, **options)
+    data.exact_batch_size = exact
     data.trainer = SimpleNamespace(
         global_rank=rank,
         world_size=world,
@@ -255,7 +258,43 @@ def test_evaluation_counts_each_image_once_in_as_many_batches_on_every_rank(n, w
 def test_a_batch_that_the_devices_cannot_fill_is_named():
     assert len(epoch_of(module(world=2, batch_size=67))) == 1
     with pytest.raises(UserError, match=r"batch_size: .* at most 67 .* got 68"):
-        module(world=2, batch_size=68)
+        module(world=2, batch_size=68, exact_batch_size=True)
+
+
+def test_a_presets_batch_gives_way_to_a_small_set_and_says_so():
+    data = module(world=2, batch_size=68)
+    assert len(epoch_of(data)) == 67 // 16 == 4
+    assert data.batch_size == data.describe()["batch_size"] == 16
+    assert "68 do not fit, there are 135 images to train on; 16 are" in data.fitted
+    assert module(batch_size=135).fitted is None
+
+
+class Sorted(Source):
+    """Its images sorted by class, as files in class folders are."""
+
+    def load(self):
+        images = super().load()
+        order = images.test_labels.argsort(stable=True)
+        test = (images.test_images[order], images.test_labels[order])
+        return replace(images, test_images=test[0], test_labels=test[1])
+
+
+@pytest.mark.parametrize("limit", [2, 0.5])
+def test_a_part_of_the_test_has_its_share_of_each_class(limit):
+    source = Sorted(num_test=2000)
+    whole = module(source=source)
+    images, labels = whole.test_part
+    assert whole.test_dataloader().labels.tolist() == sorted(labels.tolist())
+    data = module(source=source)
+    data.trainer.limit_test_batches = limit
+    loader = data.test_dataloader()
+    first = torch.cat([y for _, y in list(loader)[:2]])
+    assert max(first.bincount()) - min(first.bincount()) <= 2
+    # What is shown beside the predictions are the same images, each once.
+    assert same(data.test_part, (loader.images, loader.labels))
+    assert same(data.test_part, (loader.images, data.test_dataloader().labels))
+    sums = [x.flatten(1).double().sum(1).sort().values for x in (images, loader.images)]
+    assert torch.equal(*sums)
 
 
 # --- under Lightning's Trainer -----------------------------------

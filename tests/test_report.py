@@ -241,6 +241,20 @@ def test_a_users_own_sweep_is_compared(text_of):
     ]
 
 
+def test_what_only_tried_things_out_is_left_out_unless_asked_for(text_of):
+    smoke = record("b", 0, choices={"model": "x", "budget": "smoke"})
+    debug = record("c", 0, choices={"model": "x", "budget": "short", "debug": "fast"})
+    text, status = text_of(record("a", 0), smoke, debug)
+    assert status == 0
+    assert "1 finished run of 1 experiment" in text
+    assert "left out: 2 runs of budget=smoke or debug=…" in text
+    text, _ = text_of(record("a", 0), smoke, debug, trials=True)
+    assert "3 finished runs of 3 experiments" in text
+    assert "left out" not in text
+    with pytest.raises(UserError, match=r"among them but 1 run of budget=smoke"):
+        text_of(smoke)
+
+
 def test_what_a_reader_should_know_is_noted(text_of):
     early = {"train": {"stopped": "early_stopping"}}
     dirty = {"git": {"commit": "fedcba9876543210", "dirty": True}}

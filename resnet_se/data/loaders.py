@@ -46,6 +46,15 @@ def stratified_split(
     return (~chosen).nonzero().squeeze(1), chosen.nonzero().squeeze(1)
 
 
+def evenly_spread(labels: Tensor) -> Tensor:
+    """An order (N,) in which any beginning has about its share of every class."""
+    share = torch.empty(len(labels), dtype=torch.float64)
+    for label in labels.unique():
+        members = (labels == label).nonzero().squeeze(1)
+        share[members] = (torch.arange(len(members)).double() + 0.5) / len(members)
+    return share.argsort(stable=True)
+
+
 class ShuffledBatches(Sampler):
     """This rank's batches of (epoch, index), in an order drawn from (seed, epoch).
 

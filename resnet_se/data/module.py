@@ -31,11 +31,14 @@ from resnet_se.data.loaders import (
     BatchesOnDevice,
     ImagesInOrder,
     ShuffledBatches,
+    evenly_spread,
     stratified_split,
 )
 from resnet_se.errors import UserError
 from resnet_se.hints import Count, Natural, validated
 from resnet_se.machine import usable_cores
+
+STEPS = 4  # of an epoch, where the batch asked for is larger than the training part
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,8 @@ class ImageDataModule(L.LightningDataModule):
         source: where the images come from (`sources`).
         augment: what is done to a training image.
         engine: what does it: `batched` or `torchvision`.
-        batch_size: B of one device, 1..the number of training images.
+        batch_size: B of one device; more than there are images to train on is an
+            error where `exact_batch_size`; else one that fits is taken, see `fitted`.
         val_fraction: share of the training set held out, in (0, 1).
         split_seed: of the validation split, apart from `seed` so that runs compare.
         seed: of the shuffles and the augmentation.
@@ -88,6 +92,8 @@ class ImageDataModule(L.LightningDataModule):
         self.augment = augment
         self.engine = engine
         self.batch_size = batch_size
+        self.exact_batch_size = False
+        self.fitted: str | None = None
         self.val_fraction = val_fraction
         self.split_seed = split_seed
         self.seed = seed
@@ -116,7 +122,7 @@ class ImageDataModule(L.LightningDataModule):
 
     def setup(self, stage: str | None = None) -> None:
         if self.train_part is not None:
-            self._check_batch_size(len(self.train_part[0]))
+            self.fit_batch_size(self._rank[1])
             return
         images: ImageSet = self.source.load()
         train, val = stratified_split(
@@ -128,10 +134,10 @@ class ImageDataModule(L.LightningDataModule):
                 images.train_labels[train], share, self.split_seed
             )
             train = train[part]
-        self._check_batch_size(len(train))
         self.train_part = images.train_images[train], images.train_labels[train]
         self.val_part = images.train_images[val], images.train_labels[val]
         self.test_part = images.test_images, images.test_labels
+        self.fit_batch_size(self._rank[1])
         # Not the images themselves: the parts are copies of them.
         self.images = DatasetInfo(
             images.name, images.origin, images.classes, images.fingerprint
@@ -166,6 +172,7 @@ class ImageDataModule(L.LightningDataModule):
             "train": len(self.train_part[0]),
             "val": len(self.val_part[0]),
             "test": len(self.test_part[0]),
+            "batch_size": self.batch_size,
             "split_seed": self.split_seed,
             "mean": [round(v, 6) for v in self.mean.tolist()],
             "std": [round(v, 6) for v in self.std.tolist()],
@@ -180,13 +187,22 @@ class ImageDataModule(L.LightningDataModule):
         trainer = self.trainer
         return (0, 1) if trainer is None else (trainer.global_rank, trainer.world_size)
 
-    def _check_batch_size(self, images: int) -> None:
-        most = images // self._rank[1]
-        if self.batch_size > most:
+    def fit_batch_size(self, world_size: int) -> None:
+        """Of a set smaller than a global batch: four steps an epoch, or an error."""
+        images = len(self.train_part[0])
+        most = images // world_size
+        if self.batch_size <= most:
+            return
+        if self.exact_batch_size or most < 1:
             raise UserError(
                 f"data.batch_size: expected at most {most} (the images to train on, by "
                 f"the number of devices), got {self.batch_size}"
             )
+        asked, self.batch_size = self.batch_size, max(1, most // STEPS)
+        self.fitted = (
+            f"data.batch_size: {asked} do not fit, there are {images} images to train "
+            f"on; {self.batch_size} are taken, data.batch_size=… takes others"
+        )
 
     def _on_device(
         self, name: str, device: torch.device | None = None
@@ -203,7 +219,7 @@ class ImageDataModule(L.LightningDataModule):
 
     def train_dataloader(self) -> BatchesOnDevice | DataLoader:
         size = len(self.train_part[0])
-        self._check_batch_size(size)
+        self.fit_batch_size(self._rank[1])
         # Told here: a DataLoader with workers begins before Lightning says the epoch.
         sampler = ShuffledBatches(
             size, self.batch_size, self.seed, *self._rank, **self._place
@@ -229,10 +245,23 @@ class ImageDataModule(L.LightningDataModule):
         )
 
     def val_dataloader(self) -> ImagesInOrder:
-        return ImagesInOrder(*self._on_device("val_part"), *self._rank)
+        return self._in_order("val_part", self._limit("val"))
 
     def test_dataloader(self) -> ImagesInOrder:
-        return ImagesInOrder(*self._on_device("test_part"), *self._rank)
+        return self._in_order("test_part", self._limit("test"))
+
+    def _limit(self, part: str) -> float:
+        """Lightning's `limit_…_batches`: an integer is a number, a float a share."""
+        return getattr(self.trainer, f"limit_{part}_batches", 1.0)
+
+    def _in_order(self, name: str, limit: float) -> ImagesInOrder:
+        if isinstance(limit, int) or limit < 1:
+            # A part of a set that is sorted by class would hold a few classes alone.
+            images, labels = getattr(self, name)
+            order = evenly_spread(labels)
+            setattr(self, name, (images[order], labels[order]))
+            self._placed.pop(name, None)
+        return ImagesInOrder(*self._on_device(name), *self._rank)
 
     def on_after_batch_transfer(
         self, batch: tuple[Tensor, Tensor], dataloader_idx: int

@@ -2,6 +2,7 @@
 
     python -m resnet_se.report PATHS [--out DIR] [--name NAME]
         [--where KEY=VALUE] [--factor KEY] [--against KEY=VALUE] [--equivalence POINTS]
+        [--trials]
 
 PATHS are run directories, folders with `result.json` files at any depth, or such files
 under any name.  An experiment is compared with those it names as `against`.  Runs of
@@ -77,6 +78,7 @@ def main() -> None:
         metavar="POINTS",
         help="differences below this are none (default: 0.5 points)",
     )
+    add("--trials", action="store_true", help="with runs of budget=smoke and debug=…")
     asked = parser.parse_args()
     from resnet_se.report.document import report
 

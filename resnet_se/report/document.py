@@ -17,7 +17,7 @@ from resnet_se.report.claims import claim_rows
 from resnet_se.report.compare import Compared, compare
 from resnet_se.report.figures import draw, figures
 from resnet_se.report.groups import Section, sections
-from resnet_se.report.notes import notes, problems
+from resnet_se.report.notes import left_out, notes, problems
 from resnet_se.report.runs import Loaded, frame, load
 from resnet_se.report.tables import (
     cell_table,
@@ -105,7 +105,7 @@ def _section_blocks(
     section: Section, found: Compared, equivalence: float, suffix: str
 ) -> list[Block]:
     d, images = section.data, section.images
-    tested = "" if images == d["test"] else f", the first {images:,} of them tested"
+    tested = "" if images == d["test"] else f", {images:,} of them tested"
     heading = f"{d['name']}: {d['test']:,} test images{tested} ({d['fingerprint']})"
     facts = [f"origin: {d['origin']}"]
     if d.get("fallback"):
@@ -249,17 +249,24 @@ def report(
     factor: Iterable[str] = (),
     against: tuple[str, str] | None = None,
     equivalence: float = 0.005,
+    trials: bool = False,
 ) -> int:
     """Writes the report; the exit status.
+
+    Args:
+        trials: with the runs that only tried things out.
 
     Raises:
         UserError: no finished run, or none that `where` admits.
     """
     loaded = load(paths)
+    if not trials:
+        loaded.leave_out_trials()
     if not loaded.runs:
         for problem in loaded.problems:
             print(f"not used: {problem}", file=sys.stderr)
-        raise UserError("PATHS: no finished run among them")
+        only = f" but {left_out(loaded)}" if loaded.trials else ""
+        raise UserError(f"PATHS: no finished run among them{only}")
     loaded.where(where)
     compared = [(s, compare(s, factor, against)) for s in sections(loaded.runs)]
     blocks = document(loaded, compared, equivalence)

@@ -38,7 +38,7 @@ def problems(loaded: Loaded, compared: list[tuple[Section, Compared]]) -> list[s
 
 def notes(loaded: Loaded, compared: list[tuple[Section, Compared]]) -> list[str]:
     """What a reader should know of the runs that were used."""
-    lines = []
+    lines = [f"left out: {left_out(loaded)}"] if loaded.trials else []
     for run in loaded.unfinished:
         why = run.record.get("error")
         reason = f": {_scrub(why)}" if why else ""
@@ -59,6 +59,11 @@ def notes(loaded: Loaded, compared: list[tuple[Section, Compared]]) -> list[str]
         runs = count(dirty, "run")
         lines.append(f"{runs} of a working tree with uncommitted changes")
     return lines
+
+
+def left_out(loaded: Loaded) -> str:
+    runs = count(len(loaded.trials), "run")
+    return f"{runs} of budget=smoke or debug=…, which --trials takes in"
 
 
 def _scrub(text: str) -> str:

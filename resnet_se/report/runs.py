@@ -140,6 +140,11 @@ class Run:
         return chosen
 
     @property
+    def trial(self) -> bool:
+        """Whether it was only to try things out: `budget=smoke`, or a `debug`."""
+        return self.choices.get("budget") == "smoke" or "debug" in self.choices
+
+    @property
     def early(self) -> bool:
         return self.train.get("stopped") not in (None, "max_epochs", "max_steps")
 
@@ -152,6 +157,11 @@ class Loaded:
     unfinished: list[Run] = field(default_factory=list)
     duplicates: list[tuple[Run, Run, bool]] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)  # not used, and why
+    trials: list[Run] = field(default_factory=list)  # left out
+
+    def leave_out_trials(self) -> None:
+        self.trials = [run for run in self.runs if run.trial]
+        self.runs = [run for run in self.runs if not run.trial]
 
     def where(self, conditions: Iterable[tuple[str, str]]) -> None:
         """Keeps the runs whose values are as asked; names a key that no run has."""
