@@ -140,10 +140,17 @@ def _reduction(ratio: int, *, _root_: DictConfig) -> int:
     return max(1, round(ratio * _root_.budget.get("width", 1.0)))
 
 
+def _typed() -> str:
+    """`${typed:}`: six hex digits of the command line, alike when it is typed again."""
+    words = sorted(word for word in sys.argv[1:] if word not in ("-m", "--multirun"))
+    return hashlib.sha256(json.dumps(words).encode()).hexdigest()[:6]
+
+
 OmegaConf.register_new_resolver("depths", _depths, replace=True)
 OmegaConf.register_new_resolver("epochs", _epochs, replace=True)
 OmegaConf.register_new_resolver("pid", os.getpid, replace=True, use_cache=True)
 OmegaConf.register_new_resolver("reduction", _reduction, replace=True)
+OmegaConf.register_new_resolver("typed", _typed, replace=True, use_cache=True)
 OmegaConf.register_new_resolver("whole_epochs", _whole_epochs, replace=True)
 OmegaConf.register_new_resolver("widths", _widths, replace=True)
 

@@ -59,7 +59,8 @@ class WandbRun(WandbLogger):
         run_dir: `…/<experiment>/seed<k>-<hash>`, which names the run.
         project: of the dashboard.
         tags: of the run.
-        group: None takes the sweep's name in a multirun, else the experiment's.
+        group: None takes the sweep's in a multirun, which is the same when it is
+            typed again, else the experiment's name.
         offline: keep the run on this machine.
         log_model: upload best.ckpt after the test.
     """
@@ -137,8 +138,18 @@ def _run_id(run_dir: Path) -> str:
 
 def _group(run_dir: Path) -> str:
     if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
-        return Path(HydraConfig.get().runtime.output_dir).parent.name
+        return sweep_group(Path(HydraConfig.get().runtime.output_dir).parent)
     return run_dir.parent.name
+
+
+def sweep_group(folder: Path) -> str:
+    """What the jobs of a sweep, and those of its repetition, have in common.
+
+    Args:
+        folder: of the sweep, named by time, process and `${typed:}`; or of a search.
+    """
+    typed = folder.name.rpartition("-")[2]
+    return f"sweep-{typed}" if folder.parent.name == "sweeps" else folder.name
 
 
 def finish(status: str) -> None:
@@ -186,11 +197,12 @@ def log_test(
     logits: Tensor,
     classes: Sequence[str],
     best: Path | None,
+    summary: dict[str, Any],
 ) -> None:
     """Shows the test of a finished run on its dashboards.
 
-    wandb gets the pictures, its own confusion matrix, a table of sample predictions
-    and, where asked, the checkpoint; TensorBoard gets the pictures.
+    wandb gets the summary, the pictures, its own confusion matrix, a table of sample
+    predictions and, where asked, the checkpoint; TensorBoard gets the pictures.
 
     Args:
         plots: the folder of the run's pictures.
@@ -198,6 +210,7 @@ def log_test(
         labels: (N,);  logits: (N, K), in the same order.
         classes: K names.
         best: the checkpoint that was tested.
+        summary: what a run has one of; a column in wandb's table of runs.
     """
     if not trainer.is_global_zero:
         return
@@ -207,6 +220,7 @@ def log_test(
             import wandb
 
             run = logger.experiment
+            run.summary.update(summary)
             run.log({name: wandb.Image(str(path)) for name, path in pictures.items()})
             try:
                 _log_tables(run, images, labels, logits, classes)

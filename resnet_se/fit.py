@@ -63,7 +63,7 @@ def train_and_test(
     compiled = compile_net(cfg, model, trainer, (data.batch_size, 3, *data.image_size))
 
     for logger in trainer.loggers:
-        logger.log_hyperparams(resolved(cfg))
+        logger.log_hyperparams({**resolved(cfg), **_identity(result)})
     with _sigterm_left_to_lightning():
         trainer.fit(model, datamodule=data, ckpt_path=ckpt, weights_only=True)
     history = next((c for c in trainer.callbacks if isinstance(c, History)), None)
@@ -88,7 +88,16 @@ def train_and_test(
             name: [short(row.get(name)) for row in history.rows] for name in columns
         }
     if ranks.is_leader():
-        _save_test(cfg, trainer, model, data, run_dir, best)
+        _save_test(cfg, trainer, model, data, run_dir, best, result)
+
+
+def _identity(result: dict[str, Any]) -> dict[str, Any]:
+    """What tells a run from others in a dashboard, beside its settings."""
+    return {
+        "experiment": result["experiment"],
+        "config_hash": result["config_hash"],
+        "parameters": result["model"]["total"],
+    }
 
 
 @contextmanager
@@ -168,6 +177,7 @@ def _save_test(
     data: ImageDataModule,
     run_dir: Path,
     best: Path | None,
+    result: dict[str, Any],
 ) -> None:
     """Predictions and pictures, in the run directory and on its dashboards."""
     save_predictions(run_dir / "predictions.npz", model.predictions)
@@ -181,4 +191,6 @@ def _save_test(
     if cfg.plots:
         rows = history.rows if history else []
         plots.save_run_plots(run_dir / "plots", history=rows, **tested)
-    dashboard.log_test(trainer, run_dir / "plots", **tested, best=best)
+    summary = _identity(result)
+    summary["images_per_second"] = result["train"]["images_per_second"]
+    dashboard.log_test(trainer, run_dir / "plots", **tested, best=best, summary=summary)

@@ -279,12 +279,14 @@ def _train_in_ranks(
     cfg: DictConfig, data: ImageDataModule, run_dir: Path, result: dict[str, Any]
 ) -> None:
     """`_train_and_test` in one process a device; fills `result` in with its record."""
+    from resnet_se.dashboard import sweep_group
+
     data.setup()  # decoded once, read from the cache by all
     (run_dir / OTHER_RANKS).unlink(missing_ok=True)
     # They are no jobs of a multirun any more; wandb is to group them all the same.
-    group = Path(HydraConfig.get().runtime.output_dir).parent.name
-    if HydraConfig.get().mode == RunMode.MULTIRUN:
-        os.environ.setdefault("WANDB_RUN_GROUP", group)
+    sweep = Path(HydraConfig.get().runtime.output_dir).parent
+    if _in_sweep():
+        os.environ.setdefault("WANDB_RUN_GROUP", sweep_group(sweep))
     overrides = [
         o for o in HydraConfig.get().overrides.task if "trainer.precision=" not in o
     ]

@@ -124,14 +124,22 @@ def test_two_jobs_one_failing_leave_two_runs_in_their_true_states(
     result, _ = run_dirs().values()
     for run, seed, code in ((finished, 0, 0), (failed, 1, 1)):
         assert run.options["name"] == f"custom seed{seed}"
-        group = run.options["group"]
-        assert [path.name for path in Path("runs/sweeps").iterdir()] == [group]
+        (sweep,) = Path("runs/sweeps").iterdir()
+        assert run.options["group"] == f"sweep-{sweep.name[-6:]}"
         assert run.options["tags"] == ["a"]
         assert run.options["project"] == "resnet-se"
         assert run.options["mode"] == "offline"
         assert run.run.config["seed"] == seed
         assert run.run.config["model"]["widths"] == [8, 8, 16]
+        assert run.run.config["experiment"] == "custom"
+        assert run.run.config["parameters"] == result["model"]["total"]
         assert run.exit_code == code
+    assert finished.run.config["config_hash"] == result["config_hash"]
+    for name in ("experiment", "config_hash"):
+        assert finished.run.summary[name] == result[name]
+    assert finished.run.summary["parameters"] == result["model"]["total"]
+    speed = result["train"]["images_per_second"]
+    assert finished.run.summary["images_per_second"] == speed
 
     rows, epochs = finished.rows, result["history"]
     for name in (
@@ -165,6 +173,15 @@ def test_a_resumed_job_goes_on_in_its_wandb_run(runs, train, run_dirs, monkeypat
     assert first.options["group"] == "custom"
     assert [run.exit_code for run in runs] == [255, 0]
     assert [len(run.rows["train/loss"]) for run in runs] == [1, 1]
+
+
+def test_a_sweep_that_is_typed_again_keeps_its_group(runs, train, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    again = ("-m", "logger=wandb", "trainer.max_epochs=1", "seed=0", "force=true")
+    for line in (again, again[::-1], (*again, "optimizer.lr=0.2")):
+        assert train(*line) == 0
+    first, second, other = (run.options["group"] for run in runs)
+    assert first == second != other
 
 
 def test_another_directory_is_another_run(runs, tmp_path):
