@@ -9,6 +9,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -146,8 +147,13 @@ def build_trainer(cfg: DictConfig, precision: str) -> L.Trainer:
         callbacks=callbacks,
         logger=loggers or False,
         precision=precision,
-        plugins=[CheckpointFiles()],
+        plugins=[CheckpointFiles(run_name(cfg))],
     )
+
+
+def run_name(cfg: DictConfig) -> str:
+    """`seed0-3f2a1b4c`: what names a run in its checkpoints, wherever it lies."""
+    return Path(cfg.run_dir).name.partition("+")[0]  # forced anew: …+1
 
 
 def compile_net(

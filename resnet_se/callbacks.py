@@ -186,12 +186,19 @@ class WeightAverage(L.Callback):
 
 
 class CheckpointFiles(CheckpointIO):
-    """Lightning's way to the disk, by `checkpoint`: whole, synced, verified."""
+    """Lightning's way to the disk, by `checkpoint`: whole, synced, verified.
+
+    Args:
+        run: stands in every checkpoint, so that another run's is not taken for ours.
+    """
+
+    def __init__(self, run: str):
+        self.run = run
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
     ) -> None:
-        checkpoint_files.write(Path(path), checkpoint)
+        checkpoint_files.write(Path(path), checkpoint | {"run": self.run})
 
     def load_checkpoint(self, path: Any, *_: Any, **__: Any) -> dict[str, Any]:
         return checkpoint_files.read(Path(path))
@@ -238,6 +245,13 @@ class Checkpoints(Checkpoint):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.best_score = state["best_score"]
         self.best_epoch = state["best_epoch"]
+
+    def is_best(self, checkpoint: dict[str, Any]) -> bool:
+        """Whether a file is the best one: this start's, or an earlier start's, killed
+        between its best and its last, from which another rounding led away."""
+        said = checkpoint.get("callbacks", {}).get(self.state_key, {})
+        own = said.get("best_epoch") == checkpoint["epoch"]
+        return own and said["best_score"] <= self.best_score
 
     def on_train_batch_end(
         self, trainer: L.Trainer, module: Any, outputs: Any, batch: Any, index: int

@@ -91,8 +91,11 @@ class Choice(NamedTuple):
     damage: list[str]
 
 
-def choose(folder: Path) -> Choice | None:
+def choose(folder: Path, run: str | None = None) -> Choice | None:
     """The newest whole checkpoint of a run: last, else previous, else best.
+
+    Args:
+        run: what `run` says in its checkpoints; another run's count as damaged.
 
     Returns:
         None where there is no checkpoint at all.
@@ -106,7 +109,7 @@ def choose(folder: Path) -> Choice | None:
         if not path.exists():
             continue
         try:
-            return Choice(path, read(path), damage)
+            return Choice(path, read_own(path, run), damage)
         except UserError as error:
             damage.append(str(error))
     if damage:
@@ -115,6 +118,15 @@ def choose(folder: Path) -> Choice | None:
             "from a copy, or move the run directory away to train anew"
         )
     return None
+
+
+def read_own(path: Path, run: str | None) -> dict[str, Any]:
+    """`read`, and not a checkpoint that another run has written; None reads any."""
+    loaded = read(path)
+    theirs = loaded.get("run", run)  # those of earlier versions do not say
+    if run is not None and theirs != run:
+        raise UserError(f"{path}: a checkpoint of another run: {theirs}")
+    return loaded
 
 
 def check(checkpoint: dict[str, Any], path: Path, model: nn.Module) -> None:

@@ -19,6 +19,7 @@ from resnet_se.builders import (
     check_shape,
     compile_net,
     load_weights,
+    run_name,
 )
 from resnet_se.callbacks import Checkpoints, History
 from resnet_se.config import resolved
@@ -78,7 +79,7 @@ def train_and_test(
         if trainer.current_epoch < trainer.max_epochs
         else "max_epochs",
     }
-    best = _best(trainer, run_dir)
+    best = _best(trainer, run_dir, run_name(cfg))
     result["best_epoch"] = load_weights(model, data, best)["epoch"] if best else None
     result |= score(trainer, model, data)
     result["seconds_in_all"] = round(time.perf_counter() - started, 2)
@@ -113,7 +114,7 @@ def _sigterm_left_to_lightning() -> Iterator[None]:
 
 def _goes_on_from(cfg: DictConfig, run_dir: Path, model: Any) -> Path | None:
     """The checkpoint that training goes on from: the run's own, else `ckpt_path`."""
-    choice = checkpoint.choose(run_dir / "checkpoints")
+    choice = checkpoint.choose(run_dir / "checkpoints", run_name(cfg))
     if choice is not None:
         for sentence in choice.damage:
             console.print(f"[yellow]{sentence}; going on from {choice.path.name}")
@@ -152,20 +153,25 @@ def _init_from(path: Path, model: Any) -> None:
     console.print(f"weights of {file}: {len(fitting)} of {len(ours)} tensors{names}")
 
 
-def _best(trainer: Any, run_dir: Path) -> Path | None:
+def _best(trainer: Any, run_dir: Path, run: str) -> Path | None:
     """The checkpoint to test; None where nothing was validated.
 
     Raises:
-        UserError: there was a best one, and its file has gone.
+        UserError: there was a best one, and its file has gone or is another's.
     """
     rule = next((c for c in trainer.callbacks if isinstance(c, Checkpoints)), None)
     path = run_dir / "checkpoints" / checkpoint.BEST
     if path.is_file():
-        return path
-    if rule is None or rule.best_epoch is None:
+        loaded = checkpoint.read_own(path, run)
+        if rule is None or rule.best_epoch is None or rule.is_best(loaded):
+            return path
+        what = f"of epoch {loaded['epoch'] + 1}"
+    elif rule is None or rule.best_epoch is None:
         return None
+    else:
+        what = "missing"
     raise UserError(
-        f"{path}: missing, though epoch {rule.best_epoch + 1} was the best; put it "
+        f"{path}: {what}, though epoch {rule.best_epoch + 1} was the best; put it "
         f"back, or test the last one: evaluate run={run_dir} ckpt=last"
     )
 

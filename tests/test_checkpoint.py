@@ -183,6 +183,28 @@ def test_a_lost_best_is_an_error_and_no_silent_test_of_the_last(
     assert only(run_dirs())[1]["status"] == "failed"
 
 
+def test_swapped_files_are_seen(interrupted, train, run_dirs, tmp_path, capsys):
+    """Whole files all of them, and none where it belongs."""
+    folder = interrupted / "checkpoints"
+    (folder / "best.ckpt").rename(folder / "x")
+    (folder / "last.ckpt").rename(folder / "best.ckpt")
+    (folder / "x").rename(folder / "last.ckpt")
+    shutil.copytree(interrupted, tmp_path / "aside")
+    assert train(*EPOCHS) == 2
+    assert "of epoch 3, though epoch 1 was the best" in capsys.readouterr().err
+
+    shutil.rmtree(interrupted)
+    shutil.copytree(tmp_path / "aside", interrupted)
+    assert train(*EPOCHS, "seed=1", "runs_dir=other") == 0
+    (other,) = tmp_path.glob("other/*/*/checkpoints/last.ckpt")
+    shutil.copy(other, folder / "last.ckpt")
+    capsys.readouterr()
+    train(*EPOCHS)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "a checkpoint of another run: seed1-" in said
+    assert "going on from previous.ckpt" in said
+
+
 def test_every_so_many_steps_is_a_choice(train, run_dirs, monkeypatch):
     def stop(module: Classifier, batch, batch_idx: int) -> None:
         if batch_idx == 5:
