@@ -383,9 +383,7 @@ def kills(work: Path, told: argparse.Namespace) -> dict[str, Any]:
     for i, (variant, place) in enumerate(_plan(told.n - pairs, pairs)):
         name = f"{i} {variant} {place}"
         done.append(
-            trials.run(
-                name, lambda: kill_once(work, variant, place, name, told.tmpdir)
-            )
+            trials.run(name, lambda: kill_once(work, variant, place, name, told.tmpdir))
         )
     lost = [t["epochs_lost"] for t in done]
     return {
@@ -426,7 +424,11 @@ def main() -> None:
 
     done = globals()[told.what](work, told)
     cpu = torch.device("cpu")
-    made = {"n": told.n, **machine.environment(), "hardware": machine.hardware(cpu, "32-true")}
+    made = {
+        "n": told.n,
+        **machine.environment(),
+        "hardware": machine.hardware(cpu, "32-true"),
+    }
     text = json.dumps({**done, "made": made}, indent=1)
     (HERE / f"{told.what}.json").write_text(text + "\n")
     print(text)
