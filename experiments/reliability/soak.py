@@ -1,266 +1,35 @@
 """Kills, damages and long lives of a tiny training; see the README.
 
-    python experiments/reliability/soak.py kills --work DIR     # 200 random kills
-    python experiments/reliability/soak.py damage --work DIR    # 200 damaged checkpoints
-    python experiments/reliability/soak.py long --work DIR      # memory, descriptors
-    python experiments/reliability/soak.py sweep --work DIR     # 500 jobs, 500 records
+    python experiments/reliability/soak.py kills --work DIR    # 200 random kills
+    python experiments/reliability/soak.py damage --work DIR   # 200 damaged checkpoints
+    python experiments/reliability/soak.py long --work DIR     # 200 jobs, 1,000 epochs
+    python experiments/reliability/soak.py sweep --work DIR    # 500 jobs, 500 records
 
 Each leaves one JSON here.  Every trial is a line of a file in DIR: typed again, a
-command goes on with what is missing.  This process imports all that a training needs
-and computes nothing; an attempt is a fork of it, on one thread, so that it costs
-seconds.  The ranks of `trainer=ddp_sim` are processes of their own all the same.
+command goes on with what is missing.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import math
 import os
 import random
 import shutil
-import signal
+import subprocess
 import sys
 import time
-import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-os.environ["OMP_NUM_THREADS"] = "1"
-import lightning as L
-import numpy as np
 import torch
+from attempts import PLACES, TINY, VARIANTS, attempt, differences, run_of
 
 HERE = Path(__file__).parent
-TINY = (
-    "data=synthetic",
-    "data.source.num_train=240",
-    "data.source.num_test=60",
-    "data.batch_size=32",
-    "data.num_workers=0",
-    "augment=crop2_flip",
-    "optimizer=sgd_nesterov",
-    "scheduler=constant",
-    "model.depths=[1,1,1]",
-    "model.widths=[8,8,16]",
-    "model.reduction=4",
-    "trainer.precision=32-true",
-    "trainer.accelerator=cpu",
-    "trainer.max_epochs=5",
-    "tta=flip",
-    "plots=false",
-    "+callbacks.kill={_target_: soak.Kill}",
-)
-VARIANTS = {
-    "plain": (),
-    "ema": ("callbacks=ema",),
-    "cutmix": ("mixing=cutmix",),
-    "plateau": ("scheduler=plateau", "scheduler.plateau.patience=0"),
-    "TMPDIR elsewhere": (),
-    "two ranks": ("trainer=ddp_sim", "trainer.max_epochs=3"),
-}
-# What a killed process was doing, by the letter that it left behind.
-PLACES = {
-    "t": "training step",
-    "c": "checkpoint write",
-    "v": "validation",
-    "e": "test",
-    "r": "record write",
-}
-
-
-# --- inside an attempt -------------------------------------------
-
-
-def reach(letter: str) -> bool:
-    """Notes a place; whether this attempt is to die at it."""
-    with open(os.environ["SOAK_NOTES"], "a") as file:
-        file.write(letter)
-    place, _, left = os.environ.get("SOAK_KILL", "").partition(":")
-    if place != letter:
-        return False
-    os.environ["SOAK_KILL"] = f"{place}:{int(left) - 1}"
-    return left == "1"
-
-
-def die(*_: Any) -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-class Kill(L.Callback):
-    """Counts steps, and kills the process where it was told to."""
-
-    def on_train_batch_end(self, *_: Any) -> None:
-        if reach("t"):
-            die()
-
-    def on_validation_batch_start(self, *_: Any) -> None:
-        if reach("v"):
-            die()
-
-    def on_test_batch_start(self, *_: Any) -> None:
-        if reach("e"):
-            die()
-
-
-def watch_writes(seed: int) -> None:
-    """A kill may come before each sync, link and rename; a synced file is torn too."""
-
-    def watched(name: str, path_of: Callable[[Any], str]) -> None:
-        call = getattr(os, name)
-
-        def wrapper(*arguments: Any, **options: Any) -> Any:
-            path = path_of(arguments[-1])
-            if reach("c" if "checkpoints" in path else "r"):
-                if name == "fsync" and os.path.isfile(path):
-                    size = os.fstat(arguments[0]).st_size
-                    os.ftruncate(arguments[0], random.Random(seed).randrange(size + 1))
-                die()
-            return call(*arguments, **options)
-
-        setattr(os, name, wrapper)
-
-    watched("fsync", lambda handle: os.readlink(f"/proc/self/fd/{handle}"))
-    watched("link", str)
-    watched("replace", str)
-
-
-class End(NamedTuple):
-    """How an attempt ended."""
-
-    status: int | None  # None: killed
-    seconds: float
-    said: str
-
-
-def attempt(
-    folder: Path,
-    overrides: tuple[str, ...],
-    *,
-    kill: str = "",
-    after: float | None = None,
-    whom: str = "all",
-    tmpdir: str | None = None,
-) -> End:
-    """A training in a process of its own, which may be killed.
-
-    Args:
-        kill: a place's letter and the time that it is reached: `c:3`.
-        after: SIGKILL after so many seconds.
-        whom: of several ranks: all, the launcher, or a rank.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    log = folder / "log"
-    begun = time.monotonic()
-    child = os.fork()
-    if child == 0:
-        _train(folder, overrides, log, kill, tmpdir)
-    while True:
-        pid, status = os.waitpid(child, os.WNOHANG)
-        took = time.monotonic() - begun
-        if pid:
-            break
-        if after is not None and took >= after:
-            _kill(child, whom)
-            after = None
-            continue
-        if took > 600:
-            os.killpg(child, signal.SIGKILL)
-            raise TimeoutError(f"{folder}: hangs")
-        time.sleep(0.005)
-    code = None if os.WIFSIGNALED(status) else os.waitstatus_to_exitcode(status)
-    return End(code, took, log.read_text(errors="replace"))
-
-
-def _train(
-    folder: Path, overrides: tuple[str, ...], log: Path, kill: str, tmpdir: str | None
-) -> None:
-    """What the forked child does; does not return."""
-    status = 1
-    try:
-        os.setsid()
-        out = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
-        os.dup2(out, 1)
-        os.dup2(out, 2)
-        os.chdir(folder)
-        os.environ |= {"SOAK_NOTES": str(folder / "notes"), "SOAK_KILL": kill}
-        os.environ["PYTHONPATH"] = f"{HERE}:{os.environ.get('PYTHONPATH', '')}"
-        if tmpdir:
-            os.environ["TMPDIR"] = tmpdir
-        torch.set_num_threads(1)
-        watch_writes(len(kill) + len(str(folder)))
-        sys.argv = ["resnet-se train", *TINY, *overrides]
-        from resnet_se.train import main
-
-        main()
-        status = 0
-    except SystemExit as stop:
-        status = int(stop.code or 0)
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
-
-
-def _kill(launcher: int, whom: str) -> None:
-    """SIGKILL to a whole group, to its leader, or to one of the leader's children."""
-    children = Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()
-    if whom == "rank" and children:
-        os.kill(int(children[-1]), signal.SIGKILL)
-    elif whom == "launcher":
-        os.kill(launcher, signal.SIGKILL)
-    else:
-        os.killpg(launcher, signal.SIGKILL)
-
-
-# --- comparing ---------------------------------------------------
-
-
-def run_of(folder: Path) -> Path:
-    (path,) = folder.glob("runs/*/*/result.json")
-    return path.parent
-
-
-def differences(ours: Path, theirs: Path) -> list[str]:
-    """What two finished runs do not have in common, bit for bit; times are left out."""
-    a, b = (dict(_contents(run)) for run in (ours, theirs))
-    return sorted(k for k in a.keys() | b.keys() if a.get(k) != b.get(k))
-
-
-def _contents(run: Path) -> Iterator[tuple[str, Any]]:
-    """{name: bytes or plain value} of all that a run's result is."""
-    from resnet_se import checkpoint
-
-    for name in ("best", "last"):
-        loaded = checkpoint.read(run / f"checkpoints/{name}.ckpt")
-        for part in ("state_dict", "trained_state", "optimizer_states", "epoch"):
-            yield from _leaves(loaded.get(part), f"{name}.{part}")
-    for row in csv.DictReader((run / "metrics.csv").read_text().splitlines()):
-        row.pop("seconds")
-        yield f"metrics.csv.{row['epoch']}", tuple(row.items())
-    record = json.loads((run / "result.json").read_text())
-    record["history"].pop("seconds")
-    for part in ("status", "val", "test", "best_epoch", "history", "config_hash"):
-        yield f"result.{part}", json.dumps(record[part], sort_keys=True)
-    with np.load(run / "predictions.npz") as stored:
-        for name in stored.files:
-            yield f"predictions.{name}", stored[name].tobytes()
-
-
-def _leaves(node: Any, path: str) -> Iterator[tuple[str, Any]]:
-    if isinstance(node, torch.Tensor):
-        yield path, node.numpy().tobytes()
-    elif isinstance(node, dict | list | tuple):
-        pairs = node.items() if isinstance(node, dict) else enumerate(node)
-        for key, value in pairs:
-            yield from _leaves(value, f"{path}.{key}")
-    else:
-        yield path, node
 
 
 # --- trials ------------------------------------------------------
@@ -329,12 +98,10 @@ def kill_once(
             break
     notes = folder / "notes"
     where = (notes.read_text() if notes.exists() else "")[-1:]
-    for again in range(1, 4):
-        # A launcher that was killed alone takes its ranks along within a moment.
+    second = attempt(folder, overrides, **told)
+    while "another process" in second.said:
+        time.sleep(1)  # ranks go with their launcher within a moment
         second = attempt(folder, overrides, **told)
-        if "another process" not in second.said:
-            break
-        time.sleep(1)
     steps, normal = notes.read_text().count("t"), whole["places"]["t"]
     epochs = 3 if variant == "two ranks" else 5
     differing = ["no result"] if second.status else differences(
@@ -346,7 +113,6 @@ def kill_once(
         "variant": variant,
         "place": place,
         "killed in": PLACES.get(where, "start"),
-        "starts": again,
         "differs": differing,
         "epochs_lost": round((steps - normal) / normal * epochs, 3),
         "traceback": "Traceback" in second.said,
@@ -382,9 +148,8 @@ def kills(work: Path, told: argparse.Namespace) -> dict[str, Any]:
     done = []
     for i, (variant, place) in enumerate(_plan(told.n - pairs, pairs)):
         name = f"{i} {variant} {place}"
-        done.append(
-            trials.run(name, lambda: kill_once(work, variant, place, name, told.tmpdir))
-        )
+        trial = partial(kill_once, work, variant, place, name, told.tmpdir)
+        done.append(trials.run(name, trial))
     lost = [t["epochs_lost"] for t in done]
     return {
         "kills": len(done),
@@ -401,8 +166,171 @@ def kills(work: Path, told: argparse.Namespace) -> dict[str, Any]:
 # --- damage ------------------------------------------------------
 
 
+def _flip(content: bytearray, draw: random.Random) -> None:
+    for _ in range(draw.randint(1, 4)):
+        content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
+
+
+def _truncate(content: bytearray, draw: random.Random) -> None:
+    del content[draw.randrange(1, len(content)) :]
+
+
+def _zero_page(content: bytearray, draw: random.Random) -> None:
+    begin = draw.randrange(len(content)) // 4096 * 4096
+    content[begin : begin + 4096] = bytes(len(content[begin : begin + 4096]))
+
+
+def _empty(content: bytearray, draw: random.Random) -> None:
+    content.clear()
+
+
+HARMS = {"flip": _flip, "truncate": _truncate, "zero page": _zero_page, "empty": _empty}
+FILES = (("last",), ("best",), ("last", "previous"), ("last", "previous", "best"))
+SWAPS = (  # file, what it is replaced with; `other`: of a run with another seed
+    ("last", "best"),
+    ("best", "last"),
+    ("best", "previous"),
+    ("last", "other last"),
+    ("best", "other best"),
+)
+
+
+def damage_once(work: Path, variant: str, harm: str, seed: str) -> dict[str, Any]:
+    """Damages an interrupted run's checkpoints; what its restart does."""
+    from resnet_se import checkpoint
+    from resnet_se.errors import UserError
+
+    draw, whole = random.Random(seed), reference(work, variant)
+    other = reference(work, variant, "seed=1", name=f"{variant} seed1")["folder"]
+    base, folder = work / "interrupted" / variant, work / "trial"
+    if not base.exists():  # killed in the fourth epoch's validation
+        assert attempt(base, VARIANTS[variant], kill="v:4").status is None
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(base, folder)
+    held = run_of(folder) / "checkpoints"
+    unseen: list[str] = []
+    if harm == "swap":
+        target, source = draw.choice(SWAPS)
+        path = run_of(other) / "checkpoints" if "other" in source else held
+        old = (held / f"{target}.ckpt").read_bytes()
+        shutil.copy(path / f"{source.split()[-1]}.ckpt", held / f"{target}.ckpt")
+        if path == held:
+            (held / f"{source}.ckpt").write_bytes(old)
+        harmed: tuple[str, ...] = (target, source)
+    else:
+        harmed = draw.choice(FILES)
+        for name in harmed:
+            path = held / f"{name}.ckpt"
+            before, content = path.read_bytes(), bytearray(path.read_bytes())
+            while content == before:  # a page of zeros is zeroed in vain
+                HARMS[harm](content, draw)
+            path.write_bytes(content)
+            try:
+                checkpoint.read(path)
+                unseen.append(name)
+            except UserError:
+                pass
+    end = attempt(folder, VARIANTS[variant])
+    said = " ".join(end.said.split())
+    if end.status == 0:
+        differs = differences(run_of(folder), run_of(whole["folder"]))
+        from_ = said.partition("going on from ")[2].partition(".ckpt")[0]
+        word = f"went on from {from_}" if from_ else "its file was not needed"
+        word = "another result, in silence" if differs else f"the same result, {word}"
+    else:
+        differs = []
+        sentence = end.status == 2 and "error: " in said and "Traceback" not in said
+        word = "refused with a sentence" if sentence else "a traceback"
+    return {
+        "variant": variant, "harm": harm, "files": harmed, "unseen by read": unseen,
+        "restart": word, "differs": differs,
+    }  # fmt: skip
+
+
 def damage(work: Path, told: argparse.Namespace) -> dict[str, Any]:
-    return {}
+    """The 200 damaged checkpoints."""
+    trials, harms = Trials(work / "damage.jsonl"), (*HARMS, "swap")
+    done = []
+    for i in range(told.n):
+        variant, harm = ("plain", "plateau")[i // len(harms) % 2], harms[i % len(harms)]
+        name = f"{i} {variant} {harm}"
+        done.append(trials.run(name, partial(damage_once, work, variant, harm, name)))
+    undetected = [t for t in done if t["unseen by read"] or t["differs"]]
+    return {
+        "damaged": len(done),
+        "harms": Counter(t["harm"] for t in done),
+        "undetected": len(undetected),
+        "tracebacks": sum(t["restart"] == "a traceback" for t in done),
+        "restarts": {
+            harm: Counter(t["restart"] for t in done if t["harm"] == harm)
+            for harm in harms
+        },
+    }
+
+
+# --- long life ---------------------------------------------------
+
+
+LIVES = {  # overrides, and how often what `attempts.Life` notes is noted
+    "jobs": ("-m", "seed=range(0,{n})", "trainer.max_epochs=1"),
+    "epochs": ("trainer.max_epochs={n}",),
+}
+
+
+def long(work: Path, told: argparse.Namespace) -> dict[str, Any]:
+    """Memory and descriptors over the jobs of a multirun, and over epochs."""
+    done = {}
+    for name, n in (("jobs", told.n), ("epochs", 5 * told.n)):
+        folder = work / name
+        if not (folder / "end.json").exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            line = [text.format(n=n) for text in LIVES[name]]
+            life = f"+callbacks.life={{_target_: attempts.Life, of: {name}}}"
+            small = ("data.source.num_train=80", "data.source.num_test=20", life)
+            end = attempt(folder, (*line, *small), limit=3600)
+            assert end.status == 0, end.said[-2000:]
+            (folder / "end.json").write_text(json.dumps(end.seconds))
+        rows = [json.loads(line) for line in (folder / "life").read_text().splitlines()]
+        tenth = max(1, len(rows) // 10)
+        done[name] = {
+            "n": len(rows),
+            "seconds": round(json.loads((folder / "end.json").read_text()), 1),
+            # The first ones load what all will need.
+            "MB": [rows[i]["mb"] for i in (0, tenth, len(rows) // 2, -1)],
+            "descriptors": [rows[i]["fds"] for i in (0, tenth, len(rows) // 2, -1)],
+        }
+    return {**done, "at": "the first, a tenth, a half, the last"}
+
+
+def sweep(work: Path, told: argparse.Namespace) -> dict[str, Any]:
+    """How long a plan of 500 jobs takes, and a report of 500 records."""
+    sys.path.insert(0, str(HERE.parents[1]))
+    from tests.records import swept, write
+
+    jobs = 5 * told.n // 2
+    shutil.rmtree(work / "records", ignore_errors=True)
+    lrs, seeds = [0.01, 0.02, 0.05, 0.1, 0.2], range(jobs // 5)
+    write(
+        work / "records",
+        *(swept(s, [s % 7, s % 11], optimizer__lr=lr) for lr in lrs for s in seeds),
+    )
+    swept_over = [
+        f"optimizer.lr={','.join(map(str, lrs))}",
+        f"seed=range({len(seeds)})",
+    ]
+    tiny = [o for o in TINY if not o.startswith(("+callbacks", "plots"))]
+    lines = {
+        "plan": ["plan", *tiny, *swept_over],
+        "report": ["report", str(work / "records"), "--out", str(work / "report")],
+    }
+    done: dict[str, Any] = {"jobs": jobs}
+    for name, line in lines.items():
+        begun = time.perf_counter()
+        command = [sys.executable, "-m", f"resnet_se.{line[0]}", *line[1:]]
+        ended = subprocess.run(command, cwd=work, capture_output=True, text=True)
+        assert ended.returncode == 0, ended.stderr[-2000:]
+        done[f"{name} seconds"] = round(time.perf_counter() - begun, 1)
+    return done
 
 
 # --- command line ------------------------------------------------
@@ -423,12 +351,8 @@ def main() -> None:
     from resnet_se import builders, fit, machine, search, train  # noqa: F401
 
     done = globals()[told.what](work, told)
-    cpu = torch.device("cpu")
-    made = {
-        "n": told.n,
-        **machine.environment(),
-        "hardware": machine.hardware(cpu, "32-true"),
-    }
+    hardware = machine.hardware(torch.device("cpu"), "32-true")
+    made = {"n": told.n, **machine.environment(), "hardware": hardware}
     text = json.dumps({**done, "made": made}, indent=1)
     (HERE / f"{told.what}.json").write_text(text + "\n")
     print(text)
