@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from resnet_se.report.compare import Compared, compare
+from resnet_se.report.compare import Family, compare
 from resnet_se.report.groups import Group, Section, sections, short_names
 from resnet_se.report.runs import Run
 from resnet_se.report.statistics import holm, mcnemar_exact, pooled
@@ -22,7 +22,7 @@ def one_section(records) -> Section:
     return section
 
 
-def compared(*records, **asked) -> Compared:
+def compared(*records, **asked) -> Family:
     return compare(one_section(records), **asked)
 
 
@@ -237,7 +237,7 @@ def test_against_itself_or_nobody_is_named():
 
 def test_records_of_schema_1_name_no_comparison():
     found = compared(old("a", 0), old("b", 0))
-    assert found == Compared()
+    assert found == Family()
 
 
 # --- factors -----------------------------------------------------

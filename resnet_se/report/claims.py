@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from resnet_se.errors import UserError
-from resnet_se.report.compare import Compared
+from resnet_se.report.compare import Family
 from resnet_se.report.groups import Group, Section
 from resnet_se.report.runs import frame
 from resnet_se.report.statistics import Noise, contrast, images_only, pooled
@@ -50,9 +50,7 @@ def load_claims() -> list[Claim]:
     return []
 
 
-def claim_rows(
-    compared: list[tuple[Section, Compared]], equivalence: float
-) -> list[Row]:
+def claim_rows(compared: list[tuple[Section, Family]], equivalence: float) -> list[Row]:
     """Every claim beside all that was measured of it; none where no run is of any."""
     claims = load_claims()
     present = {run.experiment for section, _ in compared for run in section.runs}
@@ -65,8 +63,8 @@ def claim_rows(
             if "counted" in claim
             else [
                 (value, str(n), f"{section.name}{f', {where}' if where else ''}")
-                for section, found in compared
-                for value, n, where in _measured(claim, section, found, equivalence)
+                for section, family in compared
+                for value, n, where in _measured(claim, section, family, equivalence)
             ]
         )
         for value, n, where in measured or [("not measured", "", "")]:
@@ -76,11 +74,11 @@ def claim_rows(
 
 
 def _measured(
-    claim: Claim, section: Section, found: Compared, equivalence: float
+    claim: Claim, section: Section, family: Family, equivalence: float
 ) -> Iterator[tuple[str, int, str]]:
     """(value, seeds, what tells its runs from others of the experiment)."""
     if "against" in claim:
-        for c in found.comparisons:
+        for c in family.comparisons:
             (treatment, baseline), *more = c.pairs
             names = treatment.experiment, baseline.experiment
             if not more and names == (claim["of"], claim["against"]):

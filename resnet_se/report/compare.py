@@ -130,7 +130,7 @@ def common(treatment: Group, baseline: Group) -> list[int]:
 
 
 @dataclass
-class Compared:
+class Family:
     """The comparisons of a section, those of their cells, and what was not compared."""
 
     comparisons: list[Comparison] = field(default_factory=list)
@@ -155,23 +155,23 @@ def compare(
     section: Section,
     factors: Iterable[str] = (),
     against: tuple[str, str] | None = None,
-) -> Compared:
+) -> Family:
     """The named comparisons, and the factors of experiments that take no part in one.
 
     Args:
         factors, against: only these factors, over all experiments; the level to compare
             with, as (factor, level).
     """
-    found = Compared()
+    family = Family()
     asked = dict.fromkeys([*factors, *(against[:1] if against else [])])
     if asked:
         pairs = single(section.groups)
         for factor in asked:
             base = against[1] if against and against[0] == factor else None
-            _factor(section, pairs, factor, base, found)
+            _factor(section, pairs, factor, base, family)
     else:
-        _named(section, found)
-        named = {g.experiment for c in found.comparisons for g in c.pairs[0]}
+        _named(section, family)
+        named = {g.experiment for c in family.comparisons for g in c.pairs[0]}
         swept: dict[str, list[Group]] = defaultdict(list)
         for group in section.groups:
             if group.experiment not in named:
@@ -180,13 +180,13 @@ def compare(
             pairs = single(groups)
             prefix = f"{experiment}: " if len(swept) > 1 else ""
             for key in pairs:
-                _factor(section, pairs, key, None, found, prefix)
-            found.missing += [prefix + cell for cell in _empty_cells(groups, pairs)]
-    found.correct()
-    return found
+                _factor(section, pairs, key, None, family, prefix)
+            family.missing += [prefix + cell for cell in _empty_cells(groups, pairs)]
+    family.correct()
+    return family
 
 
-def _named(section: Section, found: Compared) -> None:
+def _named(section: Section, family: Family) -> None:
     """An experiment less those that its record says it is `against`."""
     names = {group.experiment for group in section.groups}
     brief = short_names(names)
@@ -197,23 +197,23 @@ def _named(section: Section, found: Compared) -> None:
             where = section.rest(group)
             place = f"{pair}{f' with {where}' if where else ''}"
             if other == group.experiment:
-                found.missing.append(f"{place}: against itself")
+                family.missing.append(f"{place}: against itself")
                 continue
             if other not in names:
                 hint = nearest(other, names - {group.experiment})
-                found.missing.append(f"{place}: no run of {other}; {hint}")
+                family.missing.append(f"{place}: no run of {other}; {hint}")
                 continue
             alike = [g for g in section.groups if g.same_command(group)]
             baselines = [g for g in alike if g.experiment == other]
             if len(baselines) != 1:
                 many = "several configurations" if baselines else "no run"
-                found.missing.append(f"{place}: {many} of {other} that fit")
+                family.missing.append(f"{place}: {many} of {other} that fit")
             elif not common(group, baselines[0]):
-                found.missing.append(f"{place}: no seed in common")
+                family.missing.append(f"{place}: no seed in common")
             else:
                 pairs = [(group, baselines[0])]
                 c = Comparison(question, pair, pairs, alike, where)
-                found.comparisons.append(c)
+                family.comparisons.append(c)
 
 
 Pairs = dict[str, list[tuple[Group, Group]]]  # {factor: its pairs}
@@ -247,7 +247,7 @@ def _factor(
     all_pairs: Pairs,
     factor: str,
     base: str | None,
-    found: Compared,
+    family: Family,
     prefix: str = "",
 ) -> None:
     """Each level of a factor against one of them, over the cells of the others."""
@@ -260,11 +260,11 @@ def _factor(
     levels = Counter(map(level_of, peers))
     if not pairs:
         hint = nearest(factor, all_pairs)
-        found.missing.append(f"{factor}: no two runs differ in it alone; {hint}")
+        family.missing.append(f"{factor}: no two runs differ in it alone; {hint}")
         return
     if base is not None and base not in levels:
         hint = nearest(base, levels)
-        found.missing.append(f"{factor}={base}: no run to compare with; {hint}")
+        family.missing.append(f"{factor}={base}: no run to compare with; {hint}")
         return
     base = base or min(levels, key=lambda v: (-levels[v], order(v)))
     for level in sorted(levels.keys() - {base}, key=order):
@@ -278,17 +278,17 @@ def _factor(
                 cells.append((of[level], of[base]))
             else:
                 place = section.labels[id(of[level])]
-                found.missing.append(f"{prefix}{name}: no seed in common, {place}")
+                family.missing.append(f"{prefix}{name}: no seed in common, {place}")
         if not cells:
             continue
         many = f", mean of {len(cells)} cells" if len(cells) > 1 else ""
-        found.comparisons.append(
+        family.comparisons.append(
             Comparison(f"{prefix}{factor}{many}", name, cells, peers)
         )
         for t, b in cells if many else ():
             where = section.rest(t, factor)
             c = Comparison(f"{prefix}{factor}", name, [(t, b)], peers, where)
-            found.cells.append(c)
+            family.cells.append(c)
 
 
 def _empty_cells(groups: list[Group], pairs: Pairs) -> list[str]:

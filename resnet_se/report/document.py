@@ -14,7 +14,7 @@ import pandas as pd
 from resnet_se.errors import UserError
 from resnet_se.files import atomic_file
 from resnet_se.report.claims import claim_rows
-from resnet_se.report.compare import Compared, compare
+from resnet_se.report.compare import Family, compare
 from resnet_se.report.figures import draw, figures
 from resnet_se.report.groups import Section, sections
 from resnet_se.report.notes import left_out, notes, problems
@@ -55,7 +55,7 @@ METHOD = (
 
 
 def document(
-    loaded: Loaded, compared: list[tuple[Section, Compared]], equivalence: float
+    loaded: Loaded, compared: list[tuple[Section, Family]], equivalence: float
 ) -> list[Block]:
     """The whole report as blocks, before any format."""
     finished = [*loaded.runs, *(run for run, _, _ in loaded.duplicates)]
@@ -73,8 +73,8 @@ def document(
     ]
     if named or noted:
         blocks += [_head("Missing, failed, mixed"), Block("ul", items=named + noted)]
-    for i, (section, found) in enumerate(compared):
-        blocks += _section_blocks(section, found, equivalence, _suffix(i))
+    for i, (section, family) in enumerate(compared):
+        blocks += _section_blocks(section, family, equivalence, _suffix(i))
     claims = claim_rows(compared, equivalence)
     if claims:
         warning = (
@@ -102,7 +102,7 @@ def _head(text: str, kind: str = "h2", short: str = "", suffix: str = "") -> Blo
 
 
 def _section_blocks(
-    section: Section, found: Compared, equivalence: float, suffix: str
+    section: Section, family: Family, equivalence: float, suffix: str
 ) -> list[Block]:
     d, images = section.data, section.images
     tested = "" if images == d["test"] else f", {images:,} of them tested"
@@ -121,21 +121,21 @@ def _section_blocks(
         Block("table", table=table),
         Block("p", f"In full precision: `table{suffix}.csv`, `runs.csv`."),
     ]
-    if found.comparisons:
+    if family.comparisons:
         blocks.append(_head("Comparisons", "h3", suffix=suffix))
-        compared = comparison_table(section, found, equivalence)
+        compared = comparison_table(section, family, equivalence)
         blocks.append(Block("table", table=compared))
-    if found.cells:
-        blocks.append(Block("table", table=cell_table(found)))
+    if family.cells:
+        blocks.append(Block("table", table=cell_table(family)))
     blocks.append(_head("Figures", "h3", suffix=suffix))
     blocks += [
         Block("figure", caption, name=f"{name}{suffix}", svg=draw(figure))
-        for name, caption, figure in figures(section, found, equivalence)
+        for name, caption, figure in figures(section, family, equivalence)
     ]
     return blocks
 
 
-def _in_short(section: Section, found: Compared, equivalence: float) -> list[str]:
+def _in_short(section: Section, family: Family, equivalence: float) -> list[str]:
     from scipy import stats
 
     table, _ = group_table(section)
@@ -156,13 +156,13 @@ def _in_short(section: Section, found: Compared, equivalence: float) -> list[str
             f"{rows[id(top)]['run']}; chosen by the test images themselves, so "
             f"inflated by up to {inflated:.1f} standard deviations"
         )
-    if found.decided:
-        counts = Counter(c.verdict(equivalence) for c in found.decided)
+    if family.decided:
+        counts = Counter(c.verdict(equivalence) for c in family.decided)
         words = ", ".join(f"{n} {verdict}" for verdict, n in sorted(counts.items()))
-        disputed = sum(c.disputed for c in found.decided)
+        disputed = sum(c.disputed for c in family.decided)
         own = f"; the own noise of {disputed} says otherwise" if disputed else ""
-        lines.append(f"of {count(len(found.decided), 'comparison')}: {words}{own}")
-    single = len(found.comparisons) - len(found.decided)
+        lines.append(f"of {count(len(family.decided), 'comparison')}: {words}{own}")
+    single = len(family.comparisons) - len(family.decided)
     if single:
         lines.append(f"{count(single, 'comparison')} of one seed: not decided")
     return lines
@@ -192,10 +192,10 @@ def page(title: str, blocks: list[Block]) -> str:
             "not decided": "dim",
             "not measured": "dim",
         }
-        found = [kind for words, kind in kinds.items() if cell.startswith(words)]
-        found += ["l"] if left else []
-        found += ["long"] if left and len(cell) > 24 else []
-        return " ".join(found) or None
+        styles = [kind for words, kind in kinds.items() if cell.startswith(words)]
+        styles += ["l"] if left else []
+        styles += ["long"] if left and len(cell) > 24 else []
+        return " ".join(styles) or None
 
     folder = FileSystemLoader(Path(__file__).parent)
     environment = Environment(autoescape=True, loader=folder)
@@ -213,7 +213,7 @@ def write(
     title: str,
     blocks: list[Block],
     loaded: Loaded,
-    compared: list[tuple[Section, Compared]],
+    compared: list[tuple[Section, Family]],
     equivalence: float,
 ) -> list[Path]:
     """All files of the report; returns those that a person opens."""
@@ -225,10 +225,10 @@ def write(
         "tables.tex": latex(tables),
         "runs.csv": _csv(runs),
     }
-    for i, (section, found) in enumerate(compared):
+    for i, (section, family) in enumerate(compared):
         texts[f"table{_suffix(i)}.csv"] = _csv(group_records(section))
-        if found.comparisons:
-            records = comparison_records(found, equivalence)
+        if family.comparisons:
+            records = comparison_records(family, equivalence)
             texts[f"comparisons{_suffix(i)}.csv"] = _csv(records)
     pictures = {f"figures/{b.name}.svg": b.svg for b in blocks if b.svg}
     for name, text in (texts | pictures).items():

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from resnet_se.report.compare import Compared, Comparison
+from resnet_se.report.compare import Comparison, Family
 from resnet_se.report.groups import Group, Section, short_names
 from resnet_se.report.statistics import mean_std
 
@@ -39,16 +39,16 @@ POINTS = 50  # of a curve: longer ones are thinned
 Drawn = tuple[str, str, "Figure"]  # name, caption, figure
 
 
-def figures(section: Section, found: Compared, equivalence: float) -> Iterator[Drawn]:
+def figures(section: Section, family: Family, equivalence: float) -> Iterator[Drawn]:
     """(name, caption that describes the picture, figure) of all that can be drawn."""
-    if found.comparisons:
-        shown = found.comparisons[:EFFECTS]
+    if family.comparisons:
+        shown = family.comparisons[:EFFECTS]
         caption = (
             f"Differences of test accuracy with their intervals; the band is "
-            f"±{100 * equivalence:g} points{_of(shown, found.comparisons)}"
+            f"±{100 * equivalence:g} points{_of(shown, family.comparisons)}"
         )
         yield "differences", caption, effects(shown, equivalence)
-    for i, series in enumerate(_by_length(found.comparisons)):
+    for i, series in enumerate(_by_length(family.comparisons)):
         caption = f"{series[0].name}: difference against the images trained on"
         yield f"length-{i + 1}", caption, length(series)
     if len({(g.model["total"], g.model["macs"]) for g in section.groups}) > 1:

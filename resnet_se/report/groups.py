@@ -127,14 +127,14 @@ class Section:
     def labels(self) -> dict[int, str]:
         """{id of a group: its name by what varies}, each once."""
         several = len({g.experiment for g in self.groups}) > 1
-        found = [
+        names = [
             " ".join(filter(None, (g.experiment if several else "", self.rest(g))))
             or g.experiment
             for g in self.groups
         ]
         return {
-            id(g): label if found.count(label) == 1 else f"{label} {g.config_hash}"
-            for g, label in zip(self.groups, found, strict=True)
+            id(g): label if names.count(label) == 1 else f"{label} {g.config_hash}"
+            for g, label in zip(self.groups, names, strict=True)
         }
 
 
@@ -163,13 +163,13 @@ def short_names(names: Iterable[str]) -> dict[str, str]:
 
 def sections(runs: Iterable[Run]) -> list[Section]:
     """Runs kept apart by what they were tested on; the section of most runs first."""
-    found: dict[tuple, dict[tuple, list[Run]]] = defaultdict(lambda: defaultdict(list))
+    alike: dict[tuple, dict[tuple, list[Run]]] = defaultdict(lambda: defaultdict(list))
     for run in runs:
         data = tuple(str(run.data[k]) for k in ("name", "fingerprint", "test"))
-        groups = found[(*data, run.test["images"])]
+        groups = alike[(*data, run.test["images"])]
         groups[run.experiment, run.config_hash].append(run)
     ordered = []
-    for _, groups in sorted(found.items()):
+    for _, groups in sorted(alike.items()):
         in_order = [sorted(g, key=lambda r: r.seed) for _, g in sorted(groups.items())]
         section = Section([Group(runs) for runs in in_order])
         keys = section.varying

@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 
-from resnet_se.report.compare import Compared, Comparison
+from resnet_se.report.compare import Comparison, Family
 from resnet_se.report.groups import Section
 from resnet_se.report.runs import Loaded
 from resnet_se.report.text import count
 
 
-def problems(loaded: Loaded, compared: list[tuple[Section, Compared]]) -> list[str]:
+def problems(loaded: Loaded, compared: list[tuple[Section, Family]]) -> list[str]:
     """What was not used, not compared or kept apart: the exit status is 1."""
     lines = [f"not used: {problem}" for problem in loaded.problems]
     lines += [
@@ -29,14 +29,14 @@ def problems(loaded: Loaded, compared: list[tuple[Section, Compared]]) -> list[s
     if len(compared) > 1:
         names = "; ".join(f"{s.name} ({s.images:,} images)" for s, _ in compared)
         lines.append(f"mixed test sets, kept apart: {names}")
-    for section, found in compared:
+    for section, family in compared:
         prefix = f"{section.name}: " if len(compared) > 1 else ""
-        reasons = dict.fromkeys(found.missing)
+        reasons = dict.fromkeys(family.missing)
         lines += [f"{prefix}not compared: {reason}" for reason in reasons]
     return lines
 
 
-def notes(loaded: Loaded, compared: list[tuple[Section, Compared]]) -> list[str]:
+def notes(loaded: Loaded, compared: list[tuple[Section, Family]]) -> list[str]:
     """What a reader should know of the runs that were used."""
     lines = [f"left out: {left_out(loaded)}"] if loaded.trials else []
     for run in loaded.unfinished:
@@ -46,9 +46,9 @@ def notes(loaded: Loaded, compared: list[tuple[Section, Compared]]) -> list[str]
     for run, first, conflict in loaded.duplicates:
         if not conflict:
             lines.append(f"duplicate: {run.path} is not counted, {first.path} is")
-    for section, found in compared:
+    for section, family in compared:
         lines += _early(section) + _identical(section) + _few_seeds(section)
-        lines += _unlike(found.comparisons)
+        lines += _unlike(family.comparisons)
     for what in ("commit", "software"):
         of = Counter(getattr(run, what) for run in loaded.runs)
         if len(of) > 1:

@@ -158,7 +158,7 @@ def simulate(studies: int, seed: int = 0) -> dict[str, Any]:
                 held = np.mean([low <= 0 <= high for low, high in intervals])
                 null[n, name].append((alarm, float(held)))
                 power[n, name].append(rule(of_noisy, [TRUE])[0][0] < ALPHA)
-    shares = {key: np.mean(found, axis=0) for key, found in null.items()}
+    shares = {key: np.mean(alarms, axis=0) for key, alarms in null.items()}
     return {
         "studies": studies,
         "null": {
@@ -187,16 +187,16 @@ def main() -> None:
     asked = parser.parse_args()
     if asked.studies < 1:
         parser.error(f"--studies: at least 1 expected, got {asked.studies}")
-    found = simulate(asked.studies)
+    result = simulate(asked.studies)
     print("n   false alarms      95 % covers       power for +1.0")
     print("     before   after    before   after    before   after")
-    for n, of in found["null"].items():
+    for n, of in result["null"].items():
         figures = [of[r][k] for k in ("false_alarms", "coverage") for r in of]
-        figures += found["power"][n].values()
+        figures += result["power"][n].values()
         print(f"{n:<3} " + " ".join(f"{100 * f:5.1f} %" for f in figures))
     if asked.out:
         with atomic_file(asked.out) as file:
-            file.write(json.dumps(found, indent=2).encode() + b"\n")
+            file.write(json.dumps(result, indent=2).encode() + b"\n")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from resnet_se.report.compare import Compared
+from resnet_se.report.compare import Family
 from resnet_se.report.groups import Group, Section
 from resnet_se.report.runs import Loaded
 from resnet_se.report.statistics import ALPHA, mean_std
@@ -79,10 +79,10 @@ def group_table(section: Section) -> tuple[Table, str]:
     return Table(caption, cells.drop(columns=alike)), text
 
 
-def comparison_records(found: Compared, equivalence: float) -> pd.DataFrame:
+def comparison_records(family: Family, equivalence: float) -> pd.DataFrame:
     """A row a comparison, in full precision; accuracies in 0..1."""
     rows = []
-    for c in (*found.comparisons, *found.cells):
+    for c in (*family.comparisons, *family.cells):
         low, high = c.interval
         row: dict[str, Any] = {
             "question": c.question,
@@ -95,7 +95,7 @@ def comparison_records(found: Compared, equivalence: float) -> pd.DataFrame:
             "level": c.level,
             "p": c.p,
         }
-        if c in found.comparisons:
+        if c in family.comparisons:
             row |= {"p_holm": c.p_holm if c.n > 1 else None}
             row |= {"verdict": c.verdict(equivalence)}
         if c.estimate and c.welch:
@@ -107,12 +107,12 @@ def comparison_records(found: Compared, equivalence: float) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def comparison_table(section: Section, found: Compared, equivalence: float) -> Table:
+def comparison_table(section: Section, family: Family, equivalence: float) -> Table:
     """The family and the comparisons of one seed, each with its power."""
-    family = len(found.decided)
+    size = len(family.decided)
     bound = f"{100 * equivalence:g}"
     rows = []
-    for c in found.comparisons:
+    for c in family.comparisons:
         row = {
             "question": c.question,
             "comparison": f"{c.name}{f', {c.where}' if c.where else ''}",
@@ -124,17 +124,17 @@ def comparison_table(section: Section, found: Compared, equivalence: float) -> T
             f"seeds for {bound}": NONE,
         }
         if c.estimate:
-            strict = ALPHA / family
+            strict = ALPHA / size
             row["detects"] = f"{100 * c.estimate.detectable(strict):.2f}"
             needed = c.estimate.seeds_needed(equivalence, c.n, strict)
             row[f"seeds for {bound}"] = str(needed) if needed else "more images"
-        if any(other.disputed for other in found.comparisons):
+        if any(other.disputed for other in family.comparisons):
             own = c.welch.interval() if c.welch and c.disputed else None
             row["own noise, 95 %"] = gain(c.mean, own) if own else NONE
         rows.append(row)
     caption = (
         f"Differences of test accuracy in percentage points. With two seeds or more: "
-        f"intervals and p corrected by Holm for a family of {family}; `detects`: the "
+        f"intervals and p corrected by Holm for a family of {size}; `detects`: the "
         f"smallest difference found with 80 % power; `seeds for {bound}`: how many "
         f"would find {bound} points. With one seed: images only, uncorrected."
     )
@@ -142,7 +142,7 @@ def comparison_table(section: Section, found: Compared, equivalence: float) -> T
     return Table(caption, pd.DataFrame(rows), left)
 
 
-def cell_table(found: Compared) -> Table:
+def cell_table(family: Family) -> Table:
     """Where a factor's mean effect comes from."""
     rows = [
         {
@@ -153,7 +153,7 @@ def cell_table(found: Compared) -> Table:
             "difference": points(c.mean),
             "95 % interval": gain(c.mean, c.interval).partition(" ")[2],
         }
-        for c in found.cells
+        for c in family.cells
     ]
     caption = "The cells of the factors, in points; not corrected, so without verdicts."
     return Table(caption, pd.DataFrame(rows), {"comparison", "where"})
