@@ -36,6 +36,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from resnet_se.errors import UserError, nearest
+from resnet_se.habits import answer
 
 _PACKAGE = Path(__file__).resolve().parent
 CONF = next(
@@ -105,6 +106,11 @@ WATCHERS = {
 }
 EXTRAS = ("joblib", "submitit", "ray")  # launchers that pyproject.toml offers
 NO_CHOICE = "Config group override must be"  # of Hydra's ValueError: model=null
+TWICE = r"Multiple values for ([^\s.]+)\.|An item is already at '([^']+)'"
+# What an answer to something typed begins with.
+TYPED = (
+    r"unknown key '([^']+)'|(\S+=\S+): no such choice|(logger\.aim|trainer\.fast\w+)"
+)
 EXPECTED = (UserError, HydraException, OmegaConfBaseException, yaml.YAMLError)
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 HYDRA_KEYS = {"_target_", "_partial_", "_convert_", "_recursive_", "_args_"}
@@ -401,7 +407,17 @@ def run(task: Callable[[DictConfig], Any], config_name: str) -> None:
 
 
 def explain(error: BaseException, config_name: str = "train") -> str:
-    """What went wrong, in the user's terms, with the nearest valid name."""
+    """What went wrong, in the user's terms, with the nearest valid name.
+
+    Where another framework's habit was typed, what does the same here instead.
+    """
+    said = _explain(error, config_name)
+    typed = re.match(TYPED, said)
+    meant = answer(next(filter(None, typed.groups()))) if typed else None
+    return f"{said.partition(';')[0]}; {meant}" if meant else said
+
+
+def _explain(error: BaseException, config_name: str) -> str:
     if isinstance(error, InstantiationException):
         key = re.search(r"full_key: (\S+)", str(error))
         cause = error.__cause__ or error
@@ -426,6 +442,9 @@ def explain(error: BaseException, config_name: str = "train") -> str:
         return f"{key}: {said}" if key and key not in said else said
     if NO_CHOICE in str(error):
         return _explain_group()
+    if twice := re.search(TWICE, str(error)):
+        key = twice[1] or twice[2]
+        return f"{key}: there is one already; write {key}=… without the +"
     if isinstance(error, OverrideParseException):
         said = [line for line in str(error).splitlines() if "http" not in line]
         return f"{error.override}: {' '.join(said)}"
@@ -456,12 +475,24 @@ def _explain_group() -> str:
     return "a group takes a name of its choices"
 
 
+def _is_choice(typed: str) -> bool:
+    """Whether it is `group=name` of a group that others do not depend on."""
+    group, _, name = typed.partition("=")
+    several = group in ("experiment", "debug", "launcher", "hparams_search")
+    return (
+        not several
+        and name.isidentifier()
+        and (CONF / group / f"{name}.yaml").is_file()
+    )
+
+
 def _explain_key(dotted: str, config_name: str) -> str:
     """Where a dotted key of the command line leaves the configuration."""
     if dotted.startswith("hydra."):
         return f"{dotted}: not in Hydra's own configuration; +{dotted}=… would add it"
+    typed = [word for word in sys.argv[1:] if _is_choice(word)]
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        node = hydra.compose(config_name)
+        node = hydra.compose(config_name, typed if config_name == "train" else [])
     path: list[str] = []
     for part in dotted.split("."):
         if not isinstance(node, DictConfig) or node._is_none():

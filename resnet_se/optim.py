@@ -157,7 +157,8 @@ class Schedule(LRScheduler):
         if not 0 <= warmup_epochs <= epochs:
             raise UserError(
                 f"scheduler.warmup_epochs: expected 0..{epochs:g} (the length of "
-                f"training), got {warmup_epochs:g}; budget=… scales both together"
+                f"training), got {warmup_epochs:g}; scheduler.warmup_epochs=0 is "
+                "none, budget.scale=… in place of trainer.max_epochs scales both"
             )
         if not 0 <= warmup_start <= 1:
             raise UserError(

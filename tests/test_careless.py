@@ -1,16 +1,21 @@
-"""Careless lines, each answered by one sentence: `careless.yaml` is the corpus."""
+"""Careless lines, each answered by one sentence: `careless.yaml` is the corpus.
+
+`habits.yaml` is that of what lightning-hydra-template's users type.
+"""
 
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
-from tests.conftest import TINY, Run, call
+from tests.conftest import TINY, Run, call, records
 
 CORPUS = yaml.safe_load((Path(__file__).parent / "careless.yaml").read_text())
+HABITS = yaml.safe_load((Path(__file__).parent / "habits.yaml").read_text())
 
 PARTS = """
 from torch import nn
@@ -67,3 +72,28 @@ def test_evaluate_answers(finished: Run, folder, capsys, typed):
     words = [word.replace("RUN", str(finished.folder)) for word in typed.split()]
     status = call(folder, "evaluate", *words)
     assert CORPUS["evaluate"][typed] in answer(capsys, status, 2)
+
+
+def tiny_beside(words: list[str]) -> list[str]:
+    """The tiny configuration, but for what is typed."""
+    typed = {word.split("=")[0].lstrip("+~") for word in words}
+    return [override for override in TINY if override.split("=")[0] not in typed]
+
+
+@pytest.mark.parametrize("typed", HABITS["refused"])
+def test_another_frameworks_habit_is_answered(folder, monkeypatch, capsys, typed):
+    for package in ("mlflow", "comet_ml", "aim"):  # should they be there after all
+        monkeypatch.setitem(sys.modules, package, None)
+    words = typed.split()
+    status = call(folder, "train", *tiny_beside(words), *words)
+    assert HABITS["refused"][typed] in answer(capsys, status, 2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("typed", HABITS["trained"])
+def test_a_habit_that_means_the_same(tmp_path, typed):
+    words = typed.split()
+    flags = [word for word in words if word.startswith("-")]
+    rest = [word for word in words if not word.startswith("-")]
+    assert call(tmp_path, "train", *flags, *tiny_beside(rest), *rest) == 0
+    assert records(tmp_path) or list(tmp_path.glob("debug/*/*/*/result.json"))
