@@ -31,6 +31,11 @@ def main() -> None:
         for name, what in COMMANDS.items():
             print(f"  {name:<{width}}  {what}")
         return
+    if "install=bash" in sys.argv:  # Hydra's would complete for `resnet-se` alone
+        from resnet_se.completion import script
+
+        print(script(COMMANDS), end="")
+        return
     if command not in COMMANDS:
         hint = nearest(command, COMMANDS)
         print(f"error: unknown command {command!r}; {hint}", file=sys.stderr)

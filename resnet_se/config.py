@@ -357,7 +357,8 @@ def own_conf() -> list[str]:
     for path in sorted(folder.glob("*/*.yaml")):
         name = path.relative_to(folder)
         if (CONF / name).is_file():
-            print(f"conf/{name}: resnet_se has one of that name, which is taken")
+            said = f"conf/{name}: resnet_se has one of that name, which is taken"
+            print(said, file=sys.stderr)  # where the shell's completion does not look
     return [f"hydra.searchpath=[file://{folder}]"]
 
 
@@ -383,7 +384,11 @@ def run(task: Callable[[DictConfig], Any], config_name: str) -> None:
                 traceback.print_exc()
             print(f"error: {explain(error, config_name)}", file=sys.stderr)
 
-    sys.argv += own_conf()
+    own = own_conf()
+    sys.argv += own
+    if "query=bash" in sys.argv:  # of Hydra's completion, which reads its words there
+        name, _, rest = os.environ.get("COMP_LINE", "").partition(" ")
+        os.environ["COMP_LINE"] = " ".join([name, *own, rest])
     try:
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(
             job

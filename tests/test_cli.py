@@ -92,6 +92,50 @@ def test_a_commands_arguments_are_its_own(entry, capsys):
 
 
 @pytest.mark.slow
+def test_bash_completes_commands_groups_choices_and_keys(tmp_path):
+    program = tmp_path / "resnet-se"
+    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m resnet_se "$@"\n')
+    program.chmod(0o755)
+    conf = tmp_path / "conf/experiment"
+    conf.mkdir(parents=True)
+    for name in ("mine", "quickstart"):  # the latter is ours: the notice is no choice
+        (conf / f"{name}.yaml").write_text("# @package _global_\n")
+    code = """
+        PATH="$PWD:$PATH"; eval "$(resnet-se train -sc install=bash)"
+        complete -p resnet-se
+        ask() {
+            COMP_LINE="$1"; COMP_POINT=${#1}; words=($1)
+            COMP_CWORD=$(( ${#words[@]} - 1 )); COMPREPLY=(); _resnet_se
+            echo "$1> ${COMPREPLY[*]}"
+        }
+        ask "resnet-se tr"
+        ask "resnet-se train model=vanilla_resnet2"
+        ask "resnet-se train model=se_resnet20 model.se_p"
+        ask "./resnet-se plan experiment=m"
+        ask "resnet-se predict r"
+        ask "resnet-se report r"
+    """
+    done = subprocess.run(
+        ["bash", "-c", code],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.splitlines() == [
+        "complete -o default -o nospace -F _resnet_se resnet-se",
+        "resnet-se tr> train",
+        "resnet-se train model=vanilla_resnet2> model=vanilla_resnet20 "
+        "model=vanilla_resnet20w4",
+        "resnet-se train model=se_resnet20 model.se_p> model.se_position=",
+        "./resnet-se plan experiment=m> experiment=mine",
+        "resnet-se predict r> run=",
+        "resnet-se report r> ",
+    ]
+
+
+@pytest.mark.slow
 def test_the_wheel_finds_its_configuration(tmp_path):
     build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", tmp_path]
     subprocess.run(build, cwd=ROOT, check=True, capture_output=True)

@@ -16,7 +16,7 @@ import resnet_se
 ROOT = Path(resnet_se.__file__).parent
 LAYERS = (
     # what everything stands on
-    "errors hints seeds files machine record checkpoint lightning_internals",
+    "completion errors hints seeds files machine record checkpoint lightning_internals",
     # the mathematics
     "resnet gates fold muon optim mixing tta collective plots",
     # images; records
