@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import importlib.util
 import inspect
 import json
 import os
@@ -17,7 +16,7 @@ import re
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,6 +35,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from resnet_se.errors import UserError, nearest
+from resnet_se.foreign import foreign_sources
 from resnet_se.habits import answer
 
 _PACKAGE = Path(__file__).resolve().parent
@@ -250,36 +250,6 @@ def canonical(target: str) -> str:
     """The name of a `_target_` that stays when our module moves: `resnet_se:ResNet`."""
     root, _, rest = target.partition(".")
     return f"{root}:{rest.rpartition('.')[2]}" if root == "resnet_se" else target
-
-
-def foreign_sources(targets: Iterable[str]) -> dict[str, str]:
-    """{"source of MODULE": digest} of each module that is the user's own.
-
-    That is: not of this package, of the standard library or installed.  A package
-    counts whole, so that an edit anywhere in it is another configuration.
-    """
-    digests: dict[str, str] = {}
-    for target in targets:
-        name = target.partition(".")[0]
-        if name == "resnet_se" or ":" in name or name in sys.stdlib_module_names:
-            continue
-        try:
-            spec = importlib.util.find_spec(name)
-        except (ImportError, ValueError):
-            spec = None
-        origin = Path(spec.origin) if spec and spec.origin else None
-        if origin is None or INSTALLED & set(origin.parts):
-            continue
-        package = origin.name == "__init__.py"
-        files = sorted(origin.parent.rglob("*.py")) if package else [origin]
-        whole = hashlib.sha256()
-        for file in files:
-            whole.update(file.read_bytes() + b"\0")
-        digests[f"source of {name}"] = whole.hexdigest()[:16]
-    return digests
-
-
-INSTALLED = {"site-packages", "dist-packages"}
 
 
 def _digest(key: str, path: Path) -> str:

@@ -24,12 +24,12 @@ from resnet_se.config import (
     Facts,
     canonical,
     config_hash,
-    foreign_sources,
     load_config,
     resolved,
     saved_config,
     setting,
 )
+from resnet_se.foreign import foreign_sources
 from resnet_se.record import difference
 from tests.conftest import TINY
 

@@ -24,8 +24,8 @@ LAYERS = (
     # Lightning
     "classifier callbacks dashboard progress",
     # what commands share
-    "habits config allowed kinds checks ranks builders scoring cost screen fit sweep "
-    "search",
+    "habits foreign config allowed kinds checks ranks builders scoring cost screen fit "
+    "sweep search",
     # a trained network
     "predictions bundles pretrained",
 )

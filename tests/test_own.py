@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from resnet_se.data.augment import Augmentation
 from resnet_se.data.loaders import AugmentedImages, BatchesOnDevice, ShuffledBatches
 from resnet_se.errors import UserError
+from resnet_se.foreign import foreign_sources
 
 NET = """
 import torch
@@ -66,6 +68,47 @@ def test_a_network_is_trained_skipped_and_after_an_edit_trained_anew(
     assert command("train", *OWN) == 0
     assert len(names(folder)) == 2
     assert first in names(folder)
+
+
+@pytest.fixture
+def sources(folder, monkeypatch):
+    """What the source of `own.Net` is hashed to, after some files were written."""
+    monkeypatch.chdir(folder)
+
+    def of(**files: str) -> dict[str, str]:
+        for name, text in files.items():
+            path = folder / name.replace("__", "/")
+            path.parent.mkdir(exist_ok=True)
+            path.with_suffix(".py").write_text(text)
+        importlib.invalidate_caches()
+        return foreign_sources(["own.net.Net", "torch.nn.Linear", "resnet_se.x.Y"])
+
+    return of
+
+
+def test_what_a_module_imports_belongs_to_its_source(sources):
+    first = sources(
+        own__net="def f():\n    from parts import a\nimport os, torch, numpy.linalg",
+        parts__a="import others",  # a folder without __init__.py is a package too
+        others="import own.net",
+        unused="",
+    )
+    assert set(first) == {"source of own", "source of parts", "source of others"}
+    for name in ("own__net", "parts__a", "others"):
+        now = sources(**{name: "import own.net, others\nfrom parts import a\nx = 1"})
+        package = name.partition("__")[0]
+        assert [k for k in first if now[k] != first[k]] == [f"source of {package}"]
+        first = now
+    assert sources(unused="x = 1") == first
+
+
+def test_a_source_that_cannot_be_read_is_said(sources, folder):
+    sources(own__net="x = 1")
+    (folder / "own/broken.py").symlink_to(folder / "nothing")
+    with pytest.raises(
+        UserError, match=r"own/broken.py: No such file or directory; the"
+    ):
+        sources()
 
 
 def test_force_trains_again_beside(folder, command):
