@@ -119,6 +119,13 @@ KEYS: dict[str, dict[str, Any]] = {
         "accelerator": _ACCELERATOR,
         "out": Text | None,
     },
+    "demo": {
+        "run": Text | Sequence[Text],
+        "host": Text,
+        "port": Annotated[int, Field(ge=1, le=65535)],
+        "accelerator": _ACCELERATOR,
+        "trust": bool,
+    },
 }
 
 _RATES = {"lr": Positive, "weight_decay": NonNegative, "eps": NonNegative}
