@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
 import sys
+import sysconfig
+import venv
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
 from importlib import import_module
@@ -118,3 +122,23 @@ def model_rows(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
     with redirect_stdout(shown):
         assert call(tmp_path_factory.mktemp("models"), "models", "--json") == 0
     return json.loads(shown.getvalue())
+
+
+@pytest.fixture(scope="session")
+def fresh_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The interpreter of an environment with our wheel, built here, and no checkout.
+
+    What we depend on is this environment's: its folder is a line of a `.pth`, so that
+    other such lines in it, an editable install of ours among them, are not read.
+    """
+    folder = tmp_path_factory.mktemp("fresh")
+    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", folder]
+    root = Path(__file__).parents[1]
+    subprocess.run(build, cwd=root, check=True, capture_output=True)
+    venv.create(folder / "env", symlinks=True)
+    version = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    site = folder / "env/lib" / version / "site-packages"
+    (wheel,) = folder.glob("*.whl")
+    zipfile.ZipFile(wheel).extractall(site)
+    (site / "others.pth").write_text(sysconfig.get_paths()["purelib"])
+    return folder / "env/bin/python"

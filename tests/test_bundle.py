@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -102,17 +101,20 @@ def test_torch_hub_opens_it(made, finished):
 
 
 @pytest.mark.slow
-def test_a_process_of_its_own_elsewhere_gives_the_same(made, finished, tmp_path):
+def test_the_wheel_elsewhere_gives_the_run_s_logits(
+    made, finished, fresh_python, tmp_path
+):
     code = (
-        "import resnet_se, torch; m = resnet_se.load('mine.zip');"
+        "import resnet_se, torch; torch.set_num_threads(1);"
+        "m = resnet_se.load('mine.zip');"
         "x = torch.arange(2*3*32*32).remainder(251).view(2,3,32,32).byte();"
-        "torch.set_num_threads(1); torch.save(m(x), 'logits.pt')"
+        "torch.save((resnet_se.__file__, m(x)), 'logits.pt')"
     )
     shutil.copy(made.with_name("mine.zip"), tmp_path)
-    package = Path(resnet_se.__file__).parents[1]
-    env = os.environ | {"PYTHONPATH": str(package)}
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path, env=env)
-    logits = torch.load(tmp_path / "logits.pt")
+    env = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    subprocess.run([fresh_python, "-c", code], check=True, cwd=tmp_path, env=env)
+    file, logits = torch.load(tmp_path / "logits.pt")
+    assert Path(file).is_relative_to(fresh_python.parents[1])
     assert torch.equal(logits, resnet_se.load(finished.folder)(IMAGES))
 
 

@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import zipfile
 from importlib import import_module
 from pathlib import Path
 
@@ -136,30 +135,25 @@ def test_bash_completes_commands_groups_choices_and_keys(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_wheel_finds_its_configuration(tmp_path):
-    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", tmp_path]
-    subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
-    (wheel,) = tmp_path.glob("*.whl")
-    site, elsewhere = tmp_path / "site", tmp_path / "elsewhere"
-    zipfile.ZipFile(wheel).extractall(site)
-    elsewhere.mkdir()
+def test_the_wheel_finds_its_configuration(fresh_python, tmp_path):
     code = """
 import json, sys
 import resnet_se.config
 from resnet_se.__main__ import main
-print(resnet_se.config.CONF)
+print(resnet_se.__version__, resnet_se.config.CONF)
 sys.argv[1:] = ["models", "--json"]
 main()
 """
+    line = [fresh_python, "-c", code]
+    env = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=elsewhere,
-        env=os.environ | {"PYTHONPATH": str(site)},
-        capture_output=True,
-        text=True,
-        check=True,
+        line, cwd=tmp_path, env=env, capture_output=True, text=True, check=True
     )
     where, shown = done.stdout.split("\n", 1)
-    assert Path(where) == site / "resnet_se/conf"
+    version, conf = where.split()
+    package = Path(conf).parent
+    assert version == resnet_se.__version__
+    assert package.is_relative_to(fresh_python.parents[1])
     assert "se_resnet80" in json.loads(shown)
-    assert (site / "resnet_se/py.typed").is_file()
+    for name in ("py.typed", "demo/page.css", "demo/answer.html.j2", "card.md.j2"):
+        assert (package / name).is_file()
