@@ -110,6 +110,7 @@ KEYS: dict[str, dict[str, Any]] = {
         "budget.train_subset": Count | None,
         "launcher.jobs": Count,
         "launcher.gpus": Sequence[str | int],
+        "launcher.dry_run": bool,
         "trainer.compile": Literal["off", "default", "cuda_graphs", False],
         "trainer.scale_lr": bool,
     },

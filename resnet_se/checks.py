@@ -400,6 +400,8 @@ def _check_together(cfg: DictConfig) -> None:
     from resnet_se.machine import accelerator
 
     trainer = cfg.trainer
+    if cfg.launcher.get("dry_run"):  # of a multirun it is the launcher's
+        raise UserError("launcher.dry_run: only a multirun is launched; add -m")
     if trainer.precision == "16-mixed" and accelerator(trainer.accelerator) != "cuda":
         raise UserError(
             "trainer.precision: 16-mixed needs an NVIDIA GPU, this run is on "

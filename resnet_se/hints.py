@@ -15,6 +15,7 @@ import types
 from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 from functools import reduce
+from numbers import Number, Real
 from operator import or_
 from typing import (
     Annotated,
@@ -84,6 +85,8 @@ def plain(hint: Any) -> Any:
         return Sequence[Any]
     if kind in (dict, Mapping) or hint is Mapping:
         return dict
+    if hint in (Number, Real):  # torchvision's
+        return float
     return hint if hint in PLAIN or kind is Literal else Any
 
 

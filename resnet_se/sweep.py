@@ -13,9 +13,11 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
@@ -166,9 +168,19 @@ def outcomes(sweep_dir: Path) -> list[dict[str, Any]]:
 
 
 class SweepTable(Callback):
-    """Hydra's callback that ends a multirun with a table; status 1 if a job failed."""
+    """Hydra's callback that ends a multirun with a table; status 1 if a job failed.
+
+    With `launcher.dry_run` nothing is launched: what SLURM would get is printed.
+    """
+
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        self.dry = slurm_scripts() if config.launcher.get("dry_run") else nullcontext()
+        self.dry.__enter__()
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
+        self.dry.__exit__(None, None, None)
+        if config.launcher.get("dry_run"):
+            return
         folder = Path(config.hydra.sweep.dir)
         records = outcomes(folder)
         if not records:
@@ -187,6 +199,25 @@ class SweepTable(Callback):
     def show(self, records: list[dict[str, Any]], config: DictConfig) -> None:
         """Prints the outcomes of a sweep."""
         print_outcomes(records, {"test": "acc", "TTA": "acc_tta"})
+
+
+@contextmanager
+def slurm_scripts() -> Iterator[None]:
+    """submitit writes its sbatch scripts on standard output, and submits nothing."""
+    from submitit.slurm.slurm import SlurmExecutor
+
+    def show(self: Any, jobs: Sequence[Any]) -> list[Any]:
+        if len(jobs) > 1:  # as submitit's own does
+            self.parameters["map_count"] = len(jobs)
+        print(self._make_submission_file_text(self._submitit_command_str, ""), end="")
+        return []
+
+    here = classmethod(lambda _: 1)  # SLURM need not be here
+    with (
+        patch.object(SlurmExecutor, "affinity", here),
+        patch.object(SlurmExecutor, "_internal_process_submissions", show),
+    ):
+        yield
 
 
 def experiments() -> list[str]:

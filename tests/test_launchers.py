@@ -268,6 +268,29 @@ def test_slurm_requeues_a_job_at_its_time_limit(tmp_path, run_dirs):
         assert f"#SBATCH {option}\n" in script
 
 
+@pytest.mark.parametrize("seeds", ["3", "3,4,5"])
+def test_a_dry_run_prints_the_very_script(train, capsys, monkeypatch, tmp_path, seeds):
+    extra("submitit_slurm")
+    from submitit.slurm.slurm import _make_sbatch_string
+
+    options = ("hydra.launcher.partition=gpu", "hydra.launcher.gpus_per_node=2")
+    line = ("-m", "launcher=submitit_slurm", *options, f"seed={seeds}")
+    assert train(*line, "launcher.dry_run=true") == 0
+    printed = capsys.readouterr().out
+    (sweep,) = (tmp_path / "runs/sweeps").iterdir()
+    folder = sweep / ".submitit/%j"
+    command = f"{sys.executable} -u -m submitit.core._submit {folder}"
+    array = {"map_count": 3, "array_parallelism": 16} if "," in seeds else {}
+    assert printed == _make_sbatch_string(
+        command=command, folder=folder, job_name="resnet-se", partition="gpu",
+        time=1440, gpus_per_node=2, cpus_per_task=4, nodes=1, ntasks_per_node=1,
+        signal_delay_s=300, stderr_to_stdout=False, **array,
+    )  # fmt: skip
+    assert not list(tmp_path.glob("runs/custom"))
+    assert train(*line[1:-1], "launcher.dry_run=true") == 2
+    assert "only a multirun is launched; add -m" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_ray_runs_two_workers(tmp_path, run_dirs):
     extra("ray")
