@@ -2,12 +2,15 @@
 
 import csv
 import os
+import re
 import resource
+import shlex
 import signal
 import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -262,20 +265,37 @@ def test_a_rank_on_a_full_disk_fails_the_run_and_says_why(run_dirs, tmp_path):
 
 
 @pytest.mark.slow
-def test_torchrun_on_two_nodes_trains_one_run(run_dirs, tmp_path):
+def test_the_readmes_torchrun_on_two_nodes_trains_one_run(run_dirs, tmp_path):
+    """As it stands there, but for the host and a device a node: here on loopback."""
+    text = (Path(__file__).parents[1] / "README.md").read_text().replace("\\\n", " ")
+    (line,) = re.findall(r"^torchrun .*", text, re.MULTILINE)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    line = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2"]
-    line += ["--nproc-per-node=1", "--master-addr=127.0.0.1", f"--master-port={port}"]
-    task = ["-m", "resnet_se.train", *TINY, *PAIR]
-    task += ["trainer.devices=1", "+trainer.num_nodes=2", "trainer.max_epochs=1"]
+    for theirs, ours in (
+        ("torchrun", f"{sys.executable} -m torch.distributed.run"),
+        ("HOST:29500", f"127.0.0.1:{port}"),
+        ("--nproc-per-node 8", "--nproc-per-node 1"),
+        ("trainer.devices=8", "trainer.devices=1"),
+        ("trainer=ddp", "trainer=ddp trainer.accelerator=cpu"),
+    ):
+        assert theirs in line
+        line = line.replace(theirs, ours)
+    words = shlex.split(line, comments=True)
+    tiny = [o for o in (*TINY, *PAIR) if "accelerator" not in o and "ddp" not in o]
+    words += [*tiny, "trainer.max_epochs=1", "trainer.scale_lr=true"]
     nodes = [
-        subprocess.Popen([*line, f"--node-rank={i}", *task], cwd=tmp_path)
-        for i in range(2)
+        subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
     ]
-    assert [node.wait(timeout=120) for node in nodes] == [0, 0]
+    printed = [node.communicate(timeout=300)[0] for node in nodes]
+    assert [node.returncode for node in nodes] == [0, 0]
     (result,) = run_dirs().values()
     assert result["status"] == "finished"
+    assert result["hardware"]["world_size"] == 2
     assert result["test"]["images"] == 61
     assert result["train"]["steps"] == 216 // 64
+    said = "2 devices × 32 images, a global batch of 64; rate "
+    (start,) = re.findall(f"{said}(.*)", "".join(printed))  # rank 0's alone
+    lr = result["setting"]["optimizer.lr"]
+    assert start == f"{lr:g}, 2 × {lr / 2:g} (trainer.scale_lr)"
