@@ -410,10 +410,11 @@ def _check_together(cfg: DictConfig) -> None:
 
 
 def _rehearse(cfg: DictConfig) -> None:
-    """Mixing, TTA, and an optimizer with its schedule over a network of three layers.
+    """Mixing, TTA, and a step of an optimizer with its schedule on three layers.
 
     All that they would refuse shows before the data are read.
     """
+    import torch
     from torch import nn
 
     build("mixing", cfg.mixing)
@@ -424,3 +425,10 @@ def _rehearse(cfg: DictConfig) -> None:
     build("scheduler", cfg.scheduler, _partial_=True)(
         optimizer, 1, cfg.trainer.max_epochs
     )
+    for parameter in net.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    try:
+        optimizer.step(lambda: torch.zeros(()))
+    except Exception as error:
+        name = type(optimizer).__name__
+        raise UserError(f"optimizer: {name}: {error}") from error

@@ -150,9 +150,11 @@ def test_weights_of_another_run_but_for_the_head(folder, command, capsys):
     assert command("train", *OWN, "init_from=nothing.ckpt") == 2
 
 
-def test_an_experiment_in_a_conf_folder_beside_the_work(folder, command):
+def test_an_experiment_in_a_conf_folder_beside_the_work(folder, command, capsys):
     conf = folder / "conf/experiment"
     conf.mkdir(parents=True)
+    (folder / "conf/scheduler").mkdir()  # of a name that is ours, which wins
+    (folder / "conf/scheduler/constant.yaml").write_text("warmup_epochs: 99\n")
     (conf / "mine.yaml").write_text(
         "# @package _global_\ndefaults: [override /scheduler: constant]\n"
         "against: [{experiment: other, question: 'is it better?'}]\n"
@@ -160,6 +162,8 @@ def test_an_experiment_in_a_conf_folder_beside_the_work(folder, command):
     assert command("train", "experiment=mine", *OWN) == 0
     record = json.loads(next(folder.glob("runs/mine/*/result.json")).read_text())
     assert record["against"][0]["experiment"] == "other"
+    won = "conf/scheduler/constant.yaml: resnet_se has one of that name, which is taken"
+    assert won in capsys.readouterr().err
 
 
 def test_a_slip_in_ones_own_yaml_is_a_sentence_with_its_line(folder, command, capsys):
