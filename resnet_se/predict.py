@@ -1,8 +1,9 @@
 """Classifies pictures with a trained network: files, folders, globs, archives.
 
-    python -m resnet_se.predict run=DIR inputs=PATH [out=PATH.csv] [tta=flip] [top=5]
+    python -m resnet_se.predict run=DIR inputs=PATH [out=PATH.csv] [tta=true] [top=5]
 
-A row a picture: path, class, probability, and so on for the `top` most probable.  What
+A row a picture: path, class, probability, and so on for the `top` most probable;
+`tta=true` takes the mean over the run's own views, a name those of `conf/tta`.  What
 cannot be read is named and left out, and makes the exit status 2.  Where a picture's
 folder has the name of a class, that is taken for its label: accuracy and confusion.
 """
@@ -94,7 +95,8 @@ def predict(cfg: DictConfig) -> Summary:
 def _classify(
     cfg: DictConfig, model: Pretrained, pictures: Pictures, top: int, write: Write
 ) -> Summary:
-    views = checks.build("tta", cfg.tta) if cfg.get("tta") else None
+    named = checks.build("tta", cfg.tta) if cfg.get("tta") else None
+    views = model.views(True) if cfg.own_tta else named
     k = len(model.classes)
     number = {name: i for i, name in enumerate(model.classes)}
     confusion = torch.zeros(k * k, dtype=torch.int64)
@@ -201,6 +203,9 @@ def _print_summary(model: Pretrained, summary: Summary) -> None:
 
 def main() -> None:
     """Console entry: `resnet-se predict …`."""
+    # To Hydra `tta` is a group, which takes names alone.
+    own = {"tta=true": "own_tta=true", "tta=True": "own_tta=true"}
+    sys.argv = [own.get(argument, argument) for argument in sys.argv]
     run(predict, "predict")
 
 

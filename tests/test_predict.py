@@ -59,7 +59,7 @@ def test_the_test_set_as_a_folder_gives_the_record_s_accuracy(
     # With the views of the run, as JSON lines, from an archive.
     with tarfile.open(tmp_path / "photos.tar.gz", "w:gz") as archive:
         archive.add(tmp_path / "photos", "photos")
-    tta = ("tta=flip", "top=2", "out=b.jsonl")
+    tta = ("tta=true", "top=2", "out=b.jsonl")
     assert command("predict", run, "inputs=photos.tar.gz", *tta) == 0
     lines = [json.loads(x) for x in (tmp_path / "b.jsonl").read_text().splitlines()]
     assert f"accuracy {finished.result['test']['acc_tta']:.2%}" in (
