@@ -12,6 +12,7 @@ COMMANDS = {
     "evaluate": "test a run's checkpoint again, with any TTA",
     "predict": "labels and probabilities of files, folders, archives",
     "export": "ONNX, torch.export or safetensors, checked on real images",
+    "inspect": "what an SE network's gates do, and what they cost",
     "bundle": "a folder and a zip for people who never saw the run",
     "demo": "a local web page: drop a picture, compare runs",
     "benchmark": "images per second, the usual way and ours, in turns",

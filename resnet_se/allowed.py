@@ -127,6 +127,13 @@ KEYS: dict[str, dict[str, Any]] = {
         "accelerator": _ACCELERATOR,
         "trust": bool,
     },
+    "inspect": {
+        "run": Text | Sequence[Text],
+        "out": Text | None,
+        "images": Count | None,
+        "maps": Sequence[Natural] | None,
+        "accelerator": _ACCELERATOR,
+    },
 }
 
 _RATES = {"lr": Positive, "weight_decay": NonNegative, "eps": NonNegative}

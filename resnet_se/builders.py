@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from resnet_se import checkpoint, checks, ranks
 from resnet_se.callbacks import CheckpointFiles
 from resnet_se.classifier import METRICS, Classifier
+from resnet_se.config import load_config
 from resnet_se.data.augment import Augmentation
 from resnet_se.data.module import ImageDataModule
 from resnet_se.errors import UserError, nearest
@@ -45,6 +46,28 @@ def build_data(cfg: DictConfig, training: bool = True) -> ImageDataModule:
     data = make(augment=augment, seed=cfg.seed)
     # What was typed is meant; a preset's may give way to a small set.
     data.exact_batch_size = "data.batch_size" in checks.typed_keys()
+    return data
+
+
+def run_data(
+    run_dir: Path, fingerprint: str | None = None, training: bool = False
+) -> ImageDataModule:
+    """The data of a run that has been trained, read.
+
+    Args:
+        fingerprint: of the pixels it was trained on, where they must be the same.
+        training: as `build_data`.
+
+    Raises:
+        UserError: no run directory, the data are not there, or are others.
+    """
+    data = build_data(load_config(run_dir), training)
+    data.setup()
+    if fingerprint and data.images.fingerprint != fingerprint:
+        raise UserError(
+            f"{run_dir}: trained on data with fingerprint {fingerprint}, these have "
+            f"{data.images.fingerprint}"
+        )
     return data
 
 

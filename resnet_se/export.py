@@ -14,7 +14,6 @@ import copy
 import json
 import os
 import tempfile
-import time
 import warnings
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -27,8 +26,9 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from resnet_se.builders import build_data, quiet
-from resnet_se.config import load_config, run
+from resnet_se.builders import quiet, run_data
+from resnet_se.config import run
+from resnet_se.cost import milliseconds
 from resnet_se.data.augment import normalise
 from resnet_se.data.module import ImageDataModule
 from resnet_se.errors import UserError, nearest
@@ -86,13 +86,7 @@ def export(cfg: DictConfig) -> list[Row]:
     model = read(cfg.run)
     if model.note:
         print(f"note: {model.note}")
-    data = build_data(load_config(model.source))
-    data.setup()
-    if data.images.fingerprint != model.fingerprint:
-        raise UserError(
-            f"{cfg.run}: trained on data with fingerprint {model.fingerprint}, these "
-            f"have {data.images.fingerprint}"
-        )
+    data = run_data(model.source, model.fingerprint)
     net, rows = _steps(cfg, model, data)
     written = Exported(net, model, cfg.preprocess)
     out = Path(cfg.out or f"{_name(model)}{SUFFIXES[cfg.format]}")
@@ -212,7 +206,7 @@ def _row(
     reference = logits if reference is None else reference
     predicted = logits.argmax(1)
     times = tuple(
-        _milliseconds(forward, _inputs(cfg, data, images[:1].expand(b, -1, -1, -1)))
+        milliseconds([forward], _inputs(cfg, data, images[:1].expand(b, -1, -1, -1)))[0]
         for b in BATCHES
     )
     row = Row(
@@ -224,18 +218,6 @@ def _row(
         milliseconds=times,
     )
     return row, logits
-
-
-def _milliseconds(forward: Forward, images: Tensor) -> float:
-    """Of one batch: the median of five or more, a second in all."""
-    images = images.contiguous()
-    times: list[float] = []
-    forward(images)
-    while len(times) < 5 or (sum(times) < 1 and len(times) < 100):
-        start = time.perf_counter()
-        forward(images)
-        times.append(time.perf_counter() - start)
-    return sorted(times)[len(times) // 2] * 1e3
 
 
 def _print(cfg: DictConfig, out: Path, rows: list[Row], images: int) -> None:

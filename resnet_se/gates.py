@@ -11,6 +11,7 @@ are in eval mode; which images are of which class is for the caller to know.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -101,6 +102,36 @@ def set_gates(net: nn.Module, gates: Mapping[str, Tensor]) -> Iterator[None]:
     finally:
         for hook in hooks:
             hook.remove()
+
+
+@torch.inference_mode()
+def logits(
+    net: nn.Module, batches: Iterable[Tensor], gates: Mapping[str, Tensor]
+) -> Tensor:
+    """Logits (N, K), on the CPU, with these gates, (C,) or (N, C), in place of theirs.
+
+    Args:
+        batches: normalised images (B, 3, H, W) each, N in all.
+    """
+    parts: list[Tensor] = []
+    done = 0
+    for images in batches:
+        rows = slice(done, done + len(images))
+        here = {n: g[rows] if g.ndim == 2 else g for n, g in gates.items()}
+        with set_gates(net, {n: g.to(images.device) for n, g in here.items()}):
+            parts.append(net(images).float().cpu())
+        done += len(images)
+    with torch.inference_mode(False):
+        return torch.cat(parts).clone()
+
+
+def without_gates(net: nn.Module) -> nn.Module:
+    """A copy whose SE blocks pass on what they get."""
+    net = copy.deepcopy(net)
+    for name in se_blocks(net):
+        parent, _, child = name.rpartition(".")
+        setattr(net.get_submodule(parent), child, nn.Identity())
+    return net
 
 
 # --- taken apart -------------------------------------------------
@@ -194,7 +225,7 @@ def grad_cam(net: nn.Module, images: Tensor, layer: str, target: Tensor) -> Tens
         logits = net(images.clone())  # (B, K); a tensor of inference mode has no graph
     finally:
         hook.remove()
-    score = logits.gather(1, target[:, None]).sum()
+    score = logits.gather(1, target.clone()[:, None]).sum()
     (gradient,) = torch.autograd.grad(score, kept[0])  # (B, C, h, w)
     weights = gradient.mean(dim=(2, 3), keepdim=True)  # (B, C, 1, 1)
     maps = F.relu((weights * kept[0].detach()).sum(1, keepdim=True))  # (B, 1, h, w)

@@ -144,7 +144,7 @@ def test_grad_cam_before_pooling_and_a_linear_layer_is_cam():
     net = network(logit_scale=0.5).requires_grad_(False)
     target = torch.arange(10) % 3
     with torch.inference_mode():  # as a `Pretrained` is used
-        images = IMAGES.clone()
+        images, target = IMAGES.clone(), target.clone()
         maps = grad_cam(net, images, stages(net)[-1].last, target)
         a = net.blocks(net.stem(images))  # (B, C, 8, 8)
     cam = torch.einsum("bc,bchw->bhw", net.head.weight[target], a.clone()).relu()

@@ -13,6 +13,7 @@ import pandas as pd
 
 from resnet_se.errors import UserError
 from resnet_se.files import atomic_file
+from resnet_se.report import gates
 from resnet_se.report.claims import claim_rows
 from resnet_se.report.compare import Family, compare
 from resnet_se.report.figures import draw, figures
@@ -86,6 +87,9 @@ def document(
         table = Table("", pd.DataFrame(claims), left)
         blocks += [_head("Claimed and measured"), Block("p", warning)]
         blocks.append(Block("table", table=table))
+    found_of_gates = gates.blocks(loaded.runs)
+    if found_of_gates:
+        blocks += [_head("What the gates do", short="Gates"), *found_of_gates]
     return [
         *blocks,
         _head("How the numbers are made"),

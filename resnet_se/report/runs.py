@@ -63,10 +63,11 @@ PARTS = _words("val test train model data hardware git")  # each a dict in a rec
 
 @dataclass(frozen=True)
 class Run:
-    """One readable record; `path` is as the user gave it."""
+    """One readable record; `path` is as the user gave it, `folder` where it lies."""
 
     path: str
     record: dict[str, Any]
+    folder: Path | None = None
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -266,7 +267,7 @@ def load(paths: Iterable[str]) -> Loaded:
     tested: dict[tuple, Run] = {}
     for path, name in files:
         try:
-            run = Run(name, read(path))
+            run = Run(name, read(path), path.parent)
         except UserError as error:
             reason = str(error).removeprefix(f"{path}: ")  # `name` hides our folders
             reason = reason.removesuffix("; delete it to go on")  # advice for training
