@@ -13,6 +13,7 @@ COMMANDS = {
     "predict": "labels and probabilities of files, folders, archives",
     "export": "ONNX, torch.export or safetensors, checked on real images",
     "inspect": "what an SE network's gates do, and what they cost",
+    "plots": "a run's pictures again",
     "bundle": "a folder and a zip for people who never saw the run",
     "demo": "a local web page: drop a picture, compare runs",
     "benchmark": "images per second, the usual way and ours, in turns",

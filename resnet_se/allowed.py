@@ -134,6 +134,7 @@ KEYS: dict[str, dict[str, Any]] = {
         "maps": Sequence[Natural] | None,
         "accelerator": _ACCELERATOR,
     },
+    "plots": {"run": Text, "out": Text | None},
 }
 
 _RATES = {"lr": Positive, "weight_decay": NonNegative, "eps": NonNegative}

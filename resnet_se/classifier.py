@@ -93,7 +93,8 @@ class Classifier(L.LightningModule):
         self.earlier = torch.zeros(3)  # the epoch's `_sums` before it was resumed
         self.val_batches: list[Batch] = []
         self.outputs: list[dict[str, Tensor]] = []
-        self.predictions: dict[str, Tensor] = {}
+        self.predictions: dict[str, Tensor] = {}  # of the test
+        self.val_predictions: dict[str, Tensor] = {}  # of a validation by itself
 
     def forward(self, images: Tensor) -> Tensor:
         """Normalised images (B, 3, H, W) → logits (B, K), float32."""
@@ -174,6 +175,8 @@ class Classifier(L.LightningModule):
         logits = self(images)
         loss = F.cross_entropy(logits, labels)
         self.val_batches.append(_counted(loss, logits, labels))
+        if self.trainer.state.fn != TrainerFn.FITTING:
+            self.outputs.append({"labels": labels, "logits": logits})
 
     def on_validation_epoch_end(self) -> None:
         if self.trainer.sanity_checking:
@@ -183,6 +186,9 @@ class Classifier(L.LightningModule):
             # Before a checkpoint of it could be written.
             self._stop_if_diverged("validation", [b[0] for b in self.val_batches])
             self.lr_schedulers().observe(float(sums[0] / sums[2]))
+        else:
+            found = self._all_outputs()
+            self.val_predictions = {k: v.cpu() for k, v in found.items()}
         self._log_epoch("val", sums)
 
     # --- test --------------------------------------------------------
@@ -195,10 +201,7 @@ class Classifier(L.LightningModule):
         self.outputs.append(output)
 
     def on_test_epoch_end(self) -> None:
-        parts, self.outputs = self.outputs, []
-        outputs = {
-            k: gathered(torch.cat([part[k] for part in parts])) for k in parts[0]
-        }
+        outputs = self._all_outputs()
         self.predictions = {k: v.cpu() for k, v in outputs.items()}
         labels, logits = outputs["labels"], outputs["logits"]
         figures = {
@@ -215,6 +218,11 @@ class Classifier(L.LightningModule):
             logits, labels, self.num_classes, average=None
         )
         self.log_dict(figures)
+
+    def _all_outputs(self) -> dict[str, Tensor]:
+        """Of all batches on all ranks, in the order of the images."""
+        parts, self.outputs = self.outputs, []
+        return {k: gathered(torch.cat([part[k] for part in parts])) for k in parts[0]}
 
     # --- optimizer ---------------------------------------------------
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from resnet_se import checkpoint, collective, dashboard, plots, ranks
+from resnet_se import checkpoint, collective, dashboard, drawing, ranks
 from resnet_se.builders import (
     build_classifier,
     build_trainer,
@@ -26,6 +26,7 @@ from resnet_se.config import resolved
 from resnet_se.data.module import ImageDataModule
 from resnet_se.errors import UserError
 from resnet_se.machine import hardware, peak_memory_mb, reset_peak_memory
+from resnet_se.mixing import Mixing
 from resnet_se.record import short, write_result
 from resnet_se.resnet import describe
 from resnet_se.scoring import save_predictions, score
@@ -186,7 +187,8 @@ def _save_test(
     result: dict[str, Any],
 ) -> None:
     """Predictions and pictures, in the run directory and on its dashboards."""
-    save_predictions(run_dir / "predictions.npz", model.predictions)
+    val = {f"val_{name}": rows for name, rows in model.val_predictions.items()}
+    save_predictions(run_dir / "predictions.npz", model.predictions | val)
     tested = {
         "images": data.test_part[0],
         "labels": model.predictions["labels"],
@@ -196,7 +198,15 @@ def _save_test(
     history = next((c for c in trainer.callbacks if isinstance(c, History)), None)
     if cfg.plots:
         rows = history.rows if history else []
-        plots.save_run_plots(run_dir / "plots", history=rows, **tested)
+        drawing.save_run_plots(
+            run_dir / "plots",
+            history=rows,
+            best_epoch=result["best_epoch"],
+            soft_targets=model.mixing != Mixing(),
+            augmented=data.augmented(*drawing.SHEET),
+            **tested,
+            **val,
+        )
     summary = _identity(result)
     summary["images_per_second"] = result["train"]["images_per_second"]
     dashboard.log_test(trainer, run_dir / "plots", **tested, best=best, summary=summary)

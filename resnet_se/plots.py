@@ -1,108 +1,132 @@
-"""Pictures of a run: training curves, confusion matrix, its surest mistakes."""
+"""Makes the pictures of a run again, from what lies in its directory and its data.
+
+    python -m resnet_se.plots run=DIR [out=DIR]
+
+Curves are of metrics.csv, confusion, classes and reliability of predictions.npz; the
+surest mistakes and the augmented images want the data as well.  What is missing is
+named, the rest is drawn.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import csv
+import zipfile
 from pathlib import Path
+from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")  # files only: works without a display
-import matplotlib.pyplot as plt
+import numpy as np
 import torch
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
-from torch import Tensor
+from omegaconf import DictConfig
+from rich.console import Console
+
+from resnet_se import checks, drawing
+from resnet_se.builders import quiet, run_data
+from resnet_se.config import load_config, run
+from resnet_se.errors import UserError
+from resnet_se.mixing import Mixing
+from resnet_se.record import read_result
+
+ARRAYS = ("labels", "logits", "val_labels", "val_logits")
 
 
-def save_run_plots(
-    folder: Path,
-    *,
-    history: list[dict[str, float]],
-    images: Tensor,
-    labels: Tensor,
-    logits: Tensor,
-    classes: Sequence[str],
-) -> None:
-    """Writes `curves.png`, `confusion.png` and `mistakes.png` into `folder`.
+def plots(cfg: DictConfig) -> list[str]:
+    """Draws what can be drawn; the names of the pictures.
 
-    Args:
-        history: one row an epoch (`callbacks.History`).
-        images: the test set, uint8 (N, 3, H, W).
-        labels: (N,);  logits: (N, K), of the plain images, in the same order.
-        classes: K names.
+    Raises:
+        UserError: no run there, nothing to draw, or nowhere to write.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    figures = {
-        "curves": curves(history),
-        "confusion": confusion(labels, logits.argmax(dim=1), classes),
-        "mistakes": mistakes(images, labels, logits, classes),
-    }
-    for name, figure in figures.items():
-        figure.savefig(folder / f"{name}.png", dpi=120)
-        plt.close(figure)
-
-
-def curves(history: list[dict[str, float]]) -> Figure:
-    """Loss, accuracy and learning rate against the epoch."""
-    figure, axes = plt.subplots(1, 3, figsize=(13, 3.8), layout="constrained")
-    panels = [("loss", "loss"), ("acc", "accuracy"), ("lr", "learning rate")]
-    for axis, (metric, title) in zip(axes, panels, strict=True):
-        for part in ("train", "val"):
-            points = [
-                (row["epoch"] + 1, row[f"{part}/{metric}"])
-                for row in history
-                if f"{part}/{metric}" in row
-            ]
-            if points:
-                axis.plot(*zip(*points, strict=True), marker="o", ms=3, label=part)
-        axis.set(title=title, xlabel="epoch")
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axis.grid(alpha=0.3)
-        if axis.lines and metric != "lr":
-            axis.legend()
-    return figure
-
-
-def confusion(labels: Tensor, predicted: Tensor, classes: Sequence[str]) -> Figure:
-    """Rows are the true classes, columns the predicted ones; per cent of the row."""
-    k = len(classes)
-    counts = torch.bincount(labels * k + predicted, minlength=k * k).view(k, k)
-    share = 100 * counts / counts.sum(dim=1, keepdim=True).clamp_min(1)
-    side = min(max(4.5, 0.62 * k), 25)  # inches, where 40 names fit
-    figure, axis = plt.subplots(figsize=(side + 1.2, side), layout="constrained")
-    axis.imshow(share.numpy(), cmap="Blues", vmin=0, vmax=100)
-    ticks = range(k)
-    if k <= 40:
-        # A class may be called $…$, which is no formula.
-        axis.set_xticks(ticks, classes, rotation=45, ha="right", parse_math=False)
-        axis.set_yticks(ticks, classes, parse_math=False)
-    axis.set(xlabel="predicted", ylabel="true", title="confusion, % of the true class")
-    if k <= 20:
-        for i in ticks:
-            for j in ticks:
-                value = share[i, j].item()
-                shade = "white" if value > 60 else "black"
-                axis.text(j, i, f"{value:.0f}", ha="center", va="center", color=shade)
-    return figure
-
-
-def mistakes(
-    images: Tensor, labels: Tensor, logits: Tensor, classes: Sequence[str]
-) -> Figure:
-    """The 24 mistakes with the highest probability of the wrong class."""
-    probability, predicted = logits.softmax(dim=1).max(dim=1)
-    wrong = (predicted != labels).nonzero().squeeze(1)
-    worst = wrong[probability[wrong].argsort(descending=True)][:24].tolist()
-    figure, axes = plt.subplots(3, 8, figsize=(13, 5.9), layout="constrained")
-    figure.suptitle("surest mistakes: predicted (probability), true")
-    for axis in axes.flat:
-        axis.axis("off")
-    for axis, i in zip(axes.flat, worst, strict=False):
-        axis.imshow(images[i].permute(1, 2, 0).numpy())  # (H, W, 3)
-        axis.set_title(
-            f"{classes[predicted[i]]} ({probability[i]:.2f})\n{classes[labels[i]]}",
-            fontsize=8,
-            parse_math=False,
+    run_dir = Path(cfg.run)
+    result = read_result(run_dir)
+    if result is None:
+        raise UserError(f"run: expected a run directory, got {cfg.run!r}")
+    of_run = load_config(run_dir)
+    missing: list[str] = []
+    found: dict[str, Any] = {"history": _history(run_dir, missing)}
+    found |= _predictions(run_dir, missing)
+    found |= _of_data(run_dir, result, missing)
+    found["soft_targets"] = checks.build("mixing", of_run.mixing) != Mixing()
+    found["best_epoch"] = result.get("best_epoch")
+    if found["best_epoch"] is None:  # not finished: of what there is
+        losses = {
+            row["val/loss"]: i
+            for i, row in enumerate(found["history"])
+            if "val/loss" in row
+        }
+        found["best_epoch"] = losses[min(losses)] if losses else None
+    out = Path(cfg.out or run_dir / "plots")
+    try:
+        names = drawing.save_run_plots(out, **found)
+    except OSError as error:
+        raise UserError(f"out: cannot write {out}: {error.strerror}") from None
+    console = Console(highlight=False)
+    for sentence in missing:
+        console.print(f"left out: {sentence}", soft_wrap=True)
+    if not names:
+        raise UserError(
+            f"{run_dir}: nothing to draw in a run that is {result['status']}"
         )
-    return figure
+    console.print(f"{out}: {', '.join(names)}", soft_wrap=True)
+    return names
+
+
+def _history(run_dir: Path, missing: list[str]) -> drawing.History:
+    """The rows of metrics.csv, an empty cell leaving its column out."""
+    path = run_dir / "metrics.csv"
+    try:
+        with path.open(newline="") as file:
+            return [
+                {name: float(cell) for name, cell in row.items() if cell}
+                for row in csv.DictReader(file)
+            ]
+    except FileNotFoundError:
+        missing.append(f"curves: no {path}")
+    except (OSError, ValueError, TypeError, csv.Error) as error:
+        missing.append(f"curves: {path} cannot be read ({error})")
+    return []
+
+
+def _predictions(run_dir: Path, missing: list[str]) -> dict[str, Any]:
+    path = run_dir / "predictions.npz"
+    what = "confusion, classes, reliability and mistakes"
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            found = {n: torch.from_numpy(arrays[n]) for n in ARRAYS if n in arrays}
+    except FileNotFoundError:
+        missing.append(f"{what}: no {path}, which the test at the end writes")
+        return {}
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        missing.append(f"{what}: {path} cannot be read ({error})")
+        return {}
+    if "val_logits" not in found:
+        missing.append(
+            f"reliability after temperature scaling: {path} is of an earlier version, "
+            "without validation logits"
+        )
+    return found
+
+
+def _of_data(
+    run_dir: Path, result: dict[str, Any], missing: list[str]
+) -> dict[str, Any]:
+    recorded = result.get("data") or {}
+    classes = recorded.get("classes", ())
+    try:
+        data = run_data(run_dir, recorded.get("fingerprint"), training=True)
+    except (UserError, OSError) as error:
+        missing.append(f"mistakes and augmented images: {error}")
+        return {"classes": classes}
+    return {
+        "classes": data.images.classes,
+        "images": data.test_part[0],
+        "augmented": data.augmented(*drawing.SHEET),
+    }
+
+
+def main() -> None:
+    """Console entry: `resnet-se plots …`."""
+    quiet()
+    run(plots, "plots")
+
+
+if __name__ == "__main__":
+    main()

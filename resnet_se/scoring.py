@@ -47,6 +47,9 @@ def score(
 
 
 def save_predictions(path: Path, predictions: dict[str, torch.Tensor]) -> None:
-    """`labels` (N,), `logits` (N, K) and, with TTA, `tta` probabilities (N, K)."""
+    """`labels` (N,), `logits` (N, K), with TTA `tta` probabilities (N, K), of the test.
+
+    `val_labels` and `val_logits` are those of the validation part.
+    """
     with atomic_file(path) as file:
         np.savez_compressed(file, **{k: v.numpy() for k, v in predictions.items()})

@@ -18,7 +18,7 @@ LAYERS = (
     # what everything stands on
     "completion errors hints seeds files machine record checkpoint lightning_internals",
     # the mathematics
-    "resnet gates fold muon optim mixing tta collective plots",
+    "resnet gates fold muon optim mixing tta collective calibration drawing",
     # images; records
     "data report",
     # Lightning

@@ -66,7 +66,9 @@ def test_a_run_leaves_its_record(finished):
     }  # fmt: skip
     assert len(epochs_of(run_dir)) == 2
     pictures = {p.name for p in (run_dir / "plots").iterdir()}
-    assert pictures == {"curves.png", "confusion.png", "mistakes.png"}
+    assert {path.removesuffix(".png") for path in pictures} == {
+        *("curves", "confusion", "per_class", "reliability", "mistakes", "augmented")
+    }
 
 
 def test_the_stored_predictions_give_the_published_figures(finished):

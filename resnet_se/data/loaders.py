@@ -111,6 +111,16 @@ class ShuffledBatches(Sampler):
             yield [(epoch, i) for i in batch]
 
 
+class GivenImages(ShuffledBatches):
+    """One batch of the images 0 to n − 1, as an epoch sees them: for a picture."""
+
+    def __init__(self, n: int, seed: int, epoch: int):
+        super().__init__(n, n, seed, epoch=epoch)
+
+    def indices(self) -> Tensor:
+        return torch.arange(self.size)[None]
+
+
 class AugmentedImages(Dataset):
     """torchvision's engine: uint8 images (B, 3, H, W) and labels (B,).
 

@@ -29,6 +29,7 @@ from resnet_se.data.images import DataNotFound, ImageSet
 from resnet_se.data.loaders import (
     AugmentedImages,
     BatchesOnDevice,
+    GivenImages,
     ImagesInOrder,
     ShuffledBatches,
     evenly_spread,
@@ -161,6 +162,24 @@ class ImageDataModule(L.LightningDataModule):
     def first_images(self, n: int) -> Tensor:
         """The first n training images, normalised, without augmentation."""
         return normalise(self.train_part[0][:n], self.mean, self.std)
+
+    def augmented(self, n: int, epochs: int) -> Tensor:
+        """n training images, and as E epochs see them: uint8 (1 + E, n, 3, H, W)."""
+        images, labels = self.train_part
+        index = torch.arange(n) * len(images) // n  # of several classes
+        part = images[index], labels[index]
+        rows = [part[0].float()]
+        for epoch in range(epochs):
+            sampler = GivenImages(n, self.seed, epoch)
+            if self.engine == "batched":
+                loader = BatchesOnDevice(*part, self.augment, sampler, self.statistics)
+                seen, _ = next(iter(loader))
+                back = 255 * (seen * self.std[:, None, None] + self.mean[:, None, None])
+                rows.append(back)
+            else:
+                dataset = AugmentedImages(*part, self.augment, self.seed)
+                rows.append(dataset[next(iter(sampler))][0].float())
+        return torch.stack(rows).round().clamp(0, 255).to(torch.uint8)
 
     def describe(self) -> dict[str, Any]:
         """The `data` field of `result.json`."""

@@ -1,0 +1,167 @@
+"""Pictures of a run: what they show, any class names; drawn again by `plots`."""
+
+import json
+import shutil
+
+import matplotlib.pyplot as plt
+import torch
+from PIL import Image
+from torchmetrics.functional.classification import multiclass_confusion_matrix
+
+from resnet_se import drawing
+from resnet_se.data.augment import Augmentation
+from resnet_se.data.module import ImageDataModule
+from resnet_se.data.synthetic import Synthetic
+
+PICTURES = {"curves", "confusion", "per_class", "reliability", "mistakes", "augmented"}
+
+
+def numbers(figure):
+    return [int(text.get_text()) for text in figure.axes[0].texts]
+
+
+def test_confusion_shows_torchmetrics_matrix_in_per_cent_of_the_row():
+    torch.manual_seed(0)
+    labels, predicted = torch.randint(4, (2, 200))
+    labels[labels == 2] = 0  # a class that the test set lacks
+    figure = drawing.confusion(labels, predicted, "abcd")
+    counts = multiclass_confusion_matrix(predicted, labels, 4)
+    expected = 100 * counts / counts.sum(1, keepdim=True).clamp_min(1)
+    assert numbers(figure) == expected.round().int().flatten().tolist()
+    plt.close(figure)
+
+
+def test_mistakes_are_the_surest_wrong_ones_in_order():
+    logits = torch.tensor([[9.0, 0], [2, 0], [0, 1], [5, 0]])
+    images = torch.zeros(4, 3, 8, 8, dtype=torch.uint8)
+    figure = drawing.mistakes(
+        images, torch.tensor([0, 1, 0, 1]), logits, ["cat", "dog"]
+    )
+    titles = [axis.get_title() for axis in figure.axes if axis.get_title()]
+    assert titles == ["cat (0.99)\ndog", "cat (0.88)\ndog", "dog (0.73)\ncat"]
+    plt.close(figure)
+
+
+def test_plots_are_written_whatever_the_classes_are_called(tmp_path):
+    history = [{"epoch": 0, "train/loss": 2.0, "train/lr": 0.1, "val/acc": 0.5}]
+    before = plt.get_fignums()
+    drawing.save_run_plots(
+        tmp_path,
+        history=history,
+        images=torch.zeros(4, 3, 8, 8, dtype=torch.uint8),
+        labels=torch.tensor([0, 1, 1]),  # only the first batches were tested
+        logits=torch.eye(2)[[1, 1, 0]],
+        val_labels=torch.tensor([0, 1]),
+        val_logits=torch.eye(2),
+        classes=["$^$", "_ #%"],  # no formula
+    )
+    for name in PICTURES - {"augmented"}:
+        with Image.open(tmp_path / f"{name}.png") as image:
+            assert image.convert("L").getextrema() != (255, 255)
+    assert plt.get_fignums() == before  # nothing is left open
+
+
+def test_confusion_of_many_classes_fits_into_memory():
+    labels = torch.arange(500)
+    figure = drawing.confusion(labels, labels.flip(0), [f"class {i}" for i in labels])
+    assert max(figure.get_size_inches()) <= 50  # 6000 pixels, 150 MB to draw on
+    plt.close(figure)
+
+
+# --- curves ------------------------------------------------------
+
+
+def history(losses, **columns):
+    rows = [{"epoch": i, "train/loss": loss} for i, loss in enumerate(losses)]
+    for name, values in columns.items():
+        for row, value in zip(rows, values, strict=True):
+            row[f"val/{name}"] = value
+    return rows
+
+
+def test_the_best_epoch_is_marked_where_it_is():
+    rows = history([3.0, 2.0, 1.0], loss=[2.5, 1.5, 1.75], acc=[0.1, 0.5, 0.6])
+    figure = drawing.curves(rows, best_epoch=1)
+    for axis, value in zip(figure.axes, (1.5, 0.5), strict=False):
+        (star,) = [line for line in axis.lines if line.get_marker() == "*"]
+        assert (list(star.get_xdata()), list(star.get_ydata())) == ([2], [value])
+    plt.close(figure)
+
+
+def test_a_soft_training_loss_is_told_apart_and_a_long_one_smoothed():
+    losses = [float(i % 2) + 1 for i in range(40)]
+    figure = drawing.curves(history(losses, loss=losses), 0, soft_targets=True)
+    axis = figure.axes[0]
+    labels = [text.get_text() for text in axis.get_legend().get_texts()]
+    assert labels[0] == "train, of soft targets: not comparable; bold: mean of 4 epochs"
+    bold = axis.lines[1].get_ydata()
+    assert list(bold[:2]) == [1, 1.5]
+    assert list(bold[10:]) == [1.5] * 30
+    plt.close(figure)
+
+
+def test_loss_axes_survive_what_diverged_and_say_so():
+    losses = [2.0, 1.5, 1e30, float("inf"), float("nan"), 1.0, 0.9, 0.02]
+    figure = drawing.curves(history(losses))
+    axis = figure.axes[0]
+    assert axis.get_ylim()[1] == 15
+    assert axis.get_yscale() == "log"
+    assert axis.get_ylabel() == "log axis, 3 above 15 or not finite left out"
+    figure.canvas.draw()
+    plt.close(figure)
+    calm = drawing.curves(history([2.0, 1.5, 1.0]))
+    assert calm.axes[0].get_yscale() == "linear"
+    assert calm.axes[0].get_ylabel() == ""
+    plt.close(calm)
+
+
+# --- again -------------------------------------------------------
+
+
+def test_plots_are_made_again_and_what_is_missing_is_named(
+    finished, command, tmp_path, capsys
+):
+    there = {path.stem: path.read_bytes() for path in finished.folder.glob("plots/*")}
+    assert there.keys() == PICTURES
+    run = shutil.copytree(finished.folder, tmp_path / "run")
+    shutil.rmtree(run / "plots")
+    assert command("plots", "run=run") == 0
+    again = {path.stem: path.read_bytes() for path in run.glob("plots/*.png")}
+    assert again == there
+    assert "left out" not in capsys.readouterr().out
+    # Other data, no predictions, and not finished.
+    (run / "predictions.npz").unlink()
+    record = json.loads((run / "result.json").read_text())
+    record |= {"status": "interrupted", "best_epoch": None}
+    record["data"]["fingerprint"] = "another"
+    (run / "result.json").write_text(json.dumps(record))
+    assert command("plots", "run=run", "out=few") == 0
+    assert [path.stem for path in (tmp_path / "few").iterdir()] == ["curves"]
+    said = capsys.readouterr().out
+    assert "reliability and mistakes: no run/predictions.npz" in said
+    assert "augmented images: run: trained on data with fingerprint another" in said
+    (run / "metrics.csv").write_text("epoch,val/loss\n0,what\n")
+    assert command("plots", "run=run", "out=none") == 2
+    assert "nothing to draw in a run that is interrupted" in capsys.readouterr().err
+
+
+def test_plots_of_no_run_are_refused(command, capsys):
+    assert command("plots", "run=nowhere") == 2
+    assert "run: expected a run directory, got 'nowhere'" in capsys.readouterr().err
+
+
+def test_the_sheet_shows_what_training_sees():
+    source = Synthetic(num_train=100, num_test=20)
+    for engine in ("batched", "torchvision"):
+        augment = Augmentation(flip=0.5, alternate_flip=True)
+        data = ImageDataModule(source, augment, engine=engine, batch_size=10)
+        data.setup()
+        first, *epochs = data.augmented(4, 4)
+        images = data.train_part[0]
+        assert torch.equal(first, images[torch.arange(4) * len(images) // 4])
+        for i in range(4):  # two epochs show each image both ways
+            seen = {bytes(epoch[i].numpy().tobytes()) for epoch in epochs[:2]}
+            assert seen == {
+                bytes(x.contiguous().numpy().tobytes())
+                for x in (first[i], first[i].flip(-1))
+            }
