@@ -109,6 +109,8 @@ def curves(
         axis.set(title=title, xlabel="epoch")
         if metric == "loss":
             _fit_loss_axis(axis, drawn)
+        else:
+            axis.set_ylim(bottom=0)
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.grid(alpha=0.3)
         if axis.lines and metric != "lr":
@@ -241,12 +243,14 @@ def reliability_diagram(
         above.bar(centres[seen], accuracy[seen], 0.9 / BINS, color=VAL)
         above.plot([0, 1], [0, 1], color="black", lw=1, ls="--")
         look: dict[str, Any] = {"color": TRAIN, "s": 22, "zorder": 3}
+        look["label"] = "at the mean probability of the bin"
         above.scatter(confidence[seen], accuracy[seen], **look)
         above.set_title(f"{words}\nECE {100 * bins.ece:.2f} %", fontsize=9)
         above.set(xlim=(0, 1), ylim=(0, 1))
         below.bar(centres, 100 * share, 0.9 / BINS, color=GREY)
         below.set_xlabel("probability of the class predicted")
         below.set_ylim(0, 100)
+    axes[0][0].legend(fontsize=8, loc="upper left")
     axes[0][0].set_ylabel("share of them that are right")
     axes[1][0].set_ylabel("% of images")
     return figure

@@ -16,6 +16,7 @@ import json
 import math
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -89,7 +90,11 @@ def inspect(cfg: DictConfig) -> list[Study]:
     for model in models:
         studies.append(_study(cfg, model, console))
         _print(studies[-1].entry, console)
-    _write(out, studies)
+    _write_pictures(out, studies)
+    _write_entries(out, studies)
+    if cfg.out is None and len(sources) > 1:  # the report of each looks there
+        for model, study in zip(models, studies, strict=True):
+            _write_entries(model.source / "inspect", [study])
     console.print(f"{out}: inspect.json and pictures", soft_wrap=True)
     return studies
 
@@ -97,30 +102,32 @@ def inspect(cfg: DictConfig) -> list[Study]:
 # --- one run -----------------------------------------------------
 
 
-class Part(NamedTuple):
+@dataclass(frozen=True, eq=False)  # `==` of tensors has no single truth value
+class Part:
     """Images of a run's data, in batches on the device, as the network takes them."""
 
     model: Pretrained
     images: Tensor  # uint8 (N, 3, H, W)
     labels: Tensor  # (N,)
 
-    def __iter__(self) -> Iterator[Tensor]:  # type: ignore[override]
+    def __iter__(self) -> Iterator[Tensor]:
         for images in self.images.split(BATCH):
             yield self.model.preprocess(images.to(self.model.mean.device))
 
 
 def _study(cfg: DictConfig, model: Pretrained, console: Console) -> Study:
     data = run_data(model.source, model.fingerprint)
+    asked = _asked_for(cfg, data)
     model.to(accelerator(cfg.accelerator))
     test = Part(model, *(part[_chosen(cfg, data)] for part in data.test_part))
     val = Part(model, *data.val_part)
     k = len(model.classes)
     with console.status("watching the gates"):
-        values = gates.gate_values(model.net, iter(test))
-        seen = gates.gate_values(model.net, iter(val))
+        values = gates.gate_values(model.net, test)
+        seen = gates.gate_values(model.net, val)
         means = {name: gates.class_means(v, val.labels, k) for name, v in seen.items()}
         overall = {name: v.mean(0) for name, v in seen.items()}
-    plain = gates.logits(model.net, iter(test), {})
+    plain = gates.logits(model.net, test, {})
     stages = gates.stages(model.net)
     entry = {
         **_identity(model),
@@ -137,7 +144,9 @@ def _study(cfg: DictConfig, model: Pretrained, console: Console) -> Study:
         f"stage {i + 1}": gates.class_means(values[s.gates[-1]], test.labels, k)
         for i, s in enumerate(stages)
     }
-    return Study(entry, model.classes, last, _maps(cfg, model, data, test, plain))
+    if asked is None:
+        asked = _chosen(cfg, data)[_surest(plain, test.labels)]
+    return Study(entry, model.classes, last, _maps(model, data, asked))
 
 
 def _chosen(cfg: DictConfig, data: ImageDataModule) -> Tensor:
@@ -150,6 +159,7 @@ def _chosen(cfg: DictConfig, data: ImageDataModule) -> Tensor:
 def _identity(model: Pretrained) -> dict[str, Any]:
     record = model.record or {}
     name, seed = record.get("experiment", "run"), record.get("seed")
+    digest = record.get("config_hash")
     settings = model.config.get("model", {})
     about = [
         f"{word} {settings[key]}"
@@ -159,8 +169,8 @@ def _identity(model: Pretrained) -> dict[str, Any]:
     return {
         "experiment": name,
         "seed": seed,
-        "config_hash": record.get("config_hash"),
-        "label": ", ".join([f"{name} seed {seed}", *about]),
+        "config_hash": digest,
+        "label": ", ".join([f"{name} seed{seed}-{digest}", *about]),
         "note": model.note,
     }
 
@@ -231,7 +241,7 @@ def _accuracies(
     for kind, gate in kinds.items():
         for where, names in {"all": list(values), **places}.items():
             with console.status(f"testing with gates set to {kind}, {where}"):
-                found = gates.logits(model.net, iter(test), {n: gate(n) for n in names})
+                found = gates.logits(model.net, test, {n: gate(n) for n in names})
             now_right = found.argmax(1) == test.labels
             difference = (now_right.int() - right.int()).numpy()
             _, interval = images_only(difference)
@@ -278,31 +288,30 @@ def _latency(model: Pretrained) -> dict[str, Any]:
     }
 
 
-def _maps(
-    cfg: DictConfig,
-    model: Pretrained,
-    data: ImageDataModule,
-    test: Part,
-    plain: Tensor,
-) -> dict[str, Any]:
-    """Grad-CAM of what was predicted, at the last block of each stage.
+def _asked_for(cfg: DictConfig, data: ImageDataModule) -> Tensor | None:
+    """Which test images maps are asked of, if any.
 
     Raises:
         UserError: an image that the test set does not have.
     """
-    chosen = _chosen(cfg, data)
     if cfg.maps is None:
-        sure, predicted = plain.softmax(1).max(1)
-        order = sure.argsort(descending=True)
-        right = predicted[order] == test.labels[order]
-        index = chosen[torch.cat([order[right][:MAPS], order[~right][:MAPS]])]
-    else:
-        index = torch.tensor(list(cfg.maps), dtype=torch.int64)
-        if len(index) == 0 or int(index.max()) >= len(data.test_part[0]):
-            raise UserError(
-                f"maps: expected test images, 0..{len(data.test_part[0]) - 1}, got "
-                f"{list(cfg.maps)}"
-            )
+        return None
+    n, asked = len(data.test_part[0]), list(cfg.maps)
+    if not asked or max(asked) >= n:
+        raise UserError(f"maps: expected test images, 0..{n - 1}, got {asked}")
+    return torch.tensor(asked)
+
+
+def _surest(logits: Tensor, labels: Tensor) -> Tensor:
+    """Images with the most probable predictions: right ones, then wrong ones."""
+    sure, predicted = logits.softmax(1).max(1)
+    order = sure.argsort(descending=True)
+    right = predicted[order] == labels[order]
+    return torch.cat([order[right][:MAPS], order[~right][:MAPS]])
+
+
+def _maps(model: Pretrained, data: ImageDataModule, index: Tensor) -> dict[str, Any]:
+    """Grad-CAM of what was predicted, at the last block of each stage."""
     images, labels = (part[index] for part in data.test_part)
     x = model.preprocess(images.to(model.mean.device))
     with torch.inference_mode():
@@ -342,32 +351,35 @@ def _print(entry: dict[str, Any], console: Console) -> None:
     console.print(latency_text(entry), soft_wrap=True)
 
 
-def _write(out: Path, studies: list[Study]) -> None:
+def _write_entries(out: Path, studies: list[Study]) -> None:
     entries = [study.entry for study in studies]
-    pictures = {
-        "gates": overview(entries),
-        "ablations": ablations(entries),
-        "channels": channels(
-            [(s.entry["label"], s.classes, s.channels) for s in studies]
-        ),
-    }
-    for i, study in enumerate(studies):
-        name = "maps" if len(studies) == 1 else f"maps-{i + 1}"
-        pictures[name] = maps(study.entry["label"], **study.maps)
     try:
         with atomic_file(out / "inspect.json") as file:
             text = json.dumps({"schema": 1, "runs": entries}, indent=1)
             file.write(text.encode() + b"\n")
-        for name, figure in pictures.items():
-            with atomic_file(out / f"{name}.png") as file:
-                figure.savefig(file, format="png", dpi=120)
     except OSError as error:
         raise UserError(f"out: cannot write {out}: {error.strerror}") from None
-    finally:
-        import matplotlib.pyplot as plt
 
-        for figure in pictures.values():
-            plt.close(figure)
+
+def _write_pictures(out: Path, studies: list[Study]) -> None:
+    import matplotlib.pyplot as plt
+
+    entries = [study.entry for study in studies]
+    by_channel = [(s.entry["label"], s.classes, s.channels) for s in studies]
+    pictures = {
+        "gates": overview(entries),
+        "ablations": ablations(entries),
+        "channels": channels(by_channel),
+    }
+    for i, study in enumerate(studies):
+        name = "maps" if len(studies) == 1 else f"maps-{i + 1}"
+        pictures[name] = maps(study.entry["label"], **study.maps)
+    for name, figure in pictures.items():
+        try:
+            figure.savefig(out / f"{name}.png", dpi=120)
+        except OSError as error:
+            raise UserError(f"out: cannot write {out}: {error.strerror}") from None
+        plt.close(figure)
 
 
 def main() -> None:

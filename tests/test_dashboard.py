@@ -152,7 +152,7 @@ def test_two_jobs_one_failing_leave_two_runs_in_their_true_states(
     (table,) = rows["test/samples"]
     assert (len(table.data), len(table.columns)) == (48, 4)
     assert len(rows["test/confusion"]) == 1
-    for name in ("curves", "confusion", "mistakes"):
+    for name in ("curves", "confusion", "mistakes", "reliability", "augmented"):
         assert [type(shown) for shown in rows[f"plots/{name}"]] == [wandb.Image]
     (model,) = finished.artifacts
     assert (model.type, list(model.manifest.entries)) == ("model", ["best.ckpt"])

@@ -13,9 +13,11 @@ from PIL import Image
 from torch import Tensor
 
 import resnet_se
-from resnet_se import checkpoint
+from resnet_se import checkpoint, inspect
 from resnet_se.data.loaders import stratified_split
 from resnet_se.data.synthetic import Synthetic
+from resnet_se.report import gates as report_gates
+from resnet_se.report.runs import load
 from resnet_se.report.statistics import images_only
 from resnet_se.seeds import stream
 from tests.conftest import Run, call
@@ -126,20 +128,27 @@ def test_the_report_has_a_section_of_it(strong, tmp_path):
     assert "What the gates do" in page
     assert "class of varying %" in page
     assert (tmp_path / "with/figures/ablations.svg").is_file()
-    # Of another run, or damaged: as if nobody had looked.
-    file = strong / "inspect/inspect.json"
-    whole = file.read_text()
-    try:
-        for text in (whole.replace('"config_hash": "', '"config_hash": "x'), "{"):
-            file.write_text(text)
-            assert call(tmp_path, "report", str(runs), "--out", "without") == 0
-            page = (tmp_path / "without/report.html").read_text()
-            assert "What the gates do" not in page
-    finally:
-        file.write_text(whole)
 
 
-def test_two_runs_side_by_side_one_of_them_unfinished(strong, tmp_path, capsys):
+@pytest.mark.parametrize("hash_is", ["another", "none", "its own"])
+def test_what_was_found_of_another_run_is_not_taken_for_this_one_s(
+    strong, tmp_path, hash_is
+):
+    run = shutil.copytree(strong, tmp_path / "run")
+    file = run / "inspect/inspect.json"
+    text = file.read_text()
+    if hash_is == "another":
+        text = text.replace('"config_hash": "', '"config_hash": "x')
+    file.write_text("{" if hash_is == "none" else text)
+    (loaded,) = load([str(run)]).runs
+    assert (report_gates.read(loaded) is not None) == (hash_is == "its own")
+
+
+def test_two_runs_side_by_side_one_of_them_unfinished(
+    strong, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(inspect, "BATCHES", (1,))  # the time is no question here
+    strong = shutil.copytree(strong, tmp_path / "strong")
     other = shutil.copytree(strong, tmp_path / "other")
     shutil.rmtree(other / "inspect")
     record = json.loads((other / "result.json").read_text())
@@ -150,6 +159,8 @@ def test_two_runs_side_by_side_one_of_them_unfinished(strong, tmp_path, capsys):
     found = json.loads((tmp_path / "inspect/inspect.json").read_text())["runs"]
     assert [entry["note"] is None for entry in found] == [True, False]
     assert found[0]["ablations"] == found[1]["ablations"]
+    own = json.loads((other / "inspect/inspect.json").read_text())["runs"]
+    assert own == found[1:]
     assert {path.stem for path in (tmp_path / "inspect").glob("*.png")} == {
         *("gates", "ablations", "channels", "maps-1", "maps-2")
     }

@@ -1,6 +1,6 @@
 """What `inspect` has found of SE gates: its record's tables and figures, in the report.
 
-`RUN/inspect/inspect.json` holds one run, a file of `inspect run=DIR,DIR` several.  Each
+`RUN/inspect/inspect.json` holds one run, `inspect/inspect.json` several.  Each
 entry of its `runs`:
 
     experiment, seed, config_hash, label, note
