@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 import torch
 from omegaconf import DictConfig, ListConfig
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -342,7 +343,7 @@ def _print(entry: dict[str, Any], console: Console) -> None:
         soft_wrap=True,
     )
     for rows in (share_rows(entry), ablation_rows(entry)):
-        table = Table()
+        table = Table(box=box.SIMPLE, padding=(0, 1, 0, 0))
         for i, column in enumerate(rows[0]):
             table.add_column(column, justify="right" if i else "left")
         for row in rows:

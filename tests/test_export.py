@@ -120,7 +120,7 @@ def test_mean_gates_need_gates():
 @pytest.fixture
 def run(finished: Run, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setattr(export, "BATCHES", (1, 2))
-    monkeypatch.setattr(export, "_milliseconds", lambda forward, images: 1.0)
+    monkeypatch.setattr(export, "milliseconds", lambda forwards, images: [1.0])
     return f"run={finished.folder}"
 
 

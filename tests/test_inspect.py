@@ -126,7 +126,7 @@ def test_the_report_has_a_section_of_it(strong, tmp_path):
     assert call(tmp_path, "report", str(runs), "--out", "with") == 0
     page = (tmp_path / "with/report.html").read_text()
     assert "What the gates do" in page
-    assert "class of varying %" in page
+    assert "class/var %" in page
     assert (tmp_path / "with/figures/ablations.svg").is_file()
 
 

@@ -18,6 +18,7 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from resnet_se.classifier import Classifier
 from tests.conftest import TINY, call
@@ -79,6 +80,15 @@ def test_the_stored_predictions_give_the_published_figures(finished):
         assert hits.mean() == pytest.approx(test[name], rel=1e-5)
     per_class = np.mean(list(test["per_class"].values()))
     assert per_class == pytest.approx(test["acc"], rel=1e-5)  # balanced classes
+    val = finished.result["val"]
+    val_logits, val_labels = map(
+        torch.from_numpy, (stored["val_logits"], stored["val_labels"])
+    )
+    assert len(val_labels) == finished.result["data"]["val"]
+    loss = float(F.cross_entropy(val_logits, val_labels))
+    assert loss == pytest.approx(val["loss"], rel=1e-4)
+    accuracy = float((val_logits.argmax(1) == val_labels).float().mean())
+    assert accuracy == pytest.approx(val["acc"], abs=1e-6)
 
 
 def test_a_finished_run_is_not_repeated(finished, capsys):

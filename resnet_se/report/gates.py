@@ -42,11 +42,11 @@ PARTS = {  # of E[g²]: what it is called in a legend, its colour
     "images": ("by image within a class", RED),
 }
 SHARES = ("number", "channels", "constant", "classes", "images", "between_classes")
-COLUMNS = ("mean", "std", "std, images", "number %", "channel %", "constant %")
-COLUMNS = (*COLUMNS, "class %", "image %", "class of varying %")
+COLUMNS = ("mean", "std", "std img", "number %", "channel %", "constant %")
+COLUMNS = (*COLUMNS, "class %", "image %", "class/var %")
 ABOUT = (
-    "Gates by stage: mean, deviation over channels and images, deviation over images; "
-    "parts of E[g²]: one number for a block, constants by channel (both: constant), "
+    "Gates by stage: mean, deviation over channels and images (std) and over images "
+    "alone; parts of E[g²]: one number a block, a constant a channel (both: constant), "
     "what a class has in common, the rest; last, the classes' share of the variance "
     "over images"
 )
