@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from resnet_se.__main__ import COMMANDS
 from resnet_se.config import CONF
@@ -34,6 +36,21 @@ def test_the_closing_table_is_the_records(text):
         f"{fit['images_per_second']:,.0f}",
     ):
         assert f" {shown} │" in text
+
+
+def test_the_notebook_cell_runs(text, finished, tmp_path, monkeypatch, capsys):
+    cell = re.search(r"```python\n(import resnet_se\n.*?)```", text, re.DOTALL)[1]
+    shutil.copytree(finished.folder, tmp_path / "runs/quickstart/seed0-…")
+    Image.new("RGB", (64, 48), "orange").save(tmp_path / "cat.jpg")
+    monkeypatch.chdir(tmp_path)
+    scope: dict = {}
+    exec(cell, scope)
+    label = scope["model"].predict("cat.jpg", tta=True)[0].label
+    share = r"[\d.]+%"
+    line = rf"cat\.jpg: {label} {share}, \w+ {share}, \w+ {share}\n"
+    assert re.fullmatch(line, capsys.readouterr().out)
+    (row,) = scope["runs"].to_dict("records")
+    assert row["test.acc"] == finished.result["test"]["acc"]
 
 
 def test_every_link_leads_to_a_file(text):

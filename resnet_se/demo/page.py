@@ -21,6 +21,7 @@ from resnet_se.demo.exhibits import Exhibit, Labelled
 HERE = Path(__file__).parent
 TOP = 5
 SHOWN = 40  # images on a page of the gallery
+UNREAD = 300  # seconds after which an upload goes that nobody asked about
 
 # A theme whose fonts are the system's: none is fetched.
 FONTS = ("system-ui", "sans-serif")
@@ -37,7 +38,11 @@ def build(
         folder: where Gradio puts uploads; files of it are deleted once read.
     """
     names = " and ".join(exhibit.title for exhibit in exhibits)
-    with gr.Blocks(title=f"resnet-se: {names}", analytics_enabled=False) as blocks:
+    with gr.Blocks(
+        title=f"resnet-se: {names}",
+        analytics_enabled=False,
+        delete_cache=(UNREAD, UNREAD),
+    ) as blocks:
         gr.HTML(f"<h2>What {_many(exhibits)} of a picture</h2>")
         with gr.Row(equal_height=False):
             with gr.Column(min_width=280, scale=2):
