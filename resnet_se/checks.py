@@ -428,7 +428,7 @@ def _rehearse(cfg: DictConfig) -> None:
     for parameter in net.parameters():
         parameter.grad = torch.zeros_like(parameter)
     try:
-        optimizer.step(lambda: torch.zeros(()))
+        optimizer.step(lambda: 0.0)
     except Exception as error:
         name = type(optimizer).__name__
         raise UserError(f"optimizer: {name}: {error}") from error
