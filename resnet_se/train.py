@@ -97,6 +97,12 @@ def train(cfg: DictConfig) -> Outcome:
             _refuse_beside_earlier(run_dir, cfg.seed, result["overrides"])
         _check_directory(run_dir, digest, facts)
         if previous and previous["status"] == "finished":
+            took = previous["data"].get("batch_size", data.batch_size)
+            if data.exact_batch_size and took != data.batch_size:
+                raise UserError(
+                    f"data.batch_size: {data.batch_size} do not fit these data; "
+                    f"{run_dir} took {took}, the preset's giving way"
+                )
             _say_skipped(previous, result, run_dir)
             return Outcome("skipped", previous)
         resumed = (run_dir / "checkpoints/last.ckpt").is_file()

@@ -14,6 +14,7 @@ from resnet_se.data.augment import Augmentation
 from resnet_se.data.loaders import AugmentedImages, BatchesOnDevice, ShuffledBatches
 from resnet_se.errors import UserError
 from resnet_se.foreign import foreign_sources
+from resnet_se.report.runs import Run
 
 NET = """
 import torch
@@ -122,6 +123,22 @@ def test_a_network_of_another_shape_is_refused_with_both(folder, command, capsys
     (folder / "ownnet.py").write_text(NET.replace("num_classes))", "7))"))
     assert command("train", *OWN) == 2
     assert "expected logits (2, 10)" in capsys.readouterr().err
+
+
+def test_a_small_set_gets_a_batch_that_fits_unless_one_was_typed(
+    folder, command, capsys
+):
+    small = [o for o in OWN if "batch_size" not in o and "num_train" not in o]
+    small.append("data.source.num_train=60")
+    assert command("train", *small) == 0
+    said = "128 do not fit, there are 50 images to train on; 12 are taken"
+    assert said in capsys.readouterr().out
+    record = json.loads(next(folder.glob("runs/custom/*/result.json")).read_text())
+    assert (record["data"]["batch_size"], record["train"]["steps"]) == (12, 4)
+    values = Run("", record).values
+    assert values["data.global_batch_size"] == 12
+    assert command("train", *small, "data.batch_size=128") == 2
+    assert "data.batch_size: 128 do not fit these data" in capsys.readouterr().err
 
 
 def test_timm_by_name_and_any_optimizer(folder, command):

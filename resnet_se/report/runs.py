@@ -132,6 +132,11 @@ class Run:
         data = {f"data.{k}": self.data[k] for k in ("train", "val", "split_seed")}
         choices = {k: v for k, v in self.choices.items() if k not in IDLE}
         known = {**data, **(self.record.get("setting") or {}), **choices}
+        if (
+            "batch_size" in self.data
+        ):  # that in force; a preset's gives way to a small set
+            world = self.hardware.get("world_size") or 1
+            known["data.global_batch_size"] = self.data["batch_size"] * world
         return {**self.overridden, **known, "experiment": self.experiment}
 
     @property
