@@ -137,6 +137,7 @@ KEYS: dict[str, dict[str, Any]] = {
     "plots": {"run": Text, "out": Text | None},
 }
 
+PRECISION = Literal["32-true", "bf16-mixed", "16-mixed"]  # settled: of a record
 _RATES = {"lr": Positive, "weight_decay": NonNegative, "eps": NonNegative}
 
 FOREIGN: dict[str, dict[str, Any]] = {

@@ -315,7 +315,9 @@ def load_weights(model: Classifier, data: ImageDataModule, path: Any) -> dict[st
     loaded = checkpoint.read(path)
     checkpoint.check(loaded, path, model)
     model.load_state_dict(loaded["state_dict"])
-    data.load_state_dict(loaded[type(data).__qualname__])
+    if "fingerprint" not in loaded.get(checkpoint.DATA, {}):
+        raise UserError(f"{path}: it does not say on which data it was trained")
+    data.load_state_dict(loaded[checkpoint.DATA])
     return loaded
 
 

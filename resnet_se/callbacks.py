@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import signal
+import threading
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -286,10 +287,11 @@ class SaveOnSigterm(L.Callback):
         self.path = path
 
     def on_train_start(self, trainer: L.Trainer, *_: Any) -> None:
-        if trainer.world_size > 1:
-            # Lightning's handler talks to the other ranks from wherever the signal
-            # finds it, between two halves of another conversation too.  A note will do:
-            # rank 0's is read out to all before each step.
+        # Until here, and after training, `train`'s own handler ends the run.  Lightning
+        # leaves it alone and would talk to the other ranks from wherever the signal
+        # finds it, between two halves of another conversation too.  A note will do:
+        # rank 0's is read out to all before each step.
+        if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, lambda *_: internals.note_sigterm(trainer))
 
     def on_exception(

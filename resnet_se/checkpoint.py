@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from resnet_se.errors import UserError
 from resnet_se.files import atomic_file
@@ -24,6 +25,7 @@ from resnet_se.files import atomic_file
 if TYPE_CHECKING:
     from torch import nn
 
+DATA = "ImageDataModule"  # the data module's part of a checkpoint
 BEST, LAST, PREVIOUS = "best.ckpt", "last.ckpt", "previous.ckpt"
 
 MARK = b"sha256:"
@@ -66,9 +68,39 @@ def read(path: Path) -> dict[str, Any]:
     except Exception as error:
         reason = (str(error).strip() or repr(error)).splitlines()[0]
         raise UserError(f"{path}: not a readable checkpoint ({reason})") from None
-    if not isinstance(loaded, dict) or not isinstance(loaded.get("state_dict"), dict):
-        raise UserError(f"{path}: not a checkpoint: it holds no state_dict")
+    problem = _problem(loaded)
+    if problem:
+        raise UserError(f"{path}: not a checkpoint: {problem}")
     return loaded
+
+
+def _problem(loaded: Any) -> str | None:
+    """What a stranger's file lacks of what readers take for granted, if anything."""
+    state = loaded.get("state_dict") if isinstance(loaded, dict) else None
+    if not isinstance(state, dict):
+        return "it holds no state_dict"
+    if not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
+        return "its state_dict holds other things than tensors"
+    data = loaded.get(DATA, {})
+    if not isinstance(data, dict):
+        return f"its {DATA} is no mapping"
+    size, classes = data.get("size", [1, 1]), data.get("classes", [])
+    sound = (
+        all(type(data[k]) is str for k in ("fingerprint",) if k in data)
+        and all(_is_colour(data[k]) for k in ("mean", "std") if k in data)
+        and (isinstance(classes, list) and all(type(name) is str for name in classes))
+        and (isinstance(size, list) and len(size) == 2)
+        and all(type(n) is int and 1 <= n <= 4096 for n in size)
+    )
+    return None if sound else f"its {DATA} is not what one writes"
+
+
+def _is_colour(value: Any) -> bool:
+    return (
+        isinstance(value, Tensor)
+        and value.shape == (3,)
+        and bool(value.is_floating_point() and value.isfinite().all())
+    )
 
 
 def _is_whole(content: bytes) -> bool:

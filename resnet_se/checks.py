@@ -81,15 +81,20 @@ def build(path: str, node: DictConfig, **given: Any) -> Any:
         UserError: a target in it is not of its place's kind.
         InstantiationException: of Hydra, around what the constructor has raised.
     """
-    if not isinstance(node, DictConfig) or "_target_" not in node:
-        raise UserError(f"{path}: expected a mapping with a _target_, got {node!r}")
+    _check_builds(path, node)
     for inner, target in targets(node, path):
         check_kind(inner, target)
     return instantiate(node, _convert_="all", **given)
 
 
+def _check_builds(path: str, node: Any) -> None:
+    if not isinstance(node, DictConfig) or "_target_" not in node:
+        raise UserError(f"{path}: expected a mapping with a _target_, got {node!r}")
+
+
 def build_net(node: DictConfig, num_classes: int) -> Any:
     """The network of a `model`, told the number of classes if it can be told."""
+    _check_builds("model", node)
     target = located("model._target_", node["_target_"])
     try:
         signature = _signature(target, node)
@@ -118,6 +123,9 @@ def check_saved(cfg: DictConfig) -> None:
     check("seed", _value("seed", cfg), KEYS["train"]["seed"])
     for group in ("model", "data", "trainer"):
         check(group, _plain(cfg.get(group)), dict)
+    hints = FOREIGN["lightning.pytorch.trainer.trainer.Trainer"]
+    for key in ("limit_val_batches", "limit_test_batches"):
+        check(f"trainer.{key}", cfg.trainer.get(key), hints[key])
     if cfg.get("tta"):
         check("tta", _plain(cfg.tta), dict)
     for group in ("model", "data", "tta"):

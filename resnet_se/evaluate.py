@@ -16,11 +16,13 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
+from resnet_se.allowed import PRECISION
 from resnet_se.builders import build_classifier, build_data, load_weights, quiet
 from resnet_se.checks import check_saved
 from resnet_se.config import load_config, run
 from resnet_se.errors import UserError, nearest
 from resnet_se.files import atomic_file
+from resnet_se.hints import check
 from resnet_se.record import read_result
 from resnet_se.scoring import score
 
@@ -41,6 +43,8 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     if cfg.ckpt not in CHECKPOINTS:
         hint = nearest(str(cfg.ckpt), CHECKPOINTS)
         raise UserError(f"ckpt: unknown {cfg.ckpt!r}; {hint}")
+    precision = result.get("hardware", {}).get("precision")
+    check("hardware.precision", precision, PRECISION)
     of_run = load_config(run_dir)
     check_saved(of_run)
     if "tta" in cfg:
@@ -53,7 +57,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     trainer = L.Trainer(
         accelerator=cfg.accelerator,
         devices=1,
-        precision=result["hardware"]["precision"],
+        precision=precision,
         limit_val_batches=of_run.trainer.limit_val_batches,
         limit_test_batches=of_run.trainer.limit_test_batches,
         logger=False,
@@ -77,8 +81,8 @@ def _print_table(cfg: DictConfig, now: dict[str, Any], then: dict[str, Any]) -> 
     for name in ("", "now", "in result.json"):
         table.add_column(name, justify="right" if name else "left")
 
-    def show(value: float | None, percent: bool) -> str:
-        if value is None:
+    def show(value: Any, percent: bool) -> str:
+        if not isinstance(value, int | float):
             return "–"
         return f"{value:.2%}" if percent else f"{value:.4f}"
 

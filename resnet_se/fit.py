@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import signal
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
 
-from resnet_se import checkpoint, collective, dashboard, drawing, ranks
+from resnet_se import checkpoint, collective, dashboard, drawing, memory, ranks
 from resnet_se.builders import (
     build_classifier,
     build_trainer,
@@ -66,8 +62,11 @@ def train_and_test(
 
     for logger in trainer.loggers:
         logger.log_hyperparams({**resolved(cfg), **_identity(result)})
-    with _sigterm_left_to_lightning():
+    try:
         trainer.fit(model, datamodule=data, ckpt_path=ckpt, weights_only=True)
+    except Exception as error:
+        memory.explain(error, trainer, model, data)
+        raise
     history = next((c for c in trainer.callbacks if isinstance(c, History)), None)
     result["train"] = {
         "epochs": trainer.current_epoch,
@@ -100,17 +99,6 @@ def _identity(result: dict[str, Any]) -> dict[str, Any]:
         "config_hash": result["config_hash"],
         "parameters": result["model"]["total"],
     }
-
-
-@contextmanager
-def _sigterm_left_to_lightning() -> Iterator[None]:
-    """The handler there was comes back where the body ends well."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # a launcher's thread takes no signals
-        return
-    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    yield
-    signal.signal(signal.SIGTERM, before)
 
 
 def _goes_on_from(cfg: DictConfig, run_dir: Path, model: Any) -> Path | None:

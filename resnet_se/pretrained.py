@@ -320,7 +320,7 @@ def _read_run(source: Path) -> tuple[bundles.Content, DictConfig, str | None]:
 def _content(
     saved: dict[str, Any], file: Path, cfg: DictConfig, record: dict[str, Any] | None
 ) -> bundles.Content:
-    data = saved.get("ImageDataModule") or {}
+    data = saved.get(checkpoint.DATA, {})
     prefix = "net."
     weights = {
         name.removeprefix(prefix): tensor

@@ -24,6 +24,7 @@ from resnet_se.errors import UserError
 from resnet_se.machine import accelerator, usable_cores
 
 OURS = "RESNET_SE_LAUNCHER"  # for the processes that `launch` starts: its own id
+RUN = "RESNET_SE_RUN"  # for the same: the run that was launched
 STOP_SECONDS = 15  # for the others to end once one has: then they are killed
 
 
@@ -150,8 +151,23 @@ def _watch(parent: int) -> None:
     os._exit(1)
 
 
-def launch(module: str, overrides: Sequence[str], processes: int) -> None:
+def check_same_run(name: str) -> None:
+    """Raises UserError in a rank whose run is not the one that was launched."""
+    launched = os.environ.get(RUN) or name
+    if has_parent() and launched != name:
+        raise UserError(
+            f"launched as {launched}, started as {name}: a module of your own, or the "
+            "data, changed in between; start it again"
+        )
+
+
+def launch(
+    module: str, overrides: Sequence[str], processes: int, run: str = ""
+) -> None:
     """Runs `python -m module overrides` as so many ranks and waits for them.
+
+    Args:
+        run: its name, which all of them must come to (`check_same_run`).
 
     Raises:
         Stopped: by a signal, or a rank was killed; none is left running.
@@ -174,7 +190,7 @@ def launch(module: str, overrides: Sequence[str], processes: int) -> None:
         shutdown_timeout=STOP_SECONDS,
     )
     handlers = {s: signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)}
-    os.environ[OURS] = str(os.getpid())
+    os.environ |= {OURS: str(os.getpid()), RUN: run}
     try:
         elastic_launch(config, sys.executable)("-m", module, *overrides)
     except (SignalException, KeyboardInterrupt) as error:
@@ -192,6 +208,6 @@ def launch(module: str, overrides: Sequence[str], processes: int) -> None:
             raise Stopped(f"rank {rank} was stopped: {failure.message}") from None
         raise UserError(f"rank {rank} ended with status {failure.exitcode}") from None
     finally:
-        del os.environ[OURS]
+        del os.environ[OURS], os.environ[RUN]
         for which, handler in handlers.items():
             signal.signal(which, handler)

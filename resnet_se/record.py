@@ -64,6 +64,35 @@ SHAPES: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys(("setting", "choices", "versions", "hardware", "data"), dict),
     **dict.fromkeys(("model", "train", "val", "test", "history"), dict),
 }
+_words = str.split
+NONE = NoneType
+NUMBER = (int, float)
+EVERY = {  # what is read of a record, and its types; `?`: it may be absent
+    (str,): _words("experiment config_hash"),
+    (int,): _words("seed"),
+    (list,): _words("overrides"),
+    (dict,): _words("versions"),
+    (dict, NONE): _words("setting? choices? git? history?"),
+    (list, NONE): _words("against?"),
+    (str, NONE): _words("noise_family? git.commit?"),
+}
+FINISHED = {
+    NUMBER: _words(
+        "data.train data.val data.test data.split_seed model.trainable model.total "
+        "model.macs model.layers train.epochs train.steps val.acc test.acc test.images"
+    ),
+    (*NUMBER, NONE): _words(
+        "train.seconds train.images_per_second train.peak_memory_mb test.acc_tta "
+        "hardware.cores hardware.world_size?"
+    ),
+    (str, NONE): _words("data.origin data.fallback? train.stopped?"),
+    (str,): _words(
+        "data.name data.fingerprint hardware.accelerator hardware.device "
+        "hardware.precision test.labels test.predicted"
+    ),
+    (int, NONE): _words("best_epoch?"),
+    (list,): _words("data.classes"),
+}
 STATUSES = ("running", "finished", "failed", "interrupted")
 
 
@@ -116,6 +145,30 @@ def read_record(path: Path) -> dict[str, Any]:
     if not isinstance(commit, str):
         raise UserError(f"{path}: git.commit: expected a str, got {commit!r}")
     return result
+
+
+def check_finished(record: dict[str, Any], path: Path) -> None:
+    """A finished run's record has all that is read of one; else raises UserError."""
+    try:
+        check_fields(record, EVERY)
+        check_fields(record, FINISHED)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+def check_fields(record: dict[str, Any], kinds: dict[tuple, list[str]]) -> None:
+    """Raises UserError unless every field of `kinds` is there and of its type."""
+    for types, paths in kinds.items():
+        for path in paths:
+            value: Any = record
+            for key in path.rstrip("?").split("."):
+                absent = not isinstance(value, dict) or key not in value
+                if absent and not path.endswith("?"):
+                    raise UserError(f"not a result: no field {path}")
+                value = None if absent else value[key]
+            if not isinstance(value, types) or isinstance(value, bool):
+                names = " or ".join(kind.__name__ for kind in types)
+                raise UserError(f"{path.rstrip('?')}: {names} expected, got {value!r}")
 
 
 def short(value: float | None) -> float | None:

@@ -75,7 +75,7 @@ def print_closing_table(result: dict[str, Any], run_dir: Path) -> None:
         ("test accuracy with TTA", "–" if tta is None else f"{tta:.2%}"),
         ("validation accuracy", f"{result['val']['acc']:.2%}"),
         ("best epoch / epochs", f"{result['best_epoch'] + 1} / {fit['epochs']}")
-        if result["best_epoch"] is not None
+        if result.get("best_epoch") is not None
         else ("epochs", f"{fit['epochs']}"),
         ("parameters", f"{result['model']['total']:,}"),
         ("training time", "–" if fit["seconds"] is None else clock(fit["seconds"])),
@@ -87,7 +87,7 @@ def print_closing_table(result: dict[str, Any], run_dir: Path) -> None:
         ),
         ("files", os.path.relpath(run_dir)),
     ]
-    if data["fallback"]:
+    if data.get("fallback"):
         rows.insert(0, ("[yellow]CIFAR-10 was not found", "[yellow]synthetic images"))
     for row in rows:
         table.add_row(*row)

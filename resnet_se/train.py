@@ -39,7 +39,13 @@ from resnet_se.config import (
 from resnet_se.errors import UserError
 from resnet_se.files import atomic_file, exclusive
 from resnet_se.machine import environment
-from resnet_se.record import SCHEMA, earlier_version, read_result, write_result
+from resnet_se.record import (
+    SCHEMA,
+    check_finished,
+    earlier_version,
+    read_result,
+    write_result,
+)
 from resnet_se.screen import (
     console,
     print_closing_line,
@@ -86,6 +92,7 @@ def train(cfg: DictConfig) -> Outcome:
     kept = setting(resolved(cfg), facts)
     digest = config_hash(kept)
     run_dir = Path(cfg.runs_dir) / experiment_name() / f"seed{cfg.seed}-{digest}"
+    ranks.check_same_run(run_dir.name)
     if cfg.force:
         run_dir = _beside(run_dir)
     cfg.run_dir = str(run_dir.resolve())
@@ -205,7 +212,11 @@ def _check_directory(run_dir: Path, digest: str, facts: Facts) -> None:
     """Refuses to mix two configurations in one directory."""
     if not (run_dir / "config.yaml").is_file():
         return
-    theirs = config_hash(setting(saved_config(run_dir), facts))
+    plain = saved_config(run_dir)
+    try:
+        theirs = config_hash(setting(plain, facts))
+    except (LookupError, TypeError, ValueError, AttributeError):
+        theirs = "of no configuration"  # somebody has edited it
     if theirs != digest:
         raise UserError(
             f"{run_dir}: holds a run of another configuration (its config.yaml has the "
@@ -216,6 +227,7 @@ def _check_directory(run_dir: Path, digest: str, facts: Facts) -> None:
 def _say_skipped(
     previous: dict[str, Any], result: dict[str, Any], run_dir: Path
 ) -> None:
+    check_finished(previous, run_dir / "result.json")
     console.print(f"skipped: {run_dir} is finished")
     then, now = previous.get("git"), result["git"]
     if then and now and then["commit"] != now["commit"]:
@@ -298,7 +310,8 @@ def _train_in_ranks(
     ]
     overrides.append(f"trainer.precision={cfg.trainer.precision}")  # all have the same
     try:
-        ranks.launch("resnet_se.train", overrides, ranks.local_processes(cfg.trainer))
+        local, run = ranks.local_processes(cfg.trainer), run_dir.name.partition("+")[0]
+        ranks.launch("resnet_se.train", overrides, local, run)
     except UserError as error:
         # Who wrote first is the reason; the others may only have seen it go.
         files = [run_dir / name for name in (ERROR, OTHER_RANKS)]

@@ -16,7 +16,8 @@ import resnet_se
 ROOT = Path(resnet_se.__file__).parent
 LAYERS = (
     # what everything stands on
-    "completion errors hints seeds files machine record checkpoint lightning_internals",
+    "completion errors hints seeds files machine record checkpoint lightning_internals "
+    "memory",
     # the mathematics
     "resnet gates fold muon optim mixing tta collective calibration drawing",
     # images; records

@@ -87,3 +87,6 @@ def main() -> None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except OSError as error:
+        print(f"error: --out {asked.out}: {error}", file=sys.stderr)
+        sys.exit(1)

@@ -17,7 +17,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from resnet_se.errors import UserError, nearest
-from resnet_se.record import read_record, unpack_labels
+from resnet_se.record import (
+    EVERY,
+    FINISHED,
+    NONE,
+    NUMBER,
+    check_fields,
+    read_record,
+    unpack_labels,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,33 +37,6 @@ IDLE = _words(
     "data.num_workers optimizer.fused trainer.compile trainer.accelerator "
     "trainer.devices"
 )
-NONE = type(None)
-NUMBER = (int, float)
-EVERY = {  # what the report reads of a record, and its types
-    (str,): _words("experiment config_hash"),
-    (int,): _words("seed"),
-    (list,): _words("overrides"),
-    (dict,): _words("versions"),
-    (dict, NONE): _words("setting? choices? git? history?"),
-    (list, NONE): _words("against?"),
-    (str, NONE): _words("noise_family? git.commit?"),
-}
-FINISHED = {
-    NUMBER: _words(
-        "data.train data.val data.test data.split_seed model.trainable model.total "
-        "model.macs model.layers train.epochs train.steps val.acc test.acc test.images"
-    ),
-    (*NUMBER, NONE): _words(
-        "train.seconds train.images_per_second train.peak_memory_mb test.acc_tta "
-        "hardware.cores hardware.world_size?"
-    ),
-    (str, NONE): _words("data.origin data.fallback? train.stopped?"),
-    (str,): _words(
-        "data.name data.fingerprint hardware.accelerator hardware.device "
-        "hardware.precision test.labels test.predicted"
-    ),
-    (list,): _words("data.classes"),
-}
 HEAD = _words("status experiment seed config_hash schema noise_family best_epoch")
 PACKED = ("labels", "predicted", "predicted_tta")
 PARTS = _words("val test train model data hardware git")  # each a dict in a record
@@ -214,14 +195,14 @@ def read(path: Path) -> dict[str, Any]:
     """
     record = read_record(path)
     try:
-        _check_types(record, EVERY)
+        check_fields(record, EVERY)
         for entry in record.get("against") or []:
             if not {str} == {type(entry[k]) for k in ("experiment", "question")}:
                 raise UserError(f"against: names expected, got {entry!r}")
         if not all(isinstance(override, str) for override in record["overrides"]):
             raise UserError(f"overrides: texts expected, got {record['overrides']!r}")
         if record["status"] == "finished":
-            _check_types(record, FINISHED)
+            check_fields(record, FINISHED)
             for column in (record.get("history") or {}).values():
                 if not all(isinstance(v, (*NUMBER, NONE)) for v in column):
                     raise UserError("history: columns of numbers expected")
@@ -232,21 +213,6 @@ def read(path: Path) -> dict[str, Any]:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
         raise UserError(f"{path}: not a result ({reason})") from None
     return record
-
-
-def _check_types(record: dict[str, Any], kinds: dict[tuple, list[str]]) -> None:
-    """Every field of `kinds` is there and of its type; `?`: it may be absent."""
-    for types, paths in kinds.items():
-        for path in paths:
-            value: Any = record
-            for key in path.rstrip("?").split("."):
-                absent = not isinstance(value, dict) or key not in value
-                if absent and not path.endswith("?"):
-                    raise UserError(f"not a result: no field {path}")
-                value = None if absent else value[key]
-            if not isinstance(value, types) or isinstance(value, bool):
-                names = " or ".join(kind.__name__ for kind in types)
-                raise UserError(f"{path.rstrip('?')}: {names} expected, got {value!r}")
 
 
 def _check_predictions(test: dict[str, Any], num_classes: int) -> None:

@@ -1,0 +1,387 @@
+"""Strangers' files at random: every reader ends in a result or in one sentence.
+
+Records, checkpoints, bundles and configurations (image trees and archives stand in
+`test_archives`): whole ones with some places changed, or damaged bytes.  No other
+exception, no hang, no file that was not there, no code of theirs run.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import io
+import json
+import os
+import signal
+import tempfile
+import warnings
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from hydra.errors import InstantiationException
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from omegaconf.errors import OmegaConfBaseException
+from PIL import Image
+
+from resnet_se import (
+    builders,
+    bundles,
+    checkpoint,
+    checks,
+    pretrained,
+    record,
+    screen,
+    train,
+)
+from resnet_se.config import Facts, load_config, saved_config
+from resnet_se.data.module import ImageDataModule
+from resnet_se.errors import UserError
+from resnet_se.evaluate import _print_table
+from resnet_se.report.runs import load, load_runs
+from tests.conftest import Run, call
+
+SECONDS = 20  # longer than that is a hang
+FACTS = Facts("data", "32-true", 1)
+# What a command prints as a sentence (`config.run`).
+SAID = (UserError, InstantiationException, OmegaConfBaseException)
+
+# --- what a stranger writes --------------------------------------
+
+TRAP = "trapped"  # a file that only code of theirs would make
+CALLS = [
+    {"_target_": "os.system", "command": f"touch {TRAP}"},
+    {"_target_": "pathlib.Path.write_text", "_args_": [{"_target_": "x"}, "y"]},
+    {"_target_": "builtins.eval", "_args_": [f"open({TRAP!r}, 'w')"]},
+    {"_target_": "torch.load", "f": TRAP, "weights_only": False},
+    {"_target_": "tests.test_fuzz.spring"},
+    {"_target_": "resnet_se.data.files.cache_file", "x": 3},
+    {"_target_": 3},
+    {"_target_": "resnet_se.resnet.ResNet"},
+]
+TEXTS = st.sampled_from(
+    ["", "x", "${oc.env:HOME}", "${run_dir}", "${nope}", "${", "???", "/etc/passwd",
+     "<run_dir>", "../../x", "\x00", "é" * 300, "adam", "auto"]
+)  # fmt: skip
+NUMBERS = st.one_of(
+    st.integers(-(2**70), 2**70), st.integers(-2, 40), st.floats(), st.booleans()
+)
+LEAVES = st.one_of(st.none(), NUMBERS, TEXTS, st.sampled_from(CALLS).map(copy.deepcopy))
+VALUES = st.recursive(
+    LEAVES,
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3), st.dictionaries(TEXTS, inner, max_size=3)
+    ),
+    max_leaves=6,
+)
+GONE = object()
+
+
+def edits(values: Any) -> Any:
+    """[(path as numbers, new value or `GONE`)], more often deep than shallow."""
+    path = st.lists(st.integers(0, 40), min_size=1, max_size=5)
+    return st.lists(st.tuples(path, values | st.just(GONE)), min_size=1, max_size=3)
+
+
+def edited(tree: Any, changes: list) -> Any:
+    """The tree with some of its places changed or gone."""
+    tree = copy.deepcopy(tree)
+    for path, value in changes:
+        node = tree
+        for depth, number in enumerate(path):
+            keys = list(node) if isinstance(node, dict) else list(range(len(node)))
+            if not keys:
+                break
+            key = keys[number % len(keys)]
+            if depth + 1 == len(path) or not isinstance(node[key], dict | list):
+                if value is GONE:
+                    del node[key]
+                else:
+                    node[key] = copy.deepcopy(value)
+                break
+            node = node[key]
+    return tree
+
+
+DAMAGE = st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), max_size=3)
+
+
+def damaged(content: bytes, damage: list) -> bytes:
+    """Some bytes are others; of 0 the rest is cut off."""
+    data = bytearray(content)
+    for place, value in damage:
+        at = int(place * (len(data) - 1)) if data else 0
+        if value == 0:
+            del data[at:]
+        elif data:
+            data[at] ^= value
+    return bytes(data)
+
+
+def spring(**_: Any) -> None:
+    """Importable, and never to be called."""
+    Path(TRAP).touch()
+
+
+class Evil:
+    """What unpickles into a call."""
+
+    def __reduce__(self) -> tuple[Callable, tuple]:
+        return os.system, (f"touch {TRAP}",)
+
+
+@contextmanager
+def watched(folder: Path) -> Iterator[None]:
+    """In `folder`, silent: ends in time, in a sentence at worst, with no new file."""
+
+    def hang(*_: Any) -> None:
+        raise TimeoutError("hangs")
+
+    before, where = sorted(folder.rglob("*")), Path.cwd()
+    signal.signal(signal.SIGALRM, hang)
+    signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    os.chdir(folder)
+    try:
+        silent = redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO())
+        with silent[0], silent[1], warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        os.chdir(where)
+    assert sorted(folder.rglob("*")) == before
+
+
+@contextmanager
+def folder_of(**files: bytes) -> Iterator[Path]:
+    with tempfile.TemporaryDirectory() as name:
+        for path, content in files.items():
+            Path(name, path).parent.mkdir(parents=True, exist_ok=True)
+            Path(name, path).write_bytes(content)
+        yield Path(name)
+
+
+def json_of(tree: Any) -> bytes:
+    return json.dumps(tree, default=str).encode()
+
+
+def some(n: int) -> settings:
+    few = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+    return settings(
+        max_examples=n, deadline=None, database=None, suppress_health_check=few
+    )
+
+
+# --- records -----------------------------------------------------
+
+
+def read_as_record(content: bytes) -> None:
+    with folder_of(**{"run/result.json": content}) as folder, watched(folder):
+        loaded = load([str(folder)])
+        assert len(loaded.runs) + len(loaded.problems) <= 2
+        load_runs(folder, history=True, predictions=True)
+        with suppress(UserError):
+            record._setting(str(folder / "run"))
+        with suppress(UserError):
+            result = record.read_result(folder / "run")
+            assert result is not None
+            if result["status"] == "finished":
+                record.check_finished(result, folder)
+                screen.print_closing_table(result, folder)
+                screen.print_closing_line(result, folder)
+            figures = {"val": {"acc": 0.5, "loss": 1}, "test": dict.fromkeys(
+                ("acc", "acc_tta", "loss", "ece"), 0.5)}  # fmt: skip
+            _print_table(SimpleNamespace(run="run", ckpt="best"), figures, result)
+
+
+def check_record(whole: dict, changes: list, damage: list) -> None:
+    read_as_record(damaged(json_of(edited(whole, changes)), damage))
+
+
+@some(30)
+@given(edits(VALUES), DAMAGE)
+def test_random_records(finished: Run, changes, damage):
+    check_record(finished.result, changes, damage)
+
+
+@pytest.mark.soak
+@some(10_000)
+@given(edits(VALUES), DAMAGE)
+def test_ten_thousand_records(finished: Run, changes, damage):
+    check_record(finished.result, changes, damage)
+
+
+# --- checkpoints -------------------------------------------------
+
+TENSORS = st.sampled_from(
+    [torch.zeros(()), torch.zeros(3), torch.full((10,), float("nan")), torch.ones(2, 2),
+     torch.zeros(10, dtype=torch.int64), torch.zeros(0), Evil()]
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def trained(finished: Run) -> SimpleNamespace:
+    """The parts of a reader that a checkpoint is poured into, and a whole one."""
+    cfg = load_config(finished.folder)
+    path = finished.folder / "checkpoints/best.ckpt"
+    data = builders.build_data(cfg, training=False)
+    data.setup()
+    model = builders.build_classifier(cfg, data.num_classes, training=False)
+    return SimpleNamespace(
+        model=model, data=data, whole=checkpoint.read(path), config=finished.folder
+    )
+
+
+def check_checkpoint(trained: Any, changes: list, damage: list) -> None:
+    buffer = io.BytesIO()
+    torch.save(edited(trained.whole, changes), buffer)
+    content = damaged(buffer.getvalue(), damage)
+    config = (trained.config / "config.yaml").read_bytes()
+    files = {"run/config.yaml": config, "run/checkpoints/best.ckpt": content}
+    with folder_of(**files) as folder, watched(folder):
+        path = folder / "run/checkpoints/best.ckpt"
+        with suppress(UserError):
+            checkpoint.choose(path.parent, "seed0-00000000")
+        with suppress(UserError):
+            builders.load_weights(trained.model, trained.data, path)
+        with suppress(UserError):
+            pretrained.read(folder / "run")
+
+
+CHECKPOINT_EDITS = edits(st.one_of(TENSORS, VALUES))
+
+
+@some(15)
+@given(CHECKPOINT_EDITS, DAMAGE)
+def test_random_checkpoints(trained, changes, damage):
+    check_checkpoint(trained, changes, damage)
+
+
+@pytest.mark.soak
+@some(10_000)
+@given(CHECKPOINT_EDITS, DAMAGE)
+def test_ten_thousand_checkpoints(trained, changes, damage):
+    check_checkpoint(trained, changes, damage)
+
+
+# --- bundles -----------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def bundled(finished: Run, tmp_path_factory) -> dict[str, bytes]:
+    folder = tmp_path_factory.mktemp("fuzz")
+    assert call(folder, "bundle", f"run={finished.folder}", "out=b") == 0
+    return {path.name: path.read_bytes() for path in (folder / "b").iterdir()}
+
+
+BUNDLE_FILES = st.sampled_from([bundles.MANIFEST, bundles.CONFIG, bundles.RECORD])
+
+
+def check_bundle(
+    bundled: dict, name: str, changes: list, damage: list, zipped: bool
+) -> None:
+    """A file of it changed as a stranger could, its checksum with it; then damage."""
+    files = dict(bundled)
+    files[name] = json_of(edited(json.loads(files[name]), changes))
+    if name != bundles.MANIFEST:
+        manifest = json.loads(files[bundles.MANIFEST])
+        manifest["files"][name] = hashlib.sha256(files[name]).hexdigest()
+        files[bundles.MANIFEST] = json_of(manifest)
+    elif not zipped:
+        weights = damaged(files[bundles.WEIGHTS], damage)
+        files[bundles.WEIGHTS] = weights
+    if zipped:
+        buffer = io.BytesIO()
+        with zipfile.ZipFile(buffer, "w") as archive:
+            for path, content in files.items():
+                archive.writestr(f"b/{path}", content)
+        files = {"b.zip": damaged(buffer.getvalue(), damage)}
+    else:
+        files = {f"b/{path}": content for path, content in files.items()}
+    with folder_of(**files) as folder, watched(folder), suppress(UserError):
+        model = pretrained.read(folder / ("b.zip" if zipped else "b"))
+        model.views(True)
+        model.predict(Image.new("RGB", (8, 8)))
+
+
+@some(30)
+@given(BUNDLE_FILES, edits(VALUES), DAMAGE, st.booleans())
+def test_random_bundles(bundled, name, changes, damage, zipped):
+    check_bundle(bundled, name, changes, damage, zipped)
+
+
+@pytest.mark.soak
+@some(10_000)
+@given(BUNDLE_FILES, edits(VALUES), DAMAGE, st.booleans())
+def test_ten_thousand_bundles(bundled, name, changes, damage, zipped):
+    check_bundle(bundled, name, changes, damage, zipped)
+
+
+# --- configurations ----------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def configured(finished: Run) -> SimpleNamespace:
+    return SimpleNamespace(
+        plain=saved_config(finished.folder),
+        weights=(finished.folder / "checkpoints/best.ckpt").read_bytes(),
+    )
+
+
+def check_configuration(configured: Any, changes: list, damage: list) -> None:
+    text = yaml.safe_dump(edited(configured.plain, changes), sort_keys=False)
+    files = {
+        "run/config.yaml": damaged(text.encode(), damage),
+        "run/checkpoints/best.ckpt": configured.weights,
+    }
+    with folder_of(**files) as folder, watched(folder):
+        run = folder / "run"
+        with suppress(*SAID):
+            pretrained.read(run)
+        with suppress(*SAID):  # as `train` does in a directory that it finds
+            train._check_directory(run, "00000000", FACTS)
+        with suppress(*SAID):  # as `evaluate` does
+            cfg = load_config(run)
+            checks.check_saved(cfg)
+            data = builders.build_data(cfg, training=False)
+            assert isinstance(data, ImageDataModule)
+            builders.build_classifier(cfg, 10, training=False)
+
+
+@some(15)
+@given(edits(VALUES), DAMAGE)
+def test_random_configurations(configured, changes, damage):
+    check_configuration(configured, changes, damage)
+
+
+@pytest.mark.soak
+@some(10_000)
+@given(edits(VALUES), DAMAGE)
+def test_ten_thousand_configurations(configured, changes, damage):
+    check_configuration(configured, changes, damage)
+
+
+# --- the checks themselves ---------------------------------------
+
+
+def test_the_checks_can_fail(finished: Run, monkeypatch):
+    """Each property, once broken."""
+    whole = json_of(finished.result)
+    with monkeypatch.context() as patch:
+        patch.setattr(record, "_setting", lambda run: {}["x"])
+        with pytest.raises(KeyError):
+            read_as_record(whole)
+        patch.setattr(record, "_setting", lambda run: spring())
+        with pytest.raises(AssertionError):
+            read_as_record(whole)
+        patch.setattr("tests.test_fuzz.SECONDS", 0.05)
+        patch.setattr(record, "_setting", lambda run: [0 for _ in iter(int, 1)])
+        with pytest.raises(TimeoutError):
+            read_as_record(whole)
