@@ -65,7 +65,7 @@ SHAPES: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys(("model", "train", "val", "test", "history"), dict),
 }
 _words = str.split
-NONE = NoneType
+NONE = type(None)
 NUMBER = (int, float)
 EVERY = {  # what is read of a record, and its types; `?`: it may be absent
     (str,): _words("experiment config_hash"),

@@ -13,7 +13,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from itertools import count
 from pathlib import Path
@@ -247,6 +247,17 @@ def _terminate(*_: Any) -> None:
     raise Terminated
 
 
+def _interrupt_once() -> Callable[..., None]:
+    """Ctrl-C's handler: a second one would cut off what the first one sets off."""
+    due = [KeyboardInterrupt]
+
+    def interrupt(*_: Any) -> None:
+        if due:
+            raise due.pop()
+
+    return interrupt
+
+
 @contextmanager
 def ledger(run_dir: Path, result: dict[str, Any]) -> Iterator[None]:
     """Keeps the record of a run true whatever happens in the body.
@@ -257,6 +268,8 @@ def ledger(run_dir: Path, result: dict[str, Any]) -> Iterator[None]:
     error_file = run_dir / (ERROR if ranks.is_leader() else OTHER_RANKS)
     with suppress(ValueError):  # a launcher's thread takes no signals
         signal.signal(signal.SIGTERM, _terminate)
+        signal.signal(signal.SIGINT, _interrupt_once())
+    stopped = False
     try:
         _record(run_dir, result)
         error_file.unlink(missing_ok=True)
@@ -275,13 +288,14 @@ def ledger(run_dir: Path, result: dict[str, Any]) -> Iterator[None]:
             if not stopped and not error_file.exists():  # else a rank's: it says more
                 error_file.write_text(traceback.format_exc())
         if stopped:
-            with suppress(ValueError):
-                signal.signal(signal.SIGINT, signal.default_int_handler)
             raise KeyboardInterrupt from None
         raise
     finally:
         with suppress(ValueError):
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            # Stopped, the command ends; Lightning ignores further ones as well.
+            further = signal.SIG_IGN if stopped else signal.default_int_handler
+            signal.signal(signal.SIGINT, further)
         if "wandb" in sys.modules:
             from resnet_se.dashboard import finish
 

@@ -14,7 +14,7 @@ from torch import nn
 
 import resnet_se
 from resnet_se import checkpoint
-from resnet_se.data.pictures import to_rgb
+from resnet_se.data.pixels import to_rgb
 from resnet_se.errors import UserError
 from resnet_se.pretrained import Pretrained
 from resnet_se.resnet import parameter_counts

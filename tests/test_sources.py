@@ -24,6 +24,7 @@ from resnet_se.data import sources
 from resnet_se.data.augment import Augmentation
 from resnet_se.data.images import DataNotFound, ImageSet
 from resnet_se.data.module import ImageDataModule
+from resnet_se.data.pictures import decode
 from resnet_se.data.sources import (
     CIFAR10,
     CIFAR10_CLASSES,
@@ -210,6 +211,27 @@ def test_every_kind_of_pixel_becomes_rgb(tmp_path):
     expected = torch.arange(64, dtype=torch.uint8).view(8, 8).expand(3, 8, 8)
     assert torch.equal(images.train_images[2], expected)  # "L"
     assert (images.train_images[8].int() - expected.int()).abs().max() <= 4  # JPEG
+
+
+def test_training_sees_what_predict_sees(tmp_path):
+    """Transparent on white, 16 bits as 8, a photograph upright."""
+    folder = tmp_path / "t/train/ant"
+    make_tree(tmp_path / "t", per_class=3)
+    clear = Image.new("RGBA", (8, 8), (255, 0, 0, 0))
+    wide = Image.fromarray(np.full((8, 8), 257 * 9, np.uint16))
+    turned = Image.new("RGB", (8, 8))
+    turned.putpixel((0, 0), (255, 255, 255))
+    exif = Image.Exif()
+    exif[0x0112] = 3  # upside down
+    clear.save(folder / "0.png")
+    wide.save(folder / "1.png")
+    turned.save(folder / "2.png", exif=exif)
+    images = load(tmp_path / "t").train_images[:3]
+    assert (images[0] == 255).all()
+    assert (images[1] == 9).all()
+    assert (images[2, :, 7, 7] == 255).all()
+    for i, image in enumerate(images):
+        assert np.array_equal(image.numpy(), decode(folder / f"{i}.png", (8, 8)))
 
 
 def test_size_resizes_with_antialiasing(tmp_path):
@@ -528,11 +550,11 @@ def cut_between_members(data):
         ),
         (
             broken_tree(
-                lambda t: Image.fromarray(np.zeros((8, 8), np.uint16)).save(
-                    t / "train/ant/1.png"
+                lambda t: Image.fromarray(np.zeros((8, 8), np.float32)).save(
+                    t / "train/ant/1.tif"
                 )
             ),
-            ["train/ant/1.png", "8 bits", "I;16"],
+            ["train/ant/1.tif", "floating-point pixels"],
         ),
         (
             broken_tree(lambda t: Image.new("RGB", (9, 7)).save(t / "train/bee/1.png")),

@@ -4,6 +4,7 @@
     python experiments/reliability/soak.py damage --work DIR   # 200 damaged checkpoints
     python experiments/reliability/soak.py long --work DIR     # 200 jobs, 1,000 epochs
     python experiments/reliability/soak.py sweep --work DIR    # 500 jobs, 500 records
+    python experiments/reliability/soak.py fuzz --work DIR     # 10,000 inputs a reader
 
 Each leaves one JSON here.  Every trial is a line of a file in DIR: typed again, a
 command goes on with what is missing.
@@ -16,6 +17,7 @@ import json
 import math
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -333,16 +335,54 @@ def sweep(work: Path, told: argparse.Namespace) -> dict[str, Any]:
     return done
 
 
+# --- fuzz --------------------------------------------------------
+
+FUZZ = (
+    "test_fuzz.py::test_ten_thousand_records",
+    "test_fuzz.py::test_ten_thousand_bundles",
+    "test_fuzz.py::test_ten_thousand_configurations",
+    "test_fuzz.py::test_ten_thousand_checkpoints",
+    "test_archives.py::test_ten_thousand_trees",
+    "test_archives.py::test_ten_thousand_archives",
+)
+COUNTED = r"- (\d+) passing examples, (\d+) failing examples, (\d+) invalid examples"
+
+
+def fuzz_once(test: str) -> dict[str, Any]:
+    """One soak test, by the counts that hypothesis prints."""
+    options = ["-m", "soak", "-p", "no:cacheprovider", "--hypothesis-show-statistics"]
+    begun = time.perf_counter()
+    ended = subprocess.run(
+        [sys.executable, "-m", "pytest", *options, f"tests/{test}"],
+        cwd=HERE.parents[1], capture_output=True, text=True,
+    )  # fmt: skip
+    counts = [[int(n) for n in found] for found in re.findall(COUNTED, ended.stdout)]
+    passing, failing, invalid = map(sum, zip(*counts, strict=True))
+    if ended.returncode:
+        print(ended.stdout[-8000:], flush=True)
+    return {
+        "passing": passing, "failing": failing, "invalid": invalid,
+        "status": ended.returncode, "seconds": round(time.perf_counter() - begun, 1),
+    }  # fmt: skip
+
+
+def fuzz(work: Path, told: argparse.Namespace) -> dict[str, Any]:
+    """The soak tests of the readers: inputs that passed and that did not."""
+    trials = Trials(work / "fuzz.jsonl")
+    return {t: trials.run(t, partial(fuzz_once, t)) for t in told.only or FUZZ}
+
+
 # --- command line ------------------------------------------------
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("what", choices=("kills", "damage", "long", "sweep"))
+    parser.add_argument("what", choices=("kills", "damage", "long", "sweep", "fuzz"))
     parser.add_argument("--work", type=Path, required=True, help="scratch folder")
     parser.add_argument("--tmpdir", default="/dev/shm", help="on another file system")
     parser.add_argument("-n", type=int, default=200)
+    parser.add_argument("--only", nargs="*", choices=FUZZ, help="of fuzz")
     told = parser.parse_args()
     work = told.work.resolve()
     work.mkdir(parents=True, exist_ok=True)

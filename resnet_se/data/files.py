@@ -23,15 +23,11 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import Progress
 
+from resnet_se.data.pixels import formats, to_pixels
 from resnet_se.errors import UserError, nearest
 from resnet_se.machine import usable_cores
 
 TESTS = ("test", "val", "valid", "validation")
-# Those that PIL decodes by itself: it hands EPS to a program, for one.
-FORMATS = (
-    *("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO"),
-    *("PCX", "PNG", "PPM", "TGA", "TIFF", "WEBP"),
-)
 
 
 class Limits(NamedTuple):
@@ -303,23 +299,14 @@ def _decode(
 ) -> tuple[np.ndarray, str] | str:
     """A uint8 RGB image (3, H, W) and the format it was kept in, or why it is none."""
     try:
-        with Image.open(path, formats=_formats()) as file:
+        with Image.open(path, formats=formats()) as file:
             limits.check_pixels(name, file.width * file.height)
-            if file.mode[0] in "IF":
-                return f"more than 8 bits a pixel, mode {file.mode}"
-            image = file.convert("RGB")
-            if size is not None:
-                image = image.resize((size, size), Image.Resampling.BILINEAR)
-            return np.asarray(image).transpose(2, 0, 1), str(file.format)  # (3, H, W)
+            # (3, H, W)
+            return to_pixels(file, size and (size, size)), str(file.format)
     except UserError:
         raise
     except Exception as error:  # PIL raises many kinds for damaged files
         return str(error).replace(str(path), path.name) or type(error).__name__
-
-
-def _formats() -> list[str]:
-    Image.init()
-    return [name for name in FORMATS if name in Image.OPEN]
 
 
 @contextmanager

@@ -19,17 +19,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from resnet_se.data.archives import is_archive, unpacked
-from resnet_se.data.files import FORMATS, Limits, hidden
+from resnet_se.data.files import Limits, hidden
+from resnet_se.data.pixels import Size, formats, to_pixels
 from resnet_se.errors import UserError
 from resnet_se.machine import usable_cores
 
 MEGAPIXELS = 64  # of a picture; what claims more is taken for a decompression bomb
 SMALL = 128 * 128  # pixels; below it threads only queue for Python's lock
-
-Size = tuple[int, int]  # height, width
 
 
 class Picture(NamedTuple):
@@ -55,33 +54,6 @@ class Decoded(NamedTuple):
 # --- pixels ------------------------------------------------------
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Upright, on white where it is transparent, 8-bit RGB.
-
-    Raises:
-        ValueError: pixels whose range is not known (floats).
-    """
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):  # grey of 16 bits; of 32, PIL keeps 16 in them
-        levels = np.clip(np.asarray(image).astype(np.int64), 0, 65535)
-        image = Image.fromarray(((levels + 128) // 257).astype(np.uint8))
-    if image.mode == "F":
-        raise ValueError("floating-point pixels, whose range is not known")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image)
-    return image.convert("RGB")
-
-
-def to_pixels(image: Image.Image, size: Size) -> np.ndarray:
-    """uint8 (3, *size) of an image of any mode and size."""
-    image = to_rgb(image)
-    if image.size != size[::-1]:
-        image = image.resize(size[::-1], Image.Resampling.BILINEAR)
-    return np.asarray(image).transpose(2, 0, 1)  # (3, H, W)
-
-
 def decode(path: Path, size: Size) -> np.ndarray:
     """uint8 (3, *size) of an image file.
 
@@ -89,7 +61,7 @@ def decode(path: Path, size: Size) -> np.ndarray:
         ValueError: one line on why it cannot be read.
     """
     try:
-        with Image.open(path, formats=_formats()) as file:
+        with Image.open(path, formats=formats()) as file:
             if file.width * file.height <= MEGAPIXELS * 1e6:
                 return to_pixels(file, size)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
@@ -102,14 +74,8 @@ def decode(path: Path, size: Size) -> np.ndarray:
 
 
 @cache
-def _formats() -> list[str]:
-    Image.init()
-    return [name for name in FORMATS if name in Image.OPEN]
-
-
-@cache
 def _suffixes() -> frozenset[str]:
-    known = set(_formats())
+    known = set(formats())
     registered = Image.registered_extensions().items()
     return frozenset(suffix for suffix, name in registered if name in known)
 
@@ -153,7 +119,7 @@ def find_pictures(inputs: Iterable[str | Path]) -> Iterator[Pictures]:
                 except UserError as error:
                     raise UserError(f"inputs: {path}: {error}") from error
             if root.path.is_dir() and next(_below(root), None) is None:
-                kinds = ", ".join(name.lower() for name in _formats())
+                kinds = ", ".join(name.lower() for name in formats())
                 raise UserError(f"inputs: no picture in {path} (known are {kinds})")
             roots.append(root)
         yield Pictures(roots)
@@ -205,7 +171,7 @@ def batches(
 
 def _is_large(pictures: list[Picture]) -> bool:
     try:
-        with Image.open(pictures[0].path, formats=_formats()) as file:
+        with Image.open(pictures[0].path, formats=formats()) as file:
             return file.width * file.height > SMALL
     except Exception:  # empty or broken: told where it is decoded
         return False
