@@ -24,11 +24,13 @@ from torch import Tensor
 from resnet_se.calibration import BINS, fit_temperature, reliability
 
 TRAIN, VAL, GREY = "#E69F00", "#0072B2", "#777777"  # Okabe and Ito's
+COLOURS = {"train": TRAIN, "val": VAL}
 SHOWN_CLASSES = 40  # bars of a picture
 SHEET = (8, 5)  # training images, epochs of their augmentation
 HIGH = 10  # a loss above so many times the median is not worth the axis it would take
 
 History = list[dict[str, float]]
+Column = tuple[list[float], list[float]]  # epochs from 1, values
 
 
 def save_run_plots(
@@ -93,23 +95,23 @@ def curves(
     figure, axes = plt.subplots(1, 3, figsize=(13, 3.8), layout="constrained")
     panels = [("loss", "loss"), ("acc", "accuracy"), ("lr", "learning rate")]
     for axis, (metric, title) in zip(axes, panels, strict=True):
-        drawn: list[float] = []
-        for part, colour in (("train", TRAIN), ("val", VAL)):
-            x, y = _column(history, f"{part}/{metric}")
-            drawn += y
+        columns = {p: _column(history, f"{p}/{metric}") for p in ("train", "val")}
+        if metric == "loss":
+            _leave_out_diverged(axis, columns)
+        for part, (x, y) in columns.items():
             soft = soft_targets and (part, metric) == ("train", "loss")
             label = f"{part}, of soft targets: not comparable" if soft else part
-            _curve(axis, x, y, colour, label, smooth=part == "train" and metric != "lr")
-            if part == "val" and best_epoch is not None and best_epoch + 1 in x:
-                at = best_epoch + 1
-                axis.axvline(at, color=GREY, lw=1, ls=":")
-                value = y[x.index(at)]
-                look: dict[str, Any] = {"ls": "none", "marker": "*", "ms": 13}
-                axis.plot(at, value, color=VAL, label=f"best epoch, {at}", **look)
+            smooth = part == "train" and metric != "lr"
+            _curve(axis, x, y, COLOURS[part], label, smooth)
+        x, y = columns["val"]
+        if best_epoch is not None and best_epoch + 1 in x:
+            at = best_epoch + 1
+            axis.axvline(at, color=GREY, lw=1, ls=":")
+            look: dict[str, Any] = {"ls": "none", "marker": "*", "ms": 13}
+            look |= {"color": VAL, "label": f"best epoch, {at}"}
+            axis.plot(at, y[x.index(at)], **look)
         axis.set(title=title, xlabel="epoch")
-        if metric == "loss":
-            _fit_loss_axis(axis, drawn)
-        else:
+        if metric != "loss":
             axis.set_ylim(bottom=0)
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.grid(alpha=0.3)
@@ -118,7 +120,7 @@ def curves(
     return figure
 
 
-def _column(history: History, name: str) -> tuple[list[float], list[float]]:
+def _column(history: History, name: str) -> Column:
     points = [(row["epoch"] + 1, row[name]) for row in history if name in row]
     return [x for x, _ in points], [y for _, y in points]
 
@@ -129,33 +131,45 @@ def _curve(
     if not x:
         return
     marker = {"marker": "o", "ms": 3} if len(x) <= 60 else {}
-    width = len(x) // 10  # epochs that are averaged
-    if not smooth or width < 2:
+    half = len(x) // 20  # of the epochs that are averaged
+    if not smooth or half == 0:
         axis.plot(x, y, color=colour, label=label, **marker)
         return
     axis.plot(x, y, color=colour, lw=0.8, alpha=0.45)
-    means = [sum(y[max(0, i - width + 1) : i + 1]) for i in range(len(y))]
-    means = [total / min(i + 1, width) for i, total in enumerate(means)]
-    label = f"{label}; bold: mean of {width} epochs"
+    means = []
+    for i in range(len(y)):
+        around = y[max(0, i - half) : i + half + 1]
+        seen = [v for v in around if not math.isnan(v)]
+        means.append(sum(seen) / len(seen) if seen else math.nan)
+    label = f"{label}; bold: mean of {2 * half + 1} epochs"
     axis.plot(x, means, color=colour, lw=2, ls="--", label=label)
 
 
-def _fit_loss_axis(axis: Axes, values: list[float]) -> None:
-    """Survives what diverged: ends below it, is logarithmic where need be, says so."""
-    finite = sorted(v for v in values if math.isfinite(v) and v > 0)
-    if not finite:
+def _leave_out_diverged(axis: Axes, columns: dict[str, Column]) -> None:
+    """Replaces what would flatten all else by gaps, with crosses at the upper edge.
+
+    The axis is logarithmic where its values ask for it; either is said on it.
+    """
+    values = sorted(v for _, y in columns.values() for v in y if 0 < v < math.inf)
+    if not values:
         return
-    top = HIGH * finite[len(finite) // 2]
-    above = sum(not v <= top for v in values)  # NaN too
+    top = HIGH * values[len(values) // 2]
+    left_out = 0
+    for part, (x, y) in columns.items():
+        gone = [i for i, v in enumerate(y) if not v <= top]  # NaN too
+        left_out += len(gone)
+        for i in gone:
+            y[i] = math.nan
+        look: dict[str, Any] = {"color": COLOURS[part], "ls": "none", "marker": "x"}
+        at_edge = axis.get_xaxis_transform()
+        axis.plot([x[i] for i in gone], [0.98] * len(gone), transform=at_edge, **look)
     words = []
-    if above:
-        axis.set_ylim(top=top)
-        words.append(f"{above} above {top:.3g} or not finite left out")
-    if min(top, finite[-1]) > 20 * finite[0]:
+    if min(top, values[-1]) > 20 * values[0]:
         axis.set_yscale("log")
-        words.insert(0, "log axis")
-    if words:
-        axis.set_ylabel(", ".join(words), fontsize=8)
+        words.append("log axis")
+    if left_out:
+        words.append(f"crosses: {left_out} above {top:.3g} or not finite")
+    axis.set_ylabel(", ".join(words), fontsize=8)
 
 
 # --- what was predicted ------------------------------------------

@@ -56,7 +56,7 @@ KINDS = {  # of ablation: what it is called, mark, colour
     "shuffled": ("another image's", "v", ORANGE),
     "one": ("1", "x", RED),
 }
-READ = ("config_hash", "seed", "label", "blocks", "stages", "all")
+READ = ("config_hash", "seed", "label", "data", "blocks", "stages", "all")
 READ = (*READ, "accuracy", "ablations", "latency")
 LINES = 10  # classes whose gates are drawn channel by channel
 SHOWN = 6  # runs whose figures stand in a report
@@ -137,7 +137,7 @@ def overview(entries: Sequence[dict[str, Any]]) -> Figure:
         between.bar(x, share, 0.85, color=ORANGE)
         between.set(title="of the variance over images: between classes", ylim=(0, 1))
         stack.set(title="shares of the second moment E[g²]", ylim=(0, 1))
-        means.set_ylabel(entry["label"], parse_math=False)
+        _name_row(means, entry["label"])
         for axis in (means, stack, between):
             _mark_stages(axis, [b["stage"] for b in blocks])
     axes[0][0].legend(fontsize=7)
@@ -156,6 +156,10 @@ def _means(axis: Axes, x: np.ndarray, blocks: list[dict[str, Any]]) -> None:
     axis.errorbar(x, mean, images, ecolor=BLUE, lw=2, label=label, **bars)
     axis.plot(x, mean, "o", color="black", ms=4, label="mean")
     axis.set(title="gates", ylim=(0, 1))
+
+
+def _name_row(axis: Axes, label: str) -> None:
+    axis.set_ylabel(label.replace(", ", "\n", 1), fontsize=8, parse_math=False)
 
 
 def _mark_stages(axis: Axes, stages: list[int]) -> None:
@@ -229,10 +233,11 @@ def channels(
             for k in shown:
                 axis.plot(np.asarray(means[k])[order], lw=1, label=f"class {k}")
             axis.plot(mean[order], color="black", lw=2)
-            axis.set(title=f"{stage}, last block", xlabel="channels, by falling mean")
+            title = f"mean gates of {stage}, last block"
+            axis.set(title=title, xlabel="channels, by falling mean")
             axis.set_ylim(0, 1)
             axis.grid(alpha=0.3)
-        row[0].set_ylabel(f"mean gate\n{label}", parse_math=False)
+        _name_row(row[0], label)
         handles = row[0].get_legend_handles_labels()[0]
         names = [_no_formula(classes[k]) for k in shown]
         row[len(stages) - 1].legend(handles, names, fontsize=7, ncols=2)
@@ -291,8 +296,11 @@ def blocks(runs: Sequence[Run]) -> list[Block]:
         cells = pd.DataFrame(rows).fillna("–")
         left = {"gates of", "gates set to"}
         result.append(Block("table", table=Table(caption, cells, left)))
-    times = [f"{e['label']}: {latency_text(e)}" for e in entries]
-    result.append(Block("ul", items=times))
+    facts = [
+        f"{e['label']}: {e['data']['images']:,} test images; {latency_text(e)}"
+        for e in entries
+    ]
+    result.append(Block("ul", items=facts))
     few = entries[:SHOWN]
     of = f"; {SHOWN} of {len(entries)} runs shown" if few != entries else ""
     for name, caption, figure in (
