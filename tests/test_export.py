@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import nn
 
 import resnet_se
 from resnet_se import export
+from resnet_se.cost import milliseconds
 from resnet_se.errors import UserError
 from resnet_se.fold import folded, mean_gates, with_mean_gates
 from resnet_se.resnet import POOLING, ResNet, SqueezeExcite
@@ -112,6 +114,21 @@ def test_mean_gates_need_gates():
     with pytest.raises(UserError, match="no SE blocks"):
         mean_gates(network(reduction=None), [torch.zeros(1, 3, 8, 8)])
     assert set(POOLING) == {"avg", "max"}, "both are folded above"
+
+
+def test_forwards_are_timed_in_turns():
+    calls: list[str] = []
+
+    def forward(name: str, seconds: float) -> None:
+        calls.append(name)
+        time.sleep(seconds)
+
+    slow, fast = (lambda x: forward("slow", 0.02)), (lambda x: forward("fast", 0))
+    times = milliseconds([slow, fast], torch.zeros(1))
+    assert calls == ["slow", "fast"] * (len(calls) // 2)
+    assert len(calls) >= 2 * 6
+    assert 20 <= times[0] < 200
+    assert times[1] < times[0]
 
 
 # --- the command -------------------------------------------------
