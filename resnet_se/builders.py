@@ -27,6 +27,7 @@ from resnet_se.errors import UserError, nearest
 from resnet_se.files import atomic_file
 from resnet_se.machine import accelerator, cache_folder, processor
 from resnet_se.mixing import Mixing
+from resnet_se.sam import SAM
 
 # trainer.compile: the mode of torch's compiler.
 COMPILE = {"off": None, "default": "default", "cuda_graphs": "reduce-overhead"}
@@ -147,6 +148,8 @@ def build_trainer(cfg: DictConfig, precision: str) -> L.Trainer:
                 f"{type(callback).__name__}.monitor: {monitor!r} is never logged; "
                 f"{nearest(monitor, METRICS)}"
             )
+        if isinstance(callback, SAM):
+            callback.check(cfg.trainer.get("accumulate_grad_batches", 1), precision)
     mixed = precision.endswith("-mixed")
     if mixed and cfg.trainer.get("gradient_clip_val") and cfg.optimizer.get("fused"):
         raise UserError(

@@ -17,11 +17,12 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from pydantic import Field
+from torch.optim.swa_utils import update_bn
 
 from resnet_se import checkpoint as checkpoint_files
 from resnet_se import lightning_internals as internals
 from resnet_se.files import atomic_file
-from resnet_se.hints import Count, Text, validated
+from resnet_se.hints import Count, Text, Unit, validated
 
 
 class History(L.Callback):
@@ -111,27 +112,35 @@ class History(L.Callback):
 
 
 class WeightAverage(L.Callback):
-    """Validates, checkpoints and ends with a moving average of the weights.
+    """Validates, checkpoints and ends with an average of the weights.
 
     After every optimizer step average ← decay × average + (1 − decay) × weights, of
-    parameters and BatchNorm's statistics alike (Polyak & Juditsky 1992).  The
-    `state_dict` of a checkpoint is the average; `trained_state` are the weights that
-    go on being trained.
+    parameters and BatchNorm's statistics alike (Polyak & Juditsky 1992).  Without a
+    decay the mean of the weights at the ends of the epochs from `start` on, and
+    BatchNorm's statistics measured anew for it (SWA, Izmailov et al. 2018, arXiv
+    1803.05407), on `BN_IMAGES` augmented training images.  The `state_dict` of a
+    checkpoint is the average; `trained_state` are the weights that go on being trained.
 
     Lightning's `EMAWeightAveraging` would do if it did not wait for the GPU in every
     step, keep the average of a GPU's weights on the CPU, and swap the final average in
     for the best checkpoint when that is validated after training.
 
     Args:
-        decay: in (0, 1); about 1 / (1 − decay) steps are averaged.
+        decay: in (0, 1); about 1 / (1 − decay) steps are averaged.  None: SWA.
+        start: of SWA, a share of all epochs; until then there is no average.
 
     Raises:
-        UserError: `decay` is not in (0, 1).
+        UserError: `decay` is not in (0, 1), `start` not in 0..1.
     """
 
+    BN_IMAGES = 5000
+
     @validated
-    def __init__(self, decay: Annotated[float, Field(gt=0, lt=1)]):
+    def __init__(
+        self, decay: Annotated[float, Field(gt=0, lt=1)] | None, start: Unit = 0.0
+    ):
         self.decay = decay
+        self.start = start
         self.loaded: dict[str, torch.Tensor] | None = None
         self.average: list[torch.Tensor] = []  # empty unless the network is trained
 
@@ -144,10 +153,24 @@ class WeightAverage(L.Callback):
         ]
         self.step = trainer.global_step
 
-    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        if trainer.global_step > self.step:  # else gradients are being accumulated
-            self.step = trainer.global_step
-            torch._foreach_lerp_(self.average, self.weights, 1 - self.decay)
+    def _averaged_epochs(self, trainer: L.Trainer) -> int:
+        """Of SWA, the one under way counted."""
+        return trainer.current_epoch + 1 - int(self.start * trainer.max_epochs)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, module: Any, outputs: Any, batch: Any, index: int
+    ) -> None:
+        if trainer.global_step == self.step:  # gradients are being accumulated
+            return
+        self.step = trainer.global_step
+        if self.decay is not None:
+            share = 1 - self.decay
+        elif (epochs := self._averaged_epochs(trainer)) < 1:
+            share = 1.0
+        else:
+            ends = index + 1 == trainer.num_training_batches
+            share = 1 / epochs if ends else 0.0
+        torch._foreach_lerp_(self.average, self.weights, share)
 
     def _swap(self) -> None:
         # In place: a compiled network knows its weights by their address.
@@ -155,9 +178,15 @@ class WeightAverage(L.Callback):
         torch._foreach_copy_(self.weights, self.average)
         torch._foreach_copy_(self.average, kept)
 
-    def on_validation_epoch_start(self, *_: Any) -> None:
+    def on_validation_epoch_start(
+        self, trainer: L.Trainer, module: L.LightningModule
+    ) -> None:
         if self.average:
             self._swap()
+            if self.decay is None and self._averaged_epochs(trainer) > 1:
+                images = trainer.datamodule.shuffled(self.BN_IMAGES)
+                with torch.compiler.set_stance("force_eager"):
+                    update_bn(images, module.net)
 
     def on_validation_epoch_end(self, *_: Any) -> None:
         if self.average:
@@ -259,7 +288,8 @@ class Checkpoints(Checkpoint):
     ) -> None:
         whole = index + 1 == trainer.num_training_batches  # the epoch's end writes it
         due = self.every_n_steps and trainer.global_step % self.every_n_steps == 0
-        if due and not whole:
+        stepped = (index + 1) % trainer.accumulate_grad_batches == 0
+        if due and stepped and not whole:
             trainer.save_checkpoint(self.dirpath / checkpoint_files.LAST)
 
     def on_train_epoch_end(self, trainer: L.Trainer, *_: Any) -> None:
@@ -299,7 +329,9 @@ class SaveOnSigterm(L.Callback):
     ) -> None:
         if isinstance(exception, SIGTERMException) and trainer.training:
             done = internals.batches_done(trainer)
-            if 0 < done < trainer.num_training_batches:
+            # Gradients that are being accumulated are in no checkpoint.
+            stepped = done % trainer.accumulate_grad_batches == 0
+            if stepped and 0 < done < trainer.num_training_batches:
                 trainer.save_checkpoint(self.path)
 
 

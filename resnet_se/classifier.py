@@ -41,8 +41,15 @@ METRICS = (
 
 
 Batch = tuple[Tensor, Tensor, int]
+# Images (B, 3, H, W), logits (B, K), soft targets (B, K) → the mean loss.
+Criterion = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 INIT_IMAGES = 2000  # that a network may set itself up from
+
+
+def cross_entropy(images: Tensor, logits: Tensor, targets: Tensor) -> Tensor:
+    """The loss of a training without a teacher; a `Criterion`."""
+    return F.cross_entropy(logits, targets)
 
 
 class Diverged(UserError):
@@ -60,6 +67,7 @@ class Classifier(L.LightningModule):
         mixing: images and labels → images and soft targets.
         tta: views averaged in the test beside the plain image, or None.
         seed: of dropout and mixing, which draw from (seed, epoch, rank, batch).
+            The loss, `criterion`, is `cross_entropy` unless set to another.
         channels_last: keep images and weights in that memory format; faster on CPUs
             with oneDNN and on GPUs with tensor cores.
     """
@@ -86,10 +94,11 @@ class Classifier(L.LightningModule):
         self.mixing = mixing
         self.tta = tta
         self.seed = seed
+        self.criterion: Criterion = cross_entropy
         self.initialised = False  # with weights that were trained before
         # Loss, hits and size of each batch since the epoch began, on the device: asking
         # for a value would wait for it, and what sums them up each step costs more.
-        self.train_batches: list[Batch] = []
+        self.train_batches: dict[int, Batch] = {}
         self.earlier = torch.zeros(3)  # the epoch's `_sums` before it was resumed
         self.val_batches: list[Batch] = []
         self.outputs: list[dict[str, Tensor]] = []
@@ -116,7 +125,7 @@ class Classifier(L.LightningModule):
             init(self.trainer.datamodule.first_images(INIT_IMAGES))
 
     def on_train_epoch_start(self) -> None:
-        self.train_batches = []
+        self.train_batches = {}
         self.earlier = torch.zeros(3)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -127,20 +136,22 @@ class Classifier(L.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.earlier = checkpoint.get("epoch_so_far", self.earlier)
 
-    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        # Dropout and mixing go on as they would have if the run had not been cut here.
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        # Dropout and mixing go on as they would have if the run had not been cut here,
+        # and are the same where a batch has two passes (`sam`).
         step = (self.seed, self.current_epoch, self.global_rank, batch_idx)
         torch.manual_seed(derive_seed("step", *step))
-
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         images, targets = self.mixing(*batch, self.num_classes)  # (B, 3, H, W), (B, K)
         logits = self(images)  # (B, K)
-        loss = F.cross_entropy(logits, targets)
+        loss = self.criterion(images, logits, targets)
+        if batch_idx in self.train_batches:  # its second pass
+            return loss
         labels = targets.argmax(dim=1)
-        self.train_batches.append(_counted(loss, logits, labels))
+        self.train_batches[batch_idx] = _counted(loss, logits, labels)
         if batch_idx + 1 == self.trainer.num_training_batches:
             # Not at the epoch's end: callbacks that write the epoch down read it.
-            self._stop_if_diverged("training", [b[0] for b in self.train_batches])
+            losses = [loss for loss, *_ in self.train_batches.values()]
+            self._stop_if_diverged("training", losses)
             lr = self.trainer.optimizers[0].param_groups[0]["lr"]
             self._log_epoch("train", self._train_sums(), **{"train/lr": lr})
         return loss
@@ -157,7 +168,7 @@ class Classifier(L.LightningModule):
             )
 
     def _train_sums(self) -> Tensor:
-        sums = _sums(self.train_batches)
+        sums = _sums([*self.train_batches.values()])
         return sums + self.earlier.to(sums.device)
 
     def _log_epoch(self, part: str, sums: Tensor, **more: float) -> None:

@@ -56,8 +56,11 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
         var = square - mean.square()
         with torch.no_grad():
             self.num_batches_tracked += 1
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(var * n / (n - 1), self.momentum)
+            share = self.momentum  # None: the mean over all batches so far
+            if share is None:
+                share = 1 / float(self.num_batches_tracked)
+            self.running_mean.lerp_(mean, share)
+            self.running_var.lerp_(var * n / (n - 1), share)
         scale = self.weight * (var + self.eps).rsqrt()
         shift = self.bias - mean * scale
         return (values * scale[:, None, None] + shift[:, None, None]).to(x.dtype)

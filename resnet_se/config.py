@@ -62,8 +62,9 @@ NOT_HASHED = (
     "noise_family",
     "runs_dir",
     "run_dir",
-    "ckpt_path",  # of this and the next the content is hashed
+    "ckpt_path",  # of this and the next two the content is hashed
     "init_from",
+    "distill",
     "force",
     "fail_fast",
     "launcher",
@@ -89,6 +90,18 @@ NOT_HASHED = (
     "trainer.enable_model_summary",
     "trainer.use_distributed_sampler",
 )
+# Settings that came later, as they are where they do nothing: runs from before keep
+# their names.
+ADDED = {
+    "augment.erase": 0,
+    "augment.policy": None,
+    "distill_weight": 0.9,
+    "distill_temperature": 4.0,
+    "data.repeats": 1,
+    "mixing.probability": 1.0,
+    "model.drop_path": 0.0,
+    "model.zero_init": False,
+}
 # Callbacks that watch, by their canonical names.
 WATCHERS = {
     "resnet_se:Forecast",
@@ -202,6 +215,7 @@ def setting(plain: dict[str, Any], facts: Facts) -> dict[str, Any]:
         key: value
         for key, value in flat.items()
         if not any(key == name or key.startswith(f"{name}.") for name in dropped)
+        and not (key in ADDED and value == ADDED[key])
     }
     world = facts.world_size
     kept["recipe"] = RECIPE
@@ -214,7 +228,7 @@ def setting(plain: dict[str, Any], facts: Facts) -> dict[str, Any]:
         kept.pop("trainer.sync_batchnorm", None)
     elif trainer.get("scale_lr"):
         kept["optimizer.lr"] = plain["optimizer"]["lr"] * world
-    for key in ("ckpt_path", "init_from"):
+    for key in ("ckpt_path", "init_from", "distill"):
         if plain.get(key):
             kept[f"{key}.content"] = _digest(key, Path(plain[key]))
     kept |= foreign_sources(value for key, value in flat.items() if _is_target(key))
@@ -253,7 +267,10 @@ def canonical(target: str) -> str:
 
 
 def _digest(key: str, path: Path) -> str:
-    file = path / "checkpoints/best.ckpt" if path.is_dir() else path
+    weights = path / "checkpoints/best.ckpt", path / "model.safetensors"  # a bundle's
+    file = next(
+        (f for f in weights if f.is_file()), weights[0] if path.is_dir() else path
+    )
     try:
         return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
     except OSError as error:

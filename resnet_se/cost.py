@@ -8,12 +8,12 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from omegaconf import DictConfig
 
 from resnet_se.builders import build_classifier
 from resnet_se.data.loaders import EVAL_BATCH_SIZE
 from resnet_se.data.module import ImageDataModule
+from resnet_se.distill import criterion
 from resnet_se.machine import accelerator, now, peak_memory_mb, reset_peak_memory
 from resnet_se.resnet import describe
 
@@ -33,6 +33,7 @@ class Cost(NamedTuple):
 def measure(cfg: DictConfig, data: ImageDataModule, precision: str) -> Cost:
     """Builds the job, takes its steps, and extrapolates to its whole length."""
     model = build_classifier(cfg, data.num_classes)
+    model.criterion = criterion(cfg, data)
     counts = describe(model.net, data.image_size[0])
     device = torch.device(accelerator(cfg.trainer.accelerator))
     model.to(device)
@@ -52,7 +53,7 @@ def measure(cfg: DictConfig, data: ImageDataModule, precision: str) -> Cost:
         batch = data.on_after_batch_transfer((images, labels), 0)
         x, targets = model.mixing(*batch, model.num_classes)
         with autocast():
-            loss = F.cross_entropy(model(x), targets)
+            loss = model.criterion(x, model(x), targets)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -20,6 +20,7 @@ from resnet_se.builders import (
 from resnet_se.callbacks import Checkpoints, History
 from resnet_se.config import resolved
 from resnet_se.data.module import ImageDataModule
+from resnet_se.distill import criterion
 from resnet_se.errors import UserError
 from resnet_se.machine import hardware, peak_memory_mb, reset_peak_memory
 from resnet_se.mixing import Mixing
@@ -38,6 +39,7 @@ def train_and_test(
     data.augment.check(*data.image_size)
     model = build_classifier(cfg, data.num_classes)
     check_shape(model.net, data.image_size, data.num_classes)
+    model.criterion = criterion(cfg, data)
     ckpt = _goes_on_from(cfg, run_dir, model)
     trainer = build_trainer(cfg, cfg.trainer.precision)
     device, world_size = trainer.strategy.root_device, trainer.world_size

@@ -18,7 +18,7 @@ from pydantic import Field
 from torch import Tensor
 from torchvision.transforms import v2
 
-from resnet_se.hints import NonNegative, validated
+from resnet_se.hints import NonNegative, Unit, validated
 
 
 def soft_targets(labels: Tensor, num_classes: int, smoothing: float = 0.0) -> Tensor:
@@ -40,6 +40,7 @@ class Mixing:
         smoothing: label smoothing s in [0, 1).
         mixup_alpha: Beta(α, α) of Mixup's weight; 0 leaves it out.
         cutmix_alpha: the same of CutMix; where both are given each batch picks one.
+        probability: of a batch to be mixed; 0.5 is CutMix's own on CIFAR (its §4.1).
 
     Raises:
         UserError: a value is out of its range.
@@ -48,6 +49,7 @@ class Mixing:
     smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     mixup_alpha: NonNegative = 0.0
     cutmix_alpha: NonNegative = 0.0
+    probability: Unit = 1.0
 
     def __call__(
         self, images: Tensor, labels: Tensor, num_classes: int
@@ -61,7 +63,8 @@ class Mixing:
             )
             if alpha > 0
         ]
-        if not kinds:
+        left_out = self.probability < 1 and torch.rand(()) >= self.probability
+        if not kinds or left_out:
             return images, soft_targets(labels, num_classes, self.smoothing)
         kind, alpha = kinds[int(torch.randint(len(kinds), ()))]
         images, targets = kind(num_classes=num_classes, alpha=float(alpha))(

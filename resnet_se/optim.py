@@ -121,6 +121,25 @@ def triangular(t: float, total: float, peak: float, final: float = 0.0) -> float
     return final + (1 - final) * (1 - done) / (1 - peak)
 
 
+def one_cycle(
+    t: float, total: float, peak: float = 0.3, start: float = 0.04, final: float = 4e-6
+) -> float:
+    """Half cosines `start` → 1 at the share `peak` of training → `final`.
+
+    One cycle (Smith & Topin 2018, arXiv 1708.07120) as torch's `OneCycleLR` has it with
+    its defaults, 1/25 and 1/25 × 1e-4, and without its cycle of the momentum.
+    """
+    if not 0 < peak < 1:
+        raise UserError(f"scheduler.decay.peak: expected 0 < peak < 1, got {peak}")
+    done = min(t / total, 1.0)
+    a, b, share = (
+        (start, 1.0, done / peak)
+        if done < peak
+        else (1.0, final, (done - peak) / (1 - peak))
+    )
+    return b + (a - b) * (1 + math.cos(math.pi * share)) / 2
+
+
 def warmup(t: float, epochs: float, start: float = 0.0) -> float:
     """Linear from `start` at t = 0 to 1 at t = epochs, 1 from there."""
     return 1.0 if t >= epochs else start + (1 - start) * t / epochs

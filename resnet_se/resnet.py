@@ -3,6 +3,8 @@
 * Residual network, 3×3 basic blocks, CIFAR stem: He et al. 2016, arXiv 1512.03385, §4.2
 * Squeeze-and-Excitation and its positions: Hu et al. 2018, arXiv 1709.01507, §3, §6.5
 * Whitening stem, max-pooling after a convolution: Jordan 2024, arXiv 2404.00498, §3
+* Stochastic depth: Huang et al. 2016, arXiv 1603.09382
+* Last scales that begin at zero: Goyal et al. 2017, arXiv 1706.02677, §5.1
 
 One class, `ResNet`, is the whole family; the presets are `conf/model/*.yaml`.  The
 paper reproduced here counts as Keras does: every convolution and both SE layers have a
@@ -84,6 +86,17 @@ class Layers:
         layer.weight.requires_grad_(self.bn_scale)
         return layer
 
+    def drop(self, p: float) -> list[nn.Module]:
+        """What zeroes an image's branch with probability p in training, else / (1 − p).
+
+        torchvision's; imported for those who use it alone.
+        """
+        if not p:
+            return []
+        from torchvision.ops import StochasticDepth
+
+        return [StochasticDepth(p, "row")]
+
 
 class BasicBlock(nn.Module):
     """relu(shortcut(x) + branch(x)), the branch two 3×3 convolutions with BatchNorm.
@@ -93,7 +106,14 @@ class BasicBlock(nn.Module):
     (`post`) or on the shortcut (`identity`).
     """
 
-    def __init__(self, in_channels: int, channels: int, stride: int, layers: Layers):
+    def __init__(
+        self,
+        in_channels: int,
+        channels: int,
+        stride: int,
+        layers: Layers,
+        drop: float = 0,
+    ):
         super().__init__()
         conv, norm, se = layers.conv, layers.norm, layers.se
         self.branch = nn.Sequential(
@@ -104,6 +124,7 @@ class BasicBlock(nn.Module):
             conv(channels, channels),
             norm(channels),
             se("standard", channels),
+            *layers.drop(drop),
         )
         same_shape = stride == 1 and in_channels == channels
         projection = [conv(in_channels, channels, 1, stride), norm(channels)]
@@ -124,7 +145,14 @@ class PoolBlock(nn.Module):
     block's positions are the same, about the second convolution.
     """
 
-    def __init__(self, in_channels: int, channels: int, stride: int, layers: Layers):
+    def __init__(
+        self,
+        in_channels: int,
+        channels: int,
+        stride: int,
+        layers: Layers,
+        drop: float = 0,
+    ):
         super().__init__()
         conv, norm, se = layers.conv, layers.norm, layers.se
         self.down = nn.Sequential(
@@ -138,6 +166,7 @@ class PoolBlock(nn.Module):
             conv(channels, channels),
             norm(channels),
             se("standard", channels),
+            *layers.drop(drop),
         )
         self.shortcut = se("identity", channels)
         self.after = se("post", channels)
@@ -202,6 +231,10 @@ class ResNet(nn.Module):
         pooling: of the last feature maps, over all places: `avg` or `max`.
         logit_scale: what the last layer's output is multiplied with.
         dropout: probability of dropping a feature before the last layer, in [0, 1).
+        drop_path: probability p of dropping the last block's branch for an image in
+            training, in [0, 1); block l of L has p l/L (Huang et al.'s linear decay).
+        zero_init: the last scale of each block begins at zero, the block as its
+            shortcut; not without `bn_scale`.
         num_classes: K, the number of logits.
         in_channels: channels of the input.
 
@@ -227,6 +260,8 @@ class ResNet(nn.Module):
         pooling: Literal["avg", "max"] = "avg",
         logit_scale: Positive = 1.0,
         dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0,
+        drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0,
+        zero_init: bool = False,
         num_classes: Annotated[int, Field(ge=2)] = 10,
         in_channels: Count = 3,
     ):
@@ -236,6 +271,11 @@ class ResNet(nn.Module):
             raise UserError(
                 "depths, widths, strides: expected one entry each per stage, got "
                 f"{lengths[0]}, {lengths[1]} and {lengths[2]}"
+            )
+        if zero_init and not bn_scale:
+            raise UserError(
+                "zero_init: expected false with bn_scale=false, whose scales stay as "
+                "they begin, got true"
             )
 
         bn = {"momentum": bn_momentum, "eps": bn_eps}
@@ -257,7 +297,8 @@ class ResNet(nn.Module):
             for stride in [first] + [1] * (depth - 1):
                 pool = downsample == "pool" and stride > 1
                 block = PoolBlock if pool else BasicBlock
-                blocks.append(block(c_in, width, stride, layers))
+                drop = drop_path * (len(blocks) + 1) / sum(depths)
+                blocks.append(block(c_in, width, stride, layers, drop))
                 c_in = width
         self.blocks = nn.Sequential(*blocks)
         self.dropout = nn.Dropout(dropout)
@@ -265,6 +306,9 @@ class ResNet(nn.Module):
         self.pooling = POOLING[pooling]
         self.logit_scale = logit_scale
         self.apply(_init_identity if identity_init else _init_he)
+        for block in blocks if zero_init else ():
+            norms = [m for m in block.branch if isinstance(m, nn.BatchNorm2d)]
+            nn.init.zeros_(norms[-1].weight)
 
     def init_from_images(self, images: Tensor) -> None:
         """Sets a whitening stem from normalised images (N, C, H, W); else nothing."""

@@ -238,6 +238,33 @@ def test_no_image_is_on_two_ranks():
         assert {len(rank) for rank in ranks} == {4}
 
 
+@pytest.mark.parametrize("engine", ["batched", "torchvision"])
+@pytest.mark.parametrize("world", [1, 2])
+def test_a_repeated_image_is_augmented_anew_each_time(engine, world):
+    augment = Augmentation(crop_padding=4, flip=0.5)
+    options = {"augment": augment, "batch_size": 12 // world}
+    parts = [
+        epoch_of(module(engine, r, world, repeats=3, **options), 1)
+        for r in range(world)
+    ]
+    assert {len(part) for part in parts} == {135 // 12}  # as many steps as without
+    once = module(engine, repeats=1, **options)
+    order = ShuffledBatches(135, 12, 0, epoch=1).indices().flatten()
+    for step, batches in enumerate(zip(*parts, strict=True)):
+        images, labels = together(batches)
+        index = order[4 * step : 4 * step + 4]  # four images, three times each
+        assert torch.equal(labels.view(4, 3)[:, 0], once.train_part[1][index])
+        assert torch.equal(labels.view(4, 3), labels.view(4, 3)[:, :1].expand(4, 3))
+        views = images.reshape(4, 3, -1)
+        assert not torch.equal(views[:, 0], views[:, 1])
+        assert not torch.equal(views[:, 1], views[:, 2])
+
+
+def test_repeats_divide_the_batch():
+    with pytest.raises(UserError, match=r"data.repeats: .*batch_size=16, got 3"):
+        module(repeats=3)
+
+
 @pytest.mark.parametrize("n", [7, 500, 501, 1000, 1001, 1503])
 @pytest.mark.parametrize("world", [1, 2, 3])
 def test_evaluation_counts_each_image_once_in_as_many_batches_on_every_rank(n, world):

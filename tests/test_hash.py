@@ -19,6 +19,7 @@ from hydra import compose, initialize_config_dir
 from resnet_se import builders
 from resnet_se.builders import build_data, settle_precision
 from resnet_se.config import (
+    ADDED,
     CONF,
     RUN_DIR,
     Facts,
@@ -137,6 +138,18 @@ def test_every_target_of_conf_has_a_canonical_name_of_its_own():
     assert len({canonical(target) for target in every}) == len(every)
     assert canonical("resnet_se.resnet.ResNet") == "resnet_se:ResNet"
     assert canonical("torch.optim.Adam") == "torch.optim.Adam"
+
+
+def test_settings_that_came_later_do_nothing_unless_used(plain, base):
+    for key, off in ADDED.items():
+        assert key not in base
+        earlier, changed = plain(), plain()
+        group, _, name = key.rpartition(".")
+        nodes = [p[group] if group else p for p in (earlier, changed)]
+        assert nodes[0].pop(name) == off
+        assert setting(earlier, HERE) == base
+        nodes[1][name] = "on"
+        assert set(difference(base, setting(changed, HERE))) == {key}
 
 
 # --- what it depends on ------------------------------------------

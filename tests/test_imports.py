@@ -23,12 +23,13 @@ LAYERS = (
     # images; records
     "data report",
     # Lightning
-    "classifier callbacks dashboard progress",
-    # what commands share
-    "habits foreign config allowed kinds checks ranks builders scoring cost screen fit "
-    "sweep search",
+    "classifier callbacks sam dashboard progress",
+    # a configuration
+    "habits foreign config allowed kinds checks ranks",
     # a trained network
-    "predictions bundles pretrained",
+    "predictions bundles pretrained distill",
+    # what commands share
+    "builders scoring cost screen fit sweep search",
 )
 COMMANDS, ENTRY = len(LAYERS), len(LAYERS) + 1  # what is not listed is a command
 LAYER = {name: i for i, names in enumerate(LAYERS) for name in names.split()}

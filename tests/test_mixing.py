@@ -94,6 +94,12 @@ def test_both_mixings_take_turns(batch):
     assert kinds == {True, False}
 
 
+def test_a_batch_is_mixed_with_its_probability(batch):
+    mixing, n = Mixing(mixup_alpha=1, probability=0.3), 1000
+    mixed = sum(mixing(*batch, K)[0] is not batch[0] for _ in range(n))
+    assert abs(mixed / n - 0.3) < 5 * (0.3 * 0.7 / n) ** 0.5
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -101,6 +107,7 @@ def test_both_mixings_take_turns(batch):
         ({"smoothing": 1.0}, "smoothing: .* got 1.0"),
         ({"mixup_alpha": -1}, "mixup_alpha: .* got -1"),
         ({"cutmix_alpha": -0.5}, "cutmix_alpha: .* got -0.5"),
+        ({"probability": 1.5}, r"probability: expected 0\.\.1, got 1.5"),
     ],
 )
 def test_value_out_of_range_is_named(options, words):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 from torch.optim import SGD, Adam, AdamW
-from torch.optim.lr_scheduler import CosineAnnealingLR, ReduceLROnPlateau
+from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR, ReduceLROnPlateau
 
 from resnet_se.errors import UserError
 from resnet_se.optim import (
@@ -16,6 +16,7 @@ from resnet_se.optim import (
     cosine,
     make_optimizer,
     multistep,
+    one_cycle,
     triangular,
     warmup,
 )
@@ -153,6 +154,16 @@ def test_cosine_is_torchs_at_whole_epochs():
         assert rate(ours) == pytest.approx(rate(theirs))
 
 
+def test_one_cycle_is_torchs():
+    optimizer, n = sgd(lr=0.3), 50
+    theirs = OneCycleLR(optimizer, max_lr=0.3, total_steps=n, cycle_momentum=False)
+    for step in range(n):
+        # Its last step has the last rate; its peak is a step before the share 0.3.
+        factor = one_cycle(step, n - 1, peak=(0.3 * n - 1) / (n - 1))
+        assert 0.3 * factor == pytest.approx(rate(optimizer))
+        advance(optimizer, theirs, step < n - 1)
+
+
 def test_state_survives_a_checkpoint():
     def make():
         optimizer = sgd()
@@ -216,10 +227,11 @@ def test_impossible_schedule_is_refused_before_training(options, words):
         Schedule(sgd(), 1, 10, **options)
 
 
+@pytest.mark.parametrize("decay", [triangular, one_cycle])
 @pytest.mark.parametrize("peak", [-0.5, 1.0, 2.0])
-def test_peak_of_the_triangle_lies_within_training(peak):
+def test_a_peak_lies_within_training(decay, peak):
     with pytest.raises(UserError, match="peak"):
-        Schedule(sgd(), 1, 10, decay=partial(triangular, peak=peak))
+        Schedule(sgd(), 1, 10, decay=partial(decay, peak=peak))
 
 
 # --- parameter groups --------------------------------------------

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torchvision.ops import StochasticDepth
 
 from resnet_se.errors import UserError
 from resnet_se.resnet import (
@@ -288,6 +289,35 @@ def test_dropout_zeroes_a_feature_or_scales_it():
     assert torch.isclose(dropped, whole / 0.8).logical_or(dropped == 0).all()
 
 
+def test_stochastic_depth_keeps_a_branchs_expectation():
+    torch.manual_seed(0)
+    net = tiny(depths=[2, 2], drop_path=0.6)
+    dropped = [m for m in net.modules() if isinstance(m, StochasticDepth)]
+    assert [m.p for m in dropped] == pytest.approx([0.15, 0.3, 0.45, 0.6])
+    branch = net.blocks[3].branch.eval()
+    x = torch.randn(1, 8, 4, 4)
+    whole = branch(x)
+    dropped[3].train()
+    n = 4000
+    found = branch(x.expand(n, -1, -1, -1))
+    kept = found.flatten(1).abs().sum(1) > 0
+    # 1 − p = 0.4 of the images have it, over 0.4; five deviations
+    assert abs(kept.float().mean() - 0.4) < 5 * (0.4 * 0.6 / n) ** 0.5
+    torch.testing.assert_close(found[kept], (whole / 0.4).expand_as(found[kept]))
+    assert not found[~kept].any()
+
+
+@pytest.mark.parametrize("downsample", ["stride", "pool"])
+def test_with_zero_init_a_block_begins_as_its_shortcut(downsample):
+    net = tiny(zero_init=True, downsample=downsample)
+    x = torch.randn(2, 4, 8, 8).relu()
+    torch.testing.assert_close(net.blocks[0](x), x)
+    scales = [m.weight for m in net.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert sum(not scale.any() for scale in scales) == len(net.blocks)
+    with pytest.raises(UserError, match=r"zero_init: .* bn_scale=false"):
+        tiny(zero_init=True, bn_scale=False)
+
+
 def test_batch_norm_arguments_reach_every_layer():
     net = tiny(bn_momentum=0.01, bn_eps=1e-3)
     norms = [m for m in net.modules() if isinstance(m, nn.BatchNorm2d)]
@@ -319,6 +349,7 @@ def test_conv_bias_is_all_or_none(bias):
         ({"strides": [1, 0]}, r"strides\[1\]: .* got 0"),
         ({"dropout": 1.0}, "dropout: .* got 1.0"),
         ({"dropout": -0.1}, "dropout: .* got -0.1"),
+        ({"drop_path": 1.0}, "drop_path: .* got 1.0"),
         ({"bn_momentum": 0.0}, "bn_momentum: .* got 0.0"),
         ({"bn_momentum": 1.1}, "bn_momentum: .* got 1.1"),
         ({"bn_eps": 0.0}, "bn_eps: .* got 0.0"),

@@ -2,8 +2,9 @@
 
 The paper (Data Augmentation) has rotation ±15°, shifts ±10 %, horizontal flip, shear
 and zoom, and names random crops and colour jitter in its introduction.  Cutout is
-DeVries & Taylor's (2017, arXiv 1708.04552), the alternating flip Jordan's (2024, arXiv
-2404.00498).  A setting of zero leaves its transform out.
+DeVries & Taylor's (2017, arXiv 1708.04552), random erasing Zhong et al.'s (2020, arXiv
+1708.04896), the alternating flip Jordan's (2024, arXiv 2404.00498).  A setting of zero
+leaves its transform out.
 
 - *torchvision*, the reference: `transforms.v2`, image by image, each image with its own
   stream, keyed by (seed, epoch, index).
@@ -17,8 +18,9 @@ the same distribution, not the same numbers.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Annotated, Any
 
 import torch
@@ -27,12 +29,10 @@ from pydantic import Field
 from torch import Tensor, nn
 from torchvision.transforms import InterpolationMode, v2
 
+from resnet_se.data import policies
 from resnet_se.errors import UserError
 from resnet_se.hints import Unit, validated
 from resnet_se.seeds import derive_seed, kept_stream, stream
-
-# Luma weights of torchvision's `rgb_to_grayscale` (ITU-R 601-2).
-GREY = (0.2989, 0.587, 0.114)
 
 BRIGHTNESS, CONTRAST, SATURATION = range(3)  # columns of `Draws.jitter`
 
@@ -51,6 +51,8 @@ class Draws:
         jitter: (N, 3) factors of brightness, contrast, saturation.
         order: (N, 3) int64, the columns of `jitter` in the order of their use.
         hole: (N, 2) int64, y and x of the pixel that the black square is centred on.
+        erased: (N, 4) int64, y, x, height and width of a black rectangle.
+        operations, magnitudes: (N, k), of `policies`; they stay on the CPU.
     """
 
     corner: Tensor | None = None
@@ -62,17 +64,27 @@ class Draws:
     jitter: Tensor | None = None
     order: Tensor | None = None
     hole: Tensor | None = None
+    erased: Tensor | None = None
+    operations: Tensor | None = None
+    magnitudes: Tensor | None = None
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> Draws:
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return Draws(**{k: v if v is None else change(v) for k, v in values.items()})
 
     def to(self, device: torch.device) -> Draws:
-        return self._each(lambda value: value.to(device))
+        moved = self._each(lambda value: value.to(device))
+        kept = {"operations": self.operations, "magnitudes": self.magnitudes}
+        return replace(moved, **kept)
 
-    def of(self, index: Tensor) -> Draws:
-        """The rows `index` (B,), on the same device."""
-        return self._each(lambda value: value.index_select(0, index))
+    def of(self, index: Tensor, on_cpu: Tensor | None = None) -> Draws:
+        """The rows `index` (B,), on the device, and the same on the CPU, if apart."""
+
+        def rows(value: Tensor) -> Tensor:
+            here = on_cpu is None or value.device == index.device
+            return value.index_select(0, index if here else on_cpu)
+
+        return self._each(rows)
 
 
 class Cutout(v2.Transform):
@@ -107,12 +119,14 @@ class Augmentation:
         shear: largest shear along x, degrees, drawn from ±.
         zoom: the scale is drawn from 1 ± zoom.
         flip: probability of a horizontal flip.
+        policy: torchvision's TrivialAugment, RandAugment or AutoAugment (`policies`).
         alternate_flip: with `flip` 0.5, toss each image's coin once for the run and
             mirror it in even or in odd epochs; two epochs show each image both ways.
         jitter: brightness, contrast and saturation factors are drawn from 1 ± jitter
             and used in an order drawn as well.
         cutout: side in pixels of a black square around a pixel drawn uniformly, so that
             the border may cut part of it off.
+        erase: probability of a black rectangle of 2 to 33 % of the image.
         own: any transform of uint8 (3, H, W) to the same, before all of these; what it
             draws from torch's CPU generator depends on (seed, epoch, index) alone.
         own_batch: likewise of uint8 (B, 3, H, W), before `own`; what it draws depends
@@ -134,6 +148,8 @@ class Augmentation:
     alternate_flip: bool = False
     jitter: Unit = 0.0
     cutout: Annotated[int, Field(ge=0, le=512)] = 0
+    policy: policies.Policy | None = None
+    erase: Unit = 0.0
     own: nn.Module | None = None
     own_batch: nn.Module | None = None
 
@@ -198,10 +214,14 @@ class Augmentation:
             )
         if self.flip and not self.alternate_flip:
             steps.append(v2.RandomHorizontalFlip(self.flip))
+        if self.policy:
+            steps.append(policies.transform(self.policy))
         if self.jitter:
             steps.append(v2.ColorJitter(self.jitter, self.jitter, self.jitter))
         if self.cutout:
             steps.append(Cutout(self.cutout))
+        if self.erase:
+            steps.append(v2.RandomErasing(self.erase))
         return v2.Compose(steps) if steps else None
 
     def mirrored(self, n: int, seed: int, epoch: int) -> Tensor:
@@ -271,6 +291,13 @@ class Augmentation:
             draws["order"] = uniform("order", 1, (3,)).argsort(dim=1)
         if self.cutout:
             draws["hole"] = integers("hole", height, width)
+        if self.erase:
+            drawn = stream("erase", seed, epoch)
+            draws["erased"] = _rectangles(n, height, width, self.erase, drawn)
+        if self.policy:
+            draws["operations"], draws["magnitudes"] = policies.draw(
+                self.policy, n, height, width, stream("policy", seed, epoch)
+            )
         return Draws(**draws)
 
     def apply(self, images: Tensor, draws: Draws) -> Tensor:
@@ -288,10 +315,15 @@ class Augmentation:
             x = _window(images, draws.corner, self.crop_padding, mirror).float()
         else:
             x = images.float()
+        if self.policy:
+            levels = x.round().to(torch.uint8)
+            x = policies.apply(levels, draws.operations, draws.magnitudes).float()
         if self.jitter:
             _jitter_(x, draws.jitter, draws.order)
         if self.cutout:
-            _cut_(x, draws.hole, self.cutout)
+            _cut_(x, draws.hole - self.cutout // 2, draws.hole.new_tensor(self.cutout))
+        if self.erase:
+            _cut_(x, *draws.erased.split(2, dim=1))
         return x
 
 
@@ -366,21 +398,46 @@ def _jitter_(x: Tensor, factors: Tensor, order: Tensor) -> None:
     """
     for which in order.view(-1, 3, 1, 1, 1).unbind(1):  # (B, 1, 1, 1)
         factor = factors.gather(1, which.view(-1, 1)).view_as(which)
-        grey = x[:, :1] * GREY[0]  # (B, 1, H, W)
-        grey.add_(x[:, 1:2], alpha=GREY[1]).add_(x[:, 2:], alpha=GREY[2])
+        grey = x[:, :1] * policies.GREY[0]  # (B, 1, H, W)
+        grey.add_(x[:, 1:2], alpha=policies.GREY[1]).add_(
+            x[:, 2:], alpha=policies.GREY[2]
+        )
         mean = grey.mean(dim=(2, 3), keepdim=True) * (which == CONTRAST)
         other = torch.where(which == SATURATION, grey, mean)
         x.mul_(factor).add_(other * (1 - factor)).clamp_(0, 255)
 
 
-def _cut_(x: Tensor, hole: Tensor, side: int) -> None:
-    """Blackens a square of (B, C, H, W) around the pixels `hole` (B, 2)."""
-    inside = []
-    for centre, n in zip(hole.unbind(1), x.shape[-2:], strict=True):
-        i = torch.arange(n, device=x.device) - centre[:, None] + side // 2  # (B, n)
-        inside.append((i >= 0) & (i < side))
-    rows, columns = inside
+def _cut_(x: Tensor, corner: Tensor, size: Tensor) -> None:
+    """Blackens a rectangle of each of (B, C, H, W), from `corner` (B, 2) on."""
+    size = size.expand_as(corner)
+    rows, columns = (
+        (i >= corner[:, d, None]) & (i < (corner + size)[:, d, None])  # (B, n)
+        for d, n in enumerate(x.shape[-2:])
+        for i in [torch.arange(n, device=x.device)]
+    )
     x.masked_fill_((rows[:, :, None] & columns[:, None, :]).unsqueeze(1), 0)
+
+
+def _rectangles(
+    n: int, height: int, width: int, p: float, generator: torch.Generator
+) -> Tensor:
+    """y, x, height, width (n, 4) as torchvision's `RandomErasing` draws them; 0: none.
+
+    It tries up to ten times for one that is smaller than the image.
+    """
+    used = torch.rand(n, 1, generator=generator) < p
+    share, shape, *place = torch.rand(4, n, 10, generator=generator)
+    area = height * width * (0.02 + 0.31 * share)
+    ratio = (shape * math.log(3.3 / 0.3)).exp() * 0.3
+    sides = [(area * ratio).sqrt().round(), (area / ratio).sqrt().round()]
+    ends = height, width
+    fits = used & (sides[0] < height) & (sides[1] < width)  # (n, 10)
+    starts = [
+        (u * (e - s + 1)).floor() for u, e, s in zip(place, ends, sides, strict=True)
+    ]
+    drawn = torch.stack([*starts, *sides], dim=2)  # (n, 10, 4)
+    first = fits.int().argmax(1)
+    return drawn[torch.arange(n), first].long() * fits.any(1)[:, None]
 
 
 def channel_statistics(images: Tensor) -> tuple[Tensor, Tensor]:

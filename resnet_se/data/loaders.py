@@ -67,6 +67,10 @@ class ShuffledBatches(Sampler):
         rank, world_size: see the head of this file.
         epoch: to begin with.
         done: batches of that epoch which have been trained on and are left out.
+        repeats: m; a batch is B/m images, each m times in a row of augmentations of its
+            own (Hoffer et al. 2020, arXiv 1901.09335; an epoch keeps its steps, and has
+            an m-th of the images: Berman et al. 2019, arXiv 1902.05509).  The index of
+            image i's r-th time is i + r × size.
     """
 
     def __init__(
@@ -78,6 +82,7 @@ class ShuffledBatches(Sampler):
         world_size: int = 1,
         epoch: int = 0,
         done: int = 0,
+        repeats: int = 1,
     ):
         self.size = size
         self.batch_size = batch_size
@@ -86,6 +91,7 @@ class ShuffledBatches(Sampler):
         self.world_size = world_size
         self.epoch = epoch
         self.done = done
+        self.repeats = repeats
 
     def set_epoch(self, epoch: int) -> None:
         if epoch != self.epoch:
@@ -102,7 +108,9 @@ class ShuffledBatches(Sampler):
         )
         order = torch.randperm(self.size, generator=generator)
         shape = len(self), self.world_size, self.batch_size
-        order = order[: shape[0] * shape[1] * shape[2]].view(shape)
+        order = order[: shape[0] * shape[1] * shape[2] // self.repeats]
+        times = torch.arange(self.repeats) * self.size  # (m,)
+        order = (order[:, None] + times).view(shape)
         return order[self.done :, self.rank]
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
@@ -128,7 +136,12 @@ class AugmentedImages(Dataset):
     """
 
     def __init__(
-        self, images: Tensor, labels: Tensor, augmentation: Augmentation, seed: int
+        self,
+        images: Tensor,
+        labels: Tensor,
+        augmentation: Augmentation,
+        seed: int,
+        repeats: int = 1,
     ):
         self.images = images
         self.labels = labels
@@ -137,11 +150,11 @@ class AugmentedImages(Dataset):
         self.transform = augmentation.transform(*images.shape[-2:])
         self.mirrored = None  # in even epochs, in odd ones
         if augmentation.alternate_flip:
-            n = len(images)
+            n = len(images) * repeats
             self.mirrored = [augmentation.mirrored(n, seed, epoch) for epoch in (0, 1)]
 
     def __getitem__(self, batch: list[tuple[int, int]]) -> tuple[Tensor, Tensor]:
-        index = torch.tensor([i for _, i in batch])
+        index = torch.tensor([i for _, i in batch]) % len(self.images)  # repeats
         images, labels = self.images[index], self.labels[index]
         epoch, first = batch[0]
         images = self.augmentation.own_at_once(images, first, self.seed, epoch)
@@ -186,17 +199,21 @@ class BatchesOnDevice:
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         device, sampler = self.images.device, self.sampler
         height, width = self.images.shape[-2:]
+        count = len(self.images)
         draws = self.augmentation.draw(
-            len(self.images), height, width, sampler.seed, sampler.epoch
+            count * sampler.repeats, height, width, sampler.seed, sampler.epoch
         ).to(device)
         size = sampler.batch_size
         at_once = max(1, GPU_CHUNK // size) if device.type != "cpu" else 1
-        for index in sampler.indices().flatten().to(device).split(at_once * size):
-            images = self._own(self.images.index_select(0, index), index)
-            images = self.augmentation.apply(images, draws.of(index))
+        order = sampler.indices().flatten()
+        chunks = (o.split(at_once * size) for o in (order.to(device), order))
+        for index, on_cpu in zip(*chunks, strict=True):
+            image = index % count
+            images = self._own(self.images.index_select(0, image), index)
+            images = self.augmentation.apply(images, draws.of(index, on_cpu))
             images = normalise_(images, *self.statistics)
             images = images.contiguous(memory_format=torch.channels_last)
-            labels = self.labels.index_select(0, index)
+            labels = self.labels.index_select(0, image)
             yield from zip(images.split(size), labels.split(size), strict=True)
 
     def _own(self, images: Tensor, index: Tensor) -> Tensor:

@@ -14,7 +14,9 @@ two devices with B images each see what one device with 2·B sees.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Annotated, Any, Literal
 
 import lightning as L
@@ -27,6 +29,7 @@ from resnet_se import lightning_internals as internals
 from resnet_se.data.augment import Augmentation, channel_statistics, normalise
 from resnet_se.data.images import DataNotFound, ImageSet
 from resnet_se.data.loaders import (
+    EVAL_BATCH_SIZE,
     AugmentedImages,
     BatchesOnDevice,
     GivenImages,
@@ -66,6 +69,8 @@ class ImageDataModule(L.LightningDataModule):
         seed: of the shuffles and the augmentation.
         num_workers: processes of the torchvision engine; null picks half the cores,
             none where there is nothing to augment.  The batched engine has none.
+        repeats: times that an image is in a batch, each with another augmentation
+            (`ShuffledBatches`); a divisor of `batch_size`.
         train_subset: train on about this many images, stratified and fixed by
             `split_seed`; null for all.
         fallback: a source to go on with where `source` has no data, or null: an error.
@@ -86,9 +91,15 @@ class ImageDataModule(L.LightningDataModule):
         seed: Natural = 0,
         num_workers: Natural | None = None,
         train_subset: Count | None = None,
+        repeats: Count = 1,
         fallback: Any = None,
     ):
         super().__init__()
+        if batch_size % repeats:
+            raise UserError(
+                "data.repeats: expected a divisor of "
+                f"data.batch_size={batch_size}, got {repeats}"
+            )
         self.source = source
         self.augment = augment
         self.engine = engine
@@ -100,6 +111,7 @@ class ImageDataModule(L.LightningDataModule):
         self.seed = seed
         self.num_workers = num_workers
         self.train_subset = train_subset
+        self.repeats = repeats
         self.fallback = fallback
         self.fell_back: str | None = None
         self.images: DatasetInfo | None = None
@@ -181,6 +193,14 @@ class ImageDataModule(L.LightningDataModule):
                 rows.append(dataset[next(iter(sampler))][0].float())
         return torch.stack(rows).round().clamp(0, 255).to(torch.uint8)
 
+    def shuffled(self, n: int) -> Iterator[Tensor]:
+        """About n training images, drawn over all of them and augmented, in batches."""
+        part, statistics = map(self._on_device, ("train_part", "statistics"))
+        size = min(EVAL_BATCH_SIZE, len(part[0]))
+        sampler = ShuffledBatches(len(part[0]), size, self.seed)
+        batches = BatchesOnDevice(*part, self.augment, sampler, statistics)
+        return (images for images, _ in islice(batches, -(-n // size)))
+
     def describe(self) -> dict[str, Any]:
         """The `data` field of `result.json`."""
         return {
@@ -241,13 +261,18 @@ class ImageDataModule(L.LightningDataModule):
         self.fit_batch_size(self._rank[1])
         # Told here: a DataLoader with workers begins before Lightning says the epoch.
         sampler = ShuffledBatches(
-            size, self.batch_size, self.seed, *self._rank, **self._place
+            size,
+            self.batch_size,
+            self.seed,
+            *self._rank,
+            **self._place,
+            repeats=self.repeats,
         )
         if self.engine == "batched":
             part, statistics = map(self._on_device, ("train_part", "statistics"))
             return BatchesOnDevice(*part, self.augment, sampler, statistics)
         images, labels = self.train_part
-        dataset = AugmentedImages(images, labels, self.augment, self.seed)
+        dataset = AugmentedImages(images, labels, self.augment, self.seed, self.repeats)
         workers = self.num_workers
         if workers is None:
             workers = usable_cores() // 2 if dataset.transform else 0

@@ -1,0 +1,322 @@
+"""The means of a better training: each against its definition, all of them together."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+from itertools import combinations, islice
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hydra import compose, initialize_config_dir
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, update_bn
+
+from resnet_se.builders import build_classifier, build_data, build_trainer, quiet
+from resnet_se.checks import check_config
+from resnet_se.config import CONF
+from resnet_se.distill import Distillation, criterion
+from resnet_se.errors import UserError
+from resnet_se.pretrained import load
+from resnet_se.sam import ascent
+from resnet_se.seeds import derive_seed
+from tests.conftest import TINY
+from tests.test_train import Stopped, assert_same_run, interrupt, only
+
+
+@pytest.fixture
+def build(tmp_path):
+    """The tiny configuration's data, classifier and trainer, its teacher found."""
+
+    def call(*overrides: str):
+        quiet()
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            cfg = compose("train", [*TINY, f"run_dir={tmp_path}", *overrides])
+        check_config(cfg)
+        data = build_data(cfg)
+        data.setup()
+        model = build_classifier(cfg, data.num_classes)
+        model.criterion = criterion(cfg, data)
+        return data, model, build_trainer(cfg, cfg.trainer.precision)
+
+    return call
+
+
+# --- SAM ---------------------------------------------------------
+
+
+def test_the_ascent_by_hand():
+    w, v = (torch.tensor(x, requires_grad=True) for x in ([3.0, -1.0], [[2.0]]))
+    w.grad, v.grad = torch.tensor([2.0, 1.0]), torch.tensor([[-2.0]])  # of norm 3
+    first, second = ascent([w, v], 0.6, adaptive=False)
+    torch.testing.assert_close(first, torch.tensor([0.4, 0.2]))
+    torch.testing.assert_close(second, torch.tensor([[-0.4]]))
+
+    first, second = ascent([w, v], 0.6, adaptive=True)
+    size = np.array([3.01, 1.01, 2.01])
+    gradient = np.array([2.0, 1.0, -2.0])
+    expected = 0.6 * size**2 * gradient / np.linalg.norm(size * gradient)
+    found = torch.cat([first, second[0]]).numpy()
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+class Steps(L.Callback):
+    """Keeps the weights and buffers after every step."""
+
+    def __init__(self):
+        self.states = []
+
+    def on_train_batch_end(self, trainer, module, *_):
+        self.states.append(copy.deepcopy(module.net.state_dict()))
+
+
+@pytest.mark.parametrize("adaptive", [False, True])
+def test_its_steps_are_those_of_two_gradients_by_hand(build, adaptive):
+    """The second step is plain (`every=2`); mixing and dropout are those of the first
+    pass, and so are BatchNorm's statistics."""
+    more = ("mixing=mixup", "model.dropout=0.3", "optimizer.momentum=0")
+    sam = (f"callbacks.sam.adaptive={adaptive}", "callbacks.sam.every=2")
+    data, model, trainer = build("callbacks=sam", *sam, *more, "trainer.max_epochs=1")
+    steps = Steps()
+    trainer.callbacks.insert(0, steps)
+    net, lr = copy.deepcopy(model.net).train(), 0.1
+    batches = list(islice(data.train_dataloader(), 2))
+    trainer.fit(model, datamodule=data)
+
+    def gradients(step):
+        torch.manual_seed(derive_seed("step", 0, 0, 0, step))
+        images, targets = model.mixing(*batches[step], 10)
+        net.zero_grad()
+        F.cross_entropy(net(images), targets).backward()
+        return [p.grad.clone() for p in net.parameters()]
+
+    for step in range(2):
+        weights = [p.detach().clone() for p in net.parameters()]
+        grads = gradients(step)
+        statistics = {k: v.clone() for k, v in net.named_buffers()}
+        if step == 0:
+            norm = torch.cat(
+                [
+                    (g * (w.abs() + 0.01 if adaptive else 1)).flatten()
+                    for g, w in zip(grads, weights, strict=True)
+                ]
+            ).norm()
+            with torch.no_grad():
+                for p, g in zip(net.parameters(), grads, strict=True):
+                    scale = (p.abs() + 0.01) ** 2 if adaptive else 1
+                    p += 0.05 * scale * g / norm
+            grads = gradients(step)
+        with torch.no_grad():
+            for p, w, g in zip(net.parameters(), weights, grads, strict=True):
+                p.copy_(w - lr * g)
+            for name, buffer in net.named_buffers():
+                buffer.copy_(statistics[name])
+        found = {k: v for k, v in steps.states[step].items() if v.is_floating_point()}
+        expected = {k: v for k, v in net.state_dict().items() if k in found}
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_a_batch_counts_once_in_the_training_figures(build):
+    data, model, trainer = build("callbacks=sam", "trainer.max_epochs=1")
+    trainer.fit(model, datamodule=data)
+    assert sum(size for *_, size in model.train_batches.values()) == 6 * 32
+    assert trainer.global_step == 6
+
+
+# --- averages ----------------------------------------------------
+
+
+class Averaged(L.Callback):
+    """torch's own average of the ends of epochs 2 and later, compared at validation."""
+
+    def __init__(self):
+        self.average = None
+        self.compared = 0
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, index):
+        if index + 1 == trainer.num_training_batches and trainer.current_epoch >= 2:
+            self.average = self.average or AveragedModel(module.net)
+            self.average.update_parameters(module.net)
+
+    def on_validation_batch_start(self, trainer, module, *_):
+        if trainer.current_epoch < 3:
+            return
+        net = self.average.module
+        update_bn(trainer.datamodule.shuffled(5000), net)
+        ours = [t for t in module.net.state_dict().values() if t.is_floating_point()]
+        theirs = [t for t in net.state_dict().values() if t.is_floating_point()]
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+        self.compared += 1
+
+
+def test_stochastic_weight_averaging_is_torchs(build):
+    data, model, trainer = build(
+        "callbacks=swa", "trainer.max_epochs=5", "callbacks.weight_average.start=0.5"
+    )
+    reference = Averaged()
+    trainer.callbacks.append(reference)
+    trainer.fit(model, datamodule=data)
+    assert reference.compared == 2
+
+
+# --- distillation ------------------------------------------------
+
+
+def test_the_distilled_loss_is_hintons():
+    torch.manual_seed(0)
+    mean, std = torch.rand(3), torch.rand(3) + 0.5
+    images, z, v = torch.randn(6, 3, 4, 4), torch.randn(6, 5), torch.randn(6, 5)
+    targets = torch.rand(6, 5).softmax(1)
+    seen = []
+
+    class Teacher(nn.Module):
+        def forward(self, pixels):
+            seen.append(pixels)
+            return v
+
+    loss = Distillation(Teacher(), (mean, std), weight=0.7, temperature=3.0)
+    found = loss(images, z, targets)
+    hard = -(targets * z.log_softmax(1)).sum(1).mean()
+    kl = F.kl_div(
+        (z / 3).log_softmax(1), (v / 3).softmax(1), reduction="batchmean"
+    )  # and the entropy of the teacher's, which has no gradient
+    p = (v / 3).softmax(1)
+    entropy = -(p * p.log()).sum(1).mean()
+    torch.testing.assert_close(found, 0.3 * hard + 0.7 * 9 * (kl + entropy))
+    torch.testing.assert_close(
+        seen[0], images * std[:, None, None] + mean[:, None, None]
+    )
+
+
+def test_the_teacher_sees_the_students_images(build, finished):
+    data, model, _ = build(f"distill={finished.folder}", "augment=none")
+    teacher = load(finished.folder)
+    part = data.train_part[0][:8]
+    normalised = (part / 255 - data.mean[:, None, None]) / data.std[:, None, None]
+    targets = F.one_hot(data.train_part[1][:8], 10).float()
+    z = torch.zeros(8, 10)
+    found = model.criterion(normalised, z, targets)
+    soft = (teacher(part) / 4).softmax(1)
+    expected = 0.1 * np.log(10) + 0.9 * 16 * F.cross_entropy(z / 4, soft)
+    torch.testing.assert_close(found, expected)
+    assert not any("teacher" in name for name in model.state_dict())
+
+
+def test_a_bundle_teaches_and_its_content_is_hashed(
+    train, command, finished, run_dirs, tmp_path
+):
+    assert command("bundle", f"run={finished.folder}", "out=taught") == 0
+    assert train("distill=taught", "trainer.max_epochs=1") == 0
+    ((_, result),) = run_dirs().items()
+    assert len(result["setting"]["distill.content"]) == 16
+    shutil.move(tmp_path / "taught", tmp_path / "moved")
+    assert train("distill=moved", "trainer.max_epochs=1") == 0
+    assert len(run_dirs()) == 1  # skipped
+
+
+@pytest.mark.parametrize(
+    ("change", "answer"),
+    {
+        "data.source.num_classes=7": r"10 classes|7 classes",
+        "data.source.size=24": "distill: expected a teacher of images of 24 × 24",
+        "distill=nowhere": "expected a run directory or a bundle, got nowhere",
+        "distill_weight=1.5": "distill_weight: expected a number 0..1, got 1.5",
+        "distill_temperature=0": "distill_temperature: expected a number > 0, got 0",
+    }.items(),
+)
+def test_a_teacher_that_does_not_fit_is_refused(
+    train, finished, run_dirs, capsys, change, answer
+):
+    assert train(f"distill={finished.folder}", change) == 2
+    error = capsys.readouterr().err
+    assert any(words in error for words in answer.split("|"))
+    assert not [r for r in run_dirs().values() if "train" in r]
+
+
+# --- all of them together ----------------------------------------
+
+# By group, so that no pair sets one key twice.
+MEANS = {
+    "randaugment": ("augment=randaugment",),
+    "erasing": ("augment.erase=0.5",),
+    "cutmix": ("mixing=both",),
+    "stochastic depth": ("model.drop_path=0.3",),
+    "zero init": ("model.zero_init=true",),
+    "sam": ("+callbacks.sam._target_=resnet_se.sam.SAM",),
+    "ema": ("callbacks=ema",),
+    "distillation": ("distill=TEACHER",),
+    "repeats": ("data.repeats=2",),
+    "accumulation": ("+trainer.accumulate_grad_batches=2",),
+    "spared decay": ("optimizer.decay_norm_and_bias=false",),
+    "one cycle": ("scheduler=one_cycle",),
+    "torchvision": ("data.engine=torchvision",),
+    "muon": ("optimizer=muon",),
+    "swa": ("callbacks=swa",),
+}
+APART = {  # and the answer
+    ("sam", "accumulation"): "accumulate_grad_batches: expected 1 with SAM",
+    ("spared decay", "muon"): None,  # which has rates and decays of its own
+    ("ema", "swa"): None,  # one key
+}
+
+
+TOGETHER = (
+    "augment=trivial", "augment.erase=0.5", "mixing=both", "mixing.probability=0.7",
+    "model.drop_path=0.3", "model.dropout=0.2", "model.zero_init=true",
+    "callbacks=ema", "+callbacks.sam._target_=resnet_se.sam.SAM",
+    "+callbacks.sam.every=2", "data.repeats=2", "scheduler=one_cycle",
+    "optimizer.decay_norm_and_bias=false", "optimizer.weight_decay=0.01",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "engine", ["batched", pytest.param("torchvision", marks=pytest.mark.slow)]
+)
+def test_all_together_go_on_bit_for_bit(
+    train, finished, run_dirs, monkeypatch, tmp_path, engine
+):
+    """From a checkpoint between a step of SAM and a plain one."""
+    every = (*TOGETHER, f"distill={finished.folder}", f"data.engine={engine}")
+    every += ("+callbacks.checkpoint.every_n_steps=3",)
+    assert train("runs_dir=whole", *every) == 0
+    stopped = Stopped(monkeypatch, (1, 4), interrupt)
+    assert train(*every) == 130
+    before = len(stopped.steps)
+    assert train(*every) == 0
+    assert stopped.steps[before:] == [(1, 3), (1, 4), (1, 5)]
+    (reference,) = tmp_path.glob("whole/*/*")
+    assert_same_run(only(run_dirs())[0], reference)
+
+
+def one_step(build, *overrides: str) -> float:
+    """The loss of one optimizer step."""
+    step = ("trainer.max_epochs=1", "trainer.limit_train_batches=1")
+    data, model, trainer = build(*overrides, *step)
+    trainer.fit(model, datamodule=data)
+    assert trainer.global_step == 1
+    metrics = trainer.callback_metrics
+    return float(metrics["train/loss"] + metrics["val/loss"])
+
+
+@pytest.fixture
+def settings(finished):
+    """{mean: its overrides}."""
+    teacher = str(finished.folder)
+    return {
+        mean: tuple(o.replace("TEACHER", teacher) for o in overrides)
+        for mean, overrides in MEANS.items()
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pair", list(combinations(MEANS, 2)), ids=" and ".join)
+def test_two_means_make_a_step_or_are_refused(build, settings, pair):
+    overrides = [o for mean in pair for o in settings[mean]]
+    if pair not in APART:
+        assert np.isfinite(one_step(build, *overrides))
+    elif APART[pair]:
+        with pytest.raises(UserError, match=APART[pair]):
+            one_step(build, *overrides)
