@@ -62,7 +62,7 @@ NOT_HASHED = (
     "noise_family",
     "runs_dir",
     "run_dir",
-    "ckpt_path",  # of this and the next two the content is hashed
+    "ckpt_path",  # this and the next two: `BY_CONTENT`
     "init_from",
     "distill",
     "force",
@@ -90,6 +90,8 @@ NOT_HASHED = (
     "trainer.enable_model_summary",
     "trainer.use_distributed_sampler",
 )
+# Of these paths the content is hashed.
+BY_CONTENT = ("ckpt_path", "init_from", "distill")
 # Settings that came later, as they are where they do nothing: runs from before keep
 # their names.
 ADDED = {
@@ -107,6 +109,7 @@ WATCHERS = {
     "resnet_se:Forecast",
     "resnet_se:GradientNorm",
     "resnet_se:History",
+    "resnet_se:Pruner",
     "resnet_se:SaveOnSigterm",
     "resnet_se:progress",
     "lightning.pytorch.callbacks.DeviceStatsMonitor",
@@ -228,7 +231,7 @@ def setting(plain: dict[str, Any], facts: Facts) -> dict[str, Any]:
         kept.pop("trainer.sync_batchnorm", None)
     elif trainer.get("scale_lr"):
         kept["optimizer.lr"] = plain["optimizer"]["lr"] * world
-    for key in ("ckpt_path", "init_from", "distill"):
+    for key in BY_CONTENT:
         if plain.get(key):
             kept[f"{key}.content"] = _digest(key, Path(plain[key]))
     kept |= foreign_sources(value for key, value in flat.items() if _is_target(key))

@@ -36,7 +36,12 @@ if TYPE_CHECKING:  # importing wandb takes a second, which few runs need
 # Seconds; WANDB_INIT_TIMEOUT and WANDB_FINISH_TIMEOUT set others.  wandb's own limits
 # are a minute and a half, and none at the end.
 LIMITS = {"init_timeout": 20.0, "finish_timeout": 120.0}
-EXIT_CODES = {"finished": 0, "failed": 1, "interrupted": 255}  # as wandb's own hooks
+EXIT_CODES = {
+    "finished": 0,
+    "failed": 1,
+    "pruned": 0,
+    "interrupted": 255,
+}  # as wandb's own hooks
 SAMPLES = 48  # images in the table of sample predictions
 MAX_CLASSES = 100  # whose confusion matrix fits the 10,000 rows of a wandb table
 

@@ -24,6 +24,7 @@ from resnet_se.distill import criterion
 from resnet_se.errors import UserError
 from resnet_se.machine import hardware, peak_memory_mb, reset_peak_memory
 from resnet_se.mixing import Mixing
+from resnet_se.pruning import Pruner
 from resnet_se.record import short, write_result
 from resnet_se.resnet import describe
 from resnet_se.scoring import save_predictions, score
@@ -81,6 +82,9 @@ def train_and_test(
         if trainer.current_epoch < trainer.max_epochs
         else "max_epochs",
     }
+    if any(isinstance(c, Pruner) and c.pruned for c in trainer.callbacks):
+        result["train"]["stopped"] = result["status"] = "pruned"
+        return
     best = _best(trainer, run_dir, run_name(cfg))
     result["best_epoch"] = load_weights(model, data, best)["epoch"] if best else None
     result |= score(trainer, model, data)

@@ -8,7 +8,8 @@ A run directory is `runs/<experiment>/seed<k>-<hash of its setting>` (`config`).
 field raises `SCHEMA`.  Its fields:
 
     schema          this number
-    status          running | finished | failed | interrupted; `error` says why
+    status          running | finished | failed | interrupted (`error` says why) |
+                    pruned: by a search, without val and test
     experiment, seed, config_hash, overrides, tags
     setting         {dotted key: value} of all that `config_hash` covers (from 2)
     choices         {group: its choice on the command line or by default} (from 2)
@@ -93,7 +94,7 @@ FINISHED = {
     (int, NONE): _words("best_epoch?"),
     (list,): _words("data.classes"),
 }
-STATUSES = ("running", "finished", "failed", "interrupted")
+STATUSES = ("running", "finished", "failed", "interrupted", "pruned")
 
 
 def write_result(run_dir: Path, result: dict[str, Any]) -> None:

@@ -31,13 +31,13 @@ def ascent(weights: Sequence[Tensor], rho: float, adaptive: bool) -> list[Tensor
         rho: ρ > 0.
         adaptive: the second, whose size goes with the weights'.
     """
-    steps = [p.grad for p in weights]
+    steps: Any = [p.grad for p in weights]
     scales = [p.abs() + ETA for p in weights] if adaptive else []
     if adaptive:
         steps = torch._foreach_mul(steps, scales)
     norm = torch.stack(torch._foreach_norm(steps)).norm()
     steps = torch._foreach_mul(steps, rho / (norm + 1e-12))
-    return torch._foreach_mul(steps, scales) if adaptive else steps
+    return list(torch._foreach_mul(steps, scales) if adaptive else steps)
 
 
 class SAM(L.Callback):

@@ -1,15 +1,19 @@
 """A search over hyperparameters: Optuna proposes, any Hydra launcher trains.
 
     python -m resnet_se.train hparams_search=optuna launcher=joblib
+    python -m resnet_se.train hparams_search=optuna hydra.sweeper.pruner=null
 
 hydra-optuna-sweeper needs an Optuna below 3, so this is a Hydra sweeper over today's:
 tree-structured Parzen estimator (Bergstra et al. 2011) by ask and tell.
 
 A search lies in `<runs_dir>/searches/<experiment>-seed<k>-<hash of what it searches>`:
 `study.log` (Optuna's journal: trials, values, failures), each trial's `outcome.json`,
-`optimization_results.yaml`.  The same command goes on from there: trials that were
-running are run again, and training is idempotent.  Trial k draws from a generator of
-its own, (seed + k): an interrupted search proposes what an uninterrupted one would.
+`optimization_results.yaml` and `importance.png` (how much of the values' variance each
+setting explains: PED-ANOVA, Watanabe et al. 2023, arXiv 2304.10255).  Trials that are
+worse than others of their epoch stop early (`pruning`).  The same command goes on from
+there: trials that were running are run again, and training is idempotent.  Trial k
+draws from a generator of its own, (seed + k): an interrupted search proposes what an
+uninterrupted one would.
 """
 
 from __future__ import annotations
@@ -17,10 +21,11 @@ from __future__ import annotations
 import hashlib
 import json
 import shlex
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -38,14 +43,15 @@ from resnet_se.config import (
 )
 from resnet_se.errors import UserError, nearest
 from resnet_se.files import atomic_file, exclusive
-from resnet_se.sweep import SweepTable, outcomes, print_outcomes
+from resnet_se.pruning import METRICS, Rule, import_optuna, open_study
+from resnet_se.sweep import PRUNER, SweepTable, outcomes, print_outcomes
 
 if TYPE_CHECKING:
     import optuna
     from optuna.distributions import BaseDistribution
 
-METRICS = {"val/acc": "maximize", "val/loss": "minimize"}
 RESULTS = "optimization_results.yaml"  # as Hydra's own sweepers call it
+IMPORTANCE = "importance.png"
 
 
 class OptunaSearch(Sweeper):
@@ -55,6 +61,8 @@ class OptunaSearch(Sweeper):
         n_trials: in all, failed ones and those of earlier starts included.
         metric: a key of `METRICS`.
         max_batch_size: trials launched at once.
+        pruner: `halving`, `hyperband`, or None: every trial has all its epochs.
+        min_epochs: that a trial has before it may be stopped, >= 1.
         params: {override: sweep in Hydra's grammar}; the command line beats it.
 
     Raises:
@@ -67,17 +75,30 @@ class OptunaSearch(Sweeper):
         metric: str,
         max_batch_size: int,
         params: Mapping[str, str],
+        pruner: Rule | None = None,
+        min_epochs: int = 1,
     ) -> None:
         if metric not in METRICS:
-            hint = nearest(metric, METRICS)
-            raise UserError(f"metric: got {metric!r}; {hint}")
-        for name, value in (("n_trials", n_trials), ("max_batch_size", max_batch_size)):
+            why = " (the pruner compares trials by it)" if pruner else ""
+            hint = nearest(str(metric), METRICS)
+            raise UserError(f"metric: got {metric!r}{why}; {hint}")
+        if pruner not in (None, *get_args(Rule)):
+            hint = nearest(str(pruner), get_args(Rule))
+            raise UserError(f"pruner: got {pruner!r}; {hint}, or null")
+        counts = {
+            "n_trials": n_trials,
+            "max_batch_size": max_batch_size,
+            "min_epochs": min_epochs,
+        }
+        for name, value in counts.items():
             if not isinstance(value, int) or value < 1:
                 raise UserError(f"{name}: expected an integer >= 1, got {value!r}")
         self.n_trials = n_trials
         self.metric = metric
         self.max_batch_size = max_batch_size
         self.params = params
+        self.pruner = pruner
+        self.min_epochs = min_epochs
 
     def setup(
         self,
@@ -123,7 +144,8 @@ class OptunaSearch(Sweeper):
         # What the machine and the data settle is a matter of each job.
         fixed = config_hash(setting(resolved(cfg), Facts("", "", 1)))
         space = {key: override.input_line for key, override in searched.items()}
-        what = json.dumps([fixed, space, self.metric], sort_keys=True)
+        rule = [self.pruner, self.min_epochs] if self.pruner else []
+        what = json.dumps([fixed, space, self.metric, *rule], sort_keys=True)
         experiment = self.config.hydra.runtime.choices.get("experiment") or "custom"
         digest = hashlib.sha256(what.encode()).hexdigest()[:8]
         return f"{experiment}-seed{cfg.seed}-{digest}"
@@ -135,7 +157,10 @@ class OptunaSearch(Sweeper):
             Busy: another process is at this search.
         """
         with exclusive(self.folder):
-            study = open_study(self.folder, METRICS[self.metric])
+            epochs = self.config.trainer.max_epochs
+            study = open_study(
+                self.folder, self.metric, self.pruner, self.min_epochs, epochs
+            )
             for batch in self._batches(study):
                 self._run(study, batch)
                 self._write_results(study)
@@ -162,7 +187,10 @@ class OptunaSearch(Sweeper):
 
     def _run(self, study: optuna.Study, batch: dict[int, dict[str, Any]]) -> None:
         """Trains a batch and tells its values; if the launcher dies, none."""
-        jobs = [self.fixed + _as_overrides(params) for params in batch.values()]
+        jobs = [
+            self.fixed + _as_overrides(params) + self._pruner_of(number)
+            for number, params in batch.items()
+        ]
         self.validate_batch_is_legal(jobs)
         self.launcher.launch(jobs, initial_job_idx=min(batch))
         for record in outcomes(self.folder):
@@ -170,12 +198,27 @@ class OptunaSearch(Sweeper):
             if number not in batch or record["kind"] in ("busy", "not started"):
                 continue  # told before, or to be run by the next start
             value = record.get(self.metric.replace("/", "_"))
-            state = import_optuna().trial.TrialState.FAIL if value is None else None
+            states = import_optuna().trial.TrialState
+            state = None if value is not None else states.FAIL
+            if record["kind"] == "pruned":
+                state = states.PRUNED
             study.tell(number, value, state)
+
+    def _pruner_of(self, number: int) -> list[str]:
+        """The override that lets a trial's job ask whether it should go on."""
+        if not self.pruner:
+            return []
+        folder = str(self.folder.resolve()).replace("'", "\\'")
+        return [
+            f"{PRUNER}{{_target_:resnet_se.pruning.Pruner,folder:'{folder}',"
+            f"trial:{number},metric:{self.metric},rule:{self.pruner},"
+            f"least:{self.min_epochs}}}"
+        ]
 
     def _write_results(self, study: optuna.Study) -> None:
         """`optimization_results.yaml`: the best trial and its command."""
-        complete = [t for t in study.trials if t.value is not None]
+        states = import_optuna().trial.TrialState
+        complete = study.get_trials(states=[states.COMPLETE])
         if not complete:
             return
         best = study.best_trial
@@ -191,10 +234,15 @@ class OptunaSearch(Sweeper):
             "metric": self.metric,
             "best_trial": best.number,
             "trials": len(study.trials),
+            "pruned": len(study.get_trials(states=[states.PRUNED])),
+            "epochs": sum(record.get("epochs", 0) for record in outcomes(self.folder)),
+            "importances": _importances(study),
             "command": shlex.join(["python", "-m", "resnet_se.train", *train, *found]),
         }
         with atomic_file(self.folder / RESULTS) as file:
             file.write(yaml.safe_dump(results, sort_keys=False, width=1000).encode())
+        if results["importances"]:
+            _plot_importances(results["importances"], self.folder / IMPORTANCE)
 
 
 class SearchTable(SweepTable):
@@ -207,33 +255,35 @@ class SearchTable(SweepTable):
         if path.is_file():
             best = yaml.safe_load(path.read_text())
             print(
-                f"best of {best['trials']}: trial {best['best_trial']}, "
+                f"best of {best['trials']}, {best['pruned']} of them pruned, "
+                f"{best['epochs']} epochs in all: trial {best['best_trial']}, "
                 f"{best['metric']} {best['best_value']:.6g}\n{best['command']}"
             )
 
 
-def import_optuna() -> Any:
-    """Optuna, which is an extra, without its line for every trial."""
-    try:
-        import optuna
-    except ImportError:
-        raise UserError(
-            "hparams_search=optuna: not installed; uv sync --extra optuna"
-        ) from None
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    return optuna
+def _importances(study: optuna.Study) -> dict[str, float]:
+    """{setting: its share of the variance}, the largest first; {} of few trials."""
+    optuna = import_optuna()
+    complete = study.get_trials(states=[optuna.trial.TrialState.COMPLETE])
+    if len(complete) < 4 or len({t.value for t in complete}) < 2:
+        return {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        evaluator = optuna.importance.PedAnovaImportanceEvaluator()
+    found = optuna.importance.get_param_importances(study, evaluator=evaluator)
+    return {name: round(float(share), 4) for name, share in found.items()}
 
 
-def open_study(folder: Path, direction: str) -> optuna.Study:
-    """The study in `folder`, new or as it was left; one process at a time."""
-    storages = import_optuna().storages
-    backend = storages.journal.JournalFileBackend(str(folder / "study.log"))
-    return import_optuna().create_study(
-        storage=storages.JournalStorage(backend),
-        study_name=folder.name,
-        direction=direction,
-        load_if_exists=True,
-    )
+def _plot_importances(importances: Mapping[str, float], path: Path) -> None:
+    from resnet_se.plots import plt
+
+    names = list(importances)[::-1]
+    figure, axis = plt.subplots(figsize=(6, 1 + 0.4 * len(names)))
+    axis.barh(names, [importances[name] for name in names])
+    axis.set_xlabel("share of the variance of the trials' values")
+    figure.tight_layout()
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
 
 
 def _distribution(override: Override) -> BaseDistribution:

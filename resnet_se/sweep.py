@@ -35,6 +35,7 @@ from resnet_se.machine import usable_cores
 # it, and let them write their results into the copies.
 os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
 
+PRUNER = "++callbacks.pruner="  # an override of `search`, no part of what is searched
 STYLES = {"failed": "red", "not started": "yellow", "busy": "yellow"}
 
 # --- what a job may use of the machine: conf/launcher ------------
@@ -100,7 +101,7 @@ def take_gpus(gpus: Sequence[str], jobs: int, folder: Path) -> None:
 
 
 class Outcome(NamedTuple):
-    """How a run ended, `done`, `resumed` or `skipped`, and its record."""
+    """How a run ended, `done`, `resumed`, `skipped` or `pruned`, and its record."""
 
     kind: str
     result: dict[str, Any]
@@ -116,6 +117,7 @@ def recorded(task: Callable[[DictConfig], Outcome]) -> Callable[[DictConfig], No
             return
         folder = Path(hydra.runtime.output_dir)
         overrides = [o for o in hydra.overrides.task if "api_key" not in o]
+        overrides = [o for o in overrides if not o.startswith(PRUNER)]
         record = {"job": hydra.job.num, "overrides": overrides}
         if cfg.get("fail_fast") and any(
             o["kind"] == "failed" for o in outcomes(folder.parent)
@@ -139,16 +141,16 @@ def recorded(task: Callable[[DictConfig], Outcome]) -> Callable[[DictConfig], No
             # have to do.
             _write(folder, record | failed | {"run_dir": cfg.run_dir})
             raise
-        test = outcome.result["test"]
         record |= {
             "kind": outcome.kind,
             "run_dir": cfg.run_dir,
             "seconds": round(time.perf_counter() - started, 1),
-            "acc": test["acc"],
-            "acc_tta": test["acc_tta"],
-            "val_acc": outcome.result["val"]["acc"],
-            "val_loss": outcome.result["val"]["loss"],
+            "epochs": outcome.result["train"]["epochs"],
         }
+        if outcome.kind != "pruned":
+            test, val = outcome.result["test"], outcome.result["val"]
+            record |= {"acc": test["acc"], "acc_tta": test["acc_tta"]}
+            record |= {"val_acc": val["acc"], "val_loss": val["loss"]}
         _write(folder, record)
 
     return job

@@ -27,6 +27,7 @@ from omegaconf import DictConfig, OmegaConf
 from resnet_se import ranks
 from resnet_se.checks import check_config
 from resnet_se.config import (
+    BY_CONTENT,
     Facts,
     config_hash,
     experiment_name,
@@ -52,7 +53,7 @@ from resnet_se.screen import (
     print_closing_table,
     print_fallback,
 )
-from resnet_se.sweep import Outcome, recorded
+from resnet_se.sweep import PRUNER, Outcome, recorded
 
 if TYPE_CHECKING:
     from resnet_se.data.module import ImageDataModule
@@ -62,7 +63,7 @@ ERROR, OTHER_RANKS = "error.txt", "error.other_ranks.txt"
 RANKS_LOCK = ".lock-ranks"  # of rank 0, which may outlive the one that launched it
 
 # Where and how one machine ran it, no part of a record.
-PLACES = ("runs_dir=", "data.source.root=", "launcher", "hparams_search=")
+PLACES = ("runs_dir=", "data.source.root=", "launcher", "hparams_search=", PRUNER)
 
 
 def train(cfg: DictConfig) -> Outcome:
@@ -102,7 +103,7 @@ def train(cfg: DictConfig) -> Outcome:
         previous = read_result(run_dir)
         if previous is None:
             _refuse_beside_earlier(run_dir, cfg.seed, result["overrides"])
-        _check_directory(run_dir, digest, facts)
+        _check_directory(run_dir, digest, cfg, facts)
         if previous and previous["status"] == "finished":
             took = previous["data"].get("batch_size", data.batch_size)
             if data.exact_batch_size and took != data.batch_size:
@@ -121,6 +122,9 @@ def train(cfg: DictConfig) -> Outcome:
                 _train_in_ranks(cfg, data, run_dir, result)
             else:
                 train_and_test(cfg, data, run_dir, result)
+    if result["status"] == "pruned":
+        console.print(f"pruned: {run_dir}; the same command without the search goes on")
+        return Outcome("pruned", result)
     if not ranks.has_parent():
         show = print_closing_line if _in_sweep() else print_closing_table
         show(result, run_dir)
@@ -208,11 +212,12 @@ def _refuse_beside_earlier(run_dir: Path, seed: int, overrides: list[str]) -> No
             )
 
 
-def _check_directory(run_dir: Path, digest: str, facts: Facts) -> None:
+def _check_directory(run_dir: Path, digest: str, cfg: DictConfig, facts: Facts) -> None:
     """Refuses to mix two configurations in one directory."""
     if not (run_dir / "config.yaml").is_file():
         return
-    plain = saved_config(run_dir)
+    # What it started from may have moved since.
+    plain = saved_config(run_dir) | {key: cfg.get(key) for key in BY_CONTENT}
     try:
         theirs = config_hash(setting(plain, facts))
     except (LookupError, TypeError, ValueError, AttributeError):
@@ -262,7 +267,7 @@ def _interrupt_once() -> Callable[..., None]:
 def ledger(run_dir: Path, result: dict[str, Any]) -> Iterator[None]:
     """Keeps the record of a run true whatever happens in the body.
 
-    It is `running` from here on, and in the end finished, interrupted (by Ctrl-C,
+    It is `running` from here on, and in the end finished, pruned, interrupted (Ctrl-C,
     SIGTERM or a killed rank) or failed, with the error and its traceback beside it.
     """
     error_file = run_dir / (ERROR if ranks.is_leader() else OTHER_RANKS)
@@ -274,7 +279,8 @@ def ledger(run_dir: Path, result: dict[str, Any]) -> Iterator[None]:
         _record(run_dir, result)
         error_file.unlink(missing_ok=True)
         yield
-        result["status"] = "finished"
+        if result["status"] == "running":  # else a search has pruned it
+            result["status"] = "finished"
         _record(run_dir, result)
     except BaseException as error:
         # Lightning turns Ctrl-C into SystemExit, and ignores further ones.

@@ -420,13 +420,14 @@ def test_torchvisions_cutout_is_centred_as_the_batched_one():
         assert (found - expected).abs().max() < 4.5 * math.sqrt(0.25 / N)
 
 
+def given(draws):
+    """{parameter: its values} of those that are not left out."""
+    return {name: value for name, value in vars(draws).items() if value is not None}
+
+
 def columns(draws):
     """All parameters as (N, P) of mean 0 and deviation 1."""
-    parts = [
-        value.double().reshape(len(value), -1)
-        for value in vars(draws).values()
-        if value is not None
-    ]
+    parts = [value.double().reshape(len(value), -1) for value in given(draws).values()]
     table = torch.cat(parts, dim=1)
     return (table - table.mean(0)) / table.std(0)
 
@@ -452,7 +453,7 @@ def test_draws_repeat_and_do_not_depend_on_what_else_is_done():
     draws, again = (ALL.draw(50, 16, 16, seed=3, epoch=4) for _ in range(2))
     alone = replace(ALL, rotation=0, shift=0, shear=0, zoom=0, jitter=0)
     fewer = alone.draw(50, 16, 16, seed=3, epoch=4)
-    for name, value in vars(draws).items():
+    for name, value in given(draws).items():
         assert torch.equal(value, getattr(again, name)), name
         if getattr(fewer, name) is not None:
             assert torch.equal(value, getattr(fewer, name)), name
@@ -465,7 +466,7 @@ def test_an_images_draw_changes_that_image_alone():
     draws = ALL.draw(8, 16, 16, seed=0, epoch=0)
     found = ALL.apply(images, draws)
     assert all(not torch.equal(a, b) for a, b in itertools.combinations(found, 2))
-    for name, value in vars(draws).items():
+    for name, value in given(draws).items():
         changed = value.clone()
         changed[3] = changed[5]  # another image's
         if torch.equal(changed, value):

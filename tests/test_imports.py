@@ -23,7 +23,7 @@ LAYERS = (
     # images; records
     "data report",
     # Lightning
-    "classifier callbacks sam dashboard progress",
+    "classifier callbacks sam pruning dashboard progress",
     # a configuration
     "habits foreign config allowed kinds checks ranks",
     # a trained network

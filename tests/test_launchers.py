@@ -321,13 +321,13 @@ SEARCH = (
 def study(tmp_path):
     """The trials of the one search under a runs directory, and its results file."""
     pytest.importorskip("optuna", reason="extra optuna")
-    from resnet_se.search import open_study
+    from resnet_se.pruning import open_study
 
     def find(runs: str = "runs"):
         (folder,) = (tmp_path / runs / "searches").iterdir()
         results = folder / "optimization_results.yaml"
         found = yaml.safe_load(results.read_text()) if results.exists() else None
-        return open_study(folder, "maximize").trials, found, folder
+        return open_study(folder, "val/acc").trials, found, folder
 
     return find
 
@@ -387,6 +387,76 @@ def test_a_search_records_what_fails_and_can_be_continued(train, study, capsys):
     assert len(sweep.outcomes(folder)) == 2
 
 
+PRUNED = (
+    "hparams_search=optuna",
+    "trainer.max_epochs=4",
+    "hydra.sweeper.min_epochs=1",
+    # The first is good; none of the others can be among the best third.
+    "optimizer.lr=choice(0.05,1e-8)",
+    "hydra.sweeper.n_trials=4",
+    "data.source.num_train=600",
+    "hydra.sweeper.metric=val/loss",
+    "seed=3",
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rule", ["halving", "hyperband"])
+def test_a_bad_trial_is_pruned_and_can_be_trained_to_its_end(
+    train, command, run_dirs, study, capsys, rule
+):
+    assert train(*PRUNED, f"hydra.sweeper.pruner={rule}") == 0
+    trials, results, folder = study()
+    states = [trial.state.name for trial in trials]
+    kinds = [o["kind"] for o in sweep.outcomes(folder)]
+    assert [k == "pruned" for k in kinds] == [s == "PRUNED" for s in states]
+    assert results["pruned"] == states.count("PRUNED") >= 1
+    assert results["best_params"]["optimizer.lr"] == 0.05
+    for trial in trials:  # a figure an epoch, from the job
+        assert list(trial.intermediate_values) == [
+            epoch + 1 for epoch in range(len(trial.intermediate_values))
+        ]
+    runs = {run: r for run, r in run_dirs().items() if r["status"] == "pruned"}
+    run, record = next(iter(runs.items()))
+    epochs = record["train"]["epochs"]
+    assert epochs < 4
+    assert "test" not in record
+    assert results["epochs"] == sum(
+        o["epochs"] for o in sweep.outcomes(folder) if o["kind"] != "skipped"
+    ) + 4 * kinds.count("skipped")
+
+    assert (
+        train(
+            *(
+                o
+                for o in PRUNED
+                if "hydra" not in o and "hparams" not in o and "lr=" not in o
+            ),
+            "optimizer.lr=1e-8",
+        )
+        == 0
+    )
+    assert f"resuming from {run}" in capsys.readouterr().out.replace("\n", "")
+    record = run_dirs()[run]
+    assert (record["status"], record["train"]["epochs"]) == ("finished", 4)
+
+
+@pytest.mark.slow
+def test_trials_of_several_processes_prune_one_another(tmp_path, run_dirs, study):
+    extra("joblib")
+    line = ("launcher=joblib", "launcher.jobs=2", "hydra.sweeper.n_trials=6")
+    process = start(tmp_path, *PRUNED, *line)
+    printed = process.communicate(timeout=900)[0]
+    assert process.returncode == 0, printed
+    trials, results, _ = study()
+    states = [trial.state.name for trial in trials]
+    assert len(states) == 6
+    assert set(states) <= {"COMPLETE", "PRUNED"}
+    assert results["pruned"] == states.count("PRUNED") >= 1
+    assert all(trial.intermediate_values for trial in trials)
+    assert len({process for process, _ in notes(run_dirs)}) == 2
+
+
 @pytest.mark.slow
 def test_a_search_with_joblib_runs_trials_at_once(tmp_path, run_dirs, study):
     extra("joblib")
@@ -405,6 +475,9 @@ def test_a_search_with_joblib_runs_trials_at_once(tmp_path, run_dirs, study):
         "hydra.sweeper.n_trials=0": "n_trials: expected an integer >= 1, got 0",
         "optimizer.lr=tag(log,interval(0,1))": "optimizer.lr=tag(log,interval(0,1)): ",
         "hydra.sweeper.n_trial=3": "hydra.sweeper.n_trial",
+        "hydra.sweeper.metric=null": "got None (the pruner compares trials by it)",
+        "hydra.sweeper.pruner=halfing": "got 'halfing'; did you mean 'halving'",
+        "hydra.sweeper.min_epochs=0": "min_epochs: expected an integer >= 1, got 0",
     }.items(),
 )
 def test_a_mistake_in_a_search(train, capsys, typed, answer):

@@ -20,6 +20,8 @@ from resnet_se.checks import check_config
 from resnet_se.config import CONF
 from resnet_se.distill import Distillation, criterion
 from resnet_se.errors import UserError
+from resnet_se.lightning_internals import batches_done
+from resnet_se.models import counts
 from resnet_se.pretrained import load
 from resnet_se.sam import ascent
 from resnet_se.seeds import derive_seed
@@ -222,8 +224,8 @@ def test_a_bundle_teaches_and_its_content_is_hashed(
     {
         "data.source.num_classes=7": r"10 classes|7 classes",
         "data.source.size=24": "distill: expected a teacher of images of 24 × 24",
-        "distill=nowhere": "expected a run directory or a bundle, got nowhere",
-        "distill_weight=1.5": "distill_weight: expected a number 0..1, got 1.5",
+        "distill=nowhere": "distill: nowhere: No such file or directory",
+        "distill_weight=1.5": "distill_weight: expected 0..1, got 1.5",
         "distill_temperature=0": "distill_temperature: expected a number > 0, got 0",
     }.items(),
 )
@@ -291,6 +293,16 @@ def test_all_together_go_on_bit_for_bit(
     assert_same_run(only(run_dirs())[0], reference)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["trainer=ddp_sim", "trainer.compile=default"])
+def test_all_together_train_on_ranks_and_compiled(train, finished, run_dirs, way):
+    every = (*TOGETHER, f"distill={finished.folder}", "data.batch_size=16", way)
+    assert train(*every) == 0
+    ((_, result),) = run_dirs().items()
+    assert result["status"] == "finished"
+    assert result["train"]["steps"] == 2 * (220 // (32 if "ddp" in way else 16))
+
+
 def one_step(build, *overrides: str) -> float:
     """The loss of one optimizer step."""
     step = ("trainer.max_epochs=1", "trainer.limit_train_batches=1")
@@ -320,3 +332,59 @@ def test_two_means_make_a_step_or_are_refused(build, settings, pair):
     elif APART[pair]:
         with pytest.raises(UserError, match=APART[pair]):
             one_step(build, *overrides)
+
+
+# --- what they make together -------------------------------------
+
+
+@pytest.mark.parametrize("experiment", ["best", "best_cpu"])
+def test_the_best_networks_dry_run(command, run_dirs, experiment):
+    """Every part but the size: as configured, two epochs of two batches."""
+    small = ("data=synthetic", "data.source.num_train=240", "data.source.num_test=60")
+    small += ("data.batch_size=16", "model.widths=[8,8,16]", "model.reduction=4")
+    small += ("trainer.precision=32-true", "trainer.accelerator=cpu", "plots=false")
+    assert command("train", f"experiment={experiment}", "budget=smoke", *small) == 0
+    ((_, result),) = run_dirs().items()
+    assert (result["status"], result["train"]["steps"]) == ("finished", 4)
+    assert result["setting"]["augment.policy"] == "trivial"
+
+
+@pytest.mark.parametrize("name", ["best", "best_cpu"])
+def test_the_best_networks_are_small(name):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("train", [f"experiment={name}"])
+    size = counts(cfg.model)
+    text = (CONF / f"experiment/{name}.yaml").read_text()
+    assert size["total"] < 5_000_000
+    assert f"{size['macs'] / 1e6:.1f} MMAC" in text
+    assert "not measured" in text
+    if name == "best":
+        images = 49_000 * cfg.trainer.max_epochs
+        flop = size["macs"] * 2 * 3 * 2 * images  # two a MAC, backward twice, SAM
+        assert f"{flop / 1e15:.0f} PFLOP" in text
+        assert f"{flop / 989e12 * 10 / 60:.0f} minutes" in text  # dense bf16, a tenth
+
+
+def test_a_schedule_counts_optimizer_steps(build):
+    accumulate = ("+trainer.accumulate_grad_batches=2", "scheduler=cosine")
+    data, model, trainer = build(*accumulate)
+    trainer.fit(model, datamodule=data)
+    assert len(data.train_dataloader()) == 6
+    assert trainer.global_step == 2 * 3
+    schedule = model.lr_schedulers()
+    assert schedule.last_epoch == 6
+    assert schedule.get_lr() == pytest.approx([0, 0])  # at its end, not half-way
+
+
+def test_no_checkpoint_is_written_while_gradients_are_being_summed(build, tmp_path):
+    accumulate = ("+trainer.accumulate_grad_batches=2", "trainer.max_epochs=1")
+    data, model, trainer = build(*accumulate, "+callbacks.checkpoint.every_n_steps=1")
+    done, save = [], trainer.save_checkpoint
+
+    def noted(*args, **kwargs):
+        done.append(batches_done(trainer))
+        save(*args, **kwargs)
+
+    trainer.save_checkpoint = noted
+    trainer.fit(model, datamodule=data)
+    assert done == [2, 4, 6, 6]  # best and last at the end
