@@ -79,7 +79,7 @@ class OptunaSearch(Sweeper):
         min_epochs: int = 1,
     ) -> None:
         if metric not in METRICS:
-            why = " (the pruner compares trials by it)" if pruner else ""
+            why = " (a pruner compares trials by it)" if metric is None else ""
             hint = nearest(str(metric), METRICS)
             raise UserError(f"metric: got {metric!r}{why}; {hint}")
         if pruner not in (None, *get_args(Rule)):
@@ -235,7 +235,11 @@ class OptunaSearch(Sweeper):
             "best_trial": best.number,
             "trials": len(study.trials),
             "pruned": len(study.get_trials(states=[states.PRUNED])),
-            "epochs": sum(record.get("epochs", 0) for record in outcomes(self.folder)),
+            "epochs": sum(
+                record.get("epochs", 0)
+                for record in outcomes(self.folder)
+                if record["kind"] != "skipped"  # had been trained before
+            ),
             "importances": _importances(study),
             "command": shlex.join(["python", "-m", "resnet_se.train", *train, *found]),
         }
