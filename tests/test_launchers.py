@@ -16,6 +16,7 @@ from pathlib import Path
 
 import lightning as L
 import pytest
+import torch
 import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
@@ -400,12 +401,47 @@ PRUNED = (
 )
 
 
+@pytest.mark.parametrize(
+    ("rule", "share", "loss"), [("halving", 0.4, 0.03), ("hyperband", 0.75, 0.06)]
+)
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_rule_finds_a_good_trial_in_fewer_epochs(tmp_path, rule, share, loss, seed):
+    """30 learning curves of 27 epochs, each reported by a handle of its own.
+
+    Halving needs two fifths of the epochs; Hyperband, whose brackets start late as
+    well, more.
+    """
+    optuna = pytest.importorskip("optuna", reason="extra optuna")
+    from resnet_se.pruning import open_study
+
+    generator = torch.Generator().manual_seed(seed)
+    heights = 0.5 + 0.4 * torch.rand(30, generator=generator)
+    epochs = 0
+    study = open_study(tmp_path, "val/acc", rule, 1, 27)
+    for height in heights.tolist():
+        asked = study.ask({"x": optuna.distributions.FloatDistribution(0, 1)})
+        job = open_study(tmp_path, "val/acc", rule, 1, 27)
+        trial = optuna.trial.Trial(job, asked._trial_id)
+        state = optuna.trial.TrialState.COMPLETE
+        for epoch in range(1, 28):
+            noise = 0.01 * float(torch.randn((), generator=generator))
+            value = height * (1 - 0.5 ** (1 + epoch / 5)) + noise
+            trial.report(value, epoch)
+            epochs += 1
+            if epoch < 27 and trial.should_prune():
+                state = optuna.trial.TrialState.PRUNED
+                break
+        study.tell(asked, value if epoch == 27 else None, state)
+    assert epochs <= share * 30 * 27
+    whole = float(heights.max()) * (1 - 0.5 ** (1 + 27 / 5))
+    assert study.best_value > whole - loss  # the noise has a deviation of 0.01
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("rule", ["halving", "hyperband"])
 def test_a_bad_trial_is_pruned_and_can_be_trained_to_its_end(
-    train, command, run_dirs, study, capsys, rule
+    train, command, run_dirs, study, capsys
 ):
-    assert train(*PRUNED, f"hydra.sweeper.pruner={rule}") == 0
+    assert train(*PRUNED) == 0
     trials, results, folder = study()
     states = [trial.state.name for trial in trials]
     kinds = [o["kind"] for o in sweep.outcomes(folder)]
@@ -425,7 +461,8 @@ def test_a_bad_trial_is_pruned_and_can_be_trained_to_its_end(
     assert results["epochs"] == sum(o["epochs"] for o in done)
 
     assert command("train", *record["overrides"]) == 0
-    assert f"resuming from {run}" in capsys.readouterr().out.replace("\n", "")
+    shown = capsys.readouterr().out.replace("\n", "")
+    assert f"{run.name}/checkpoints/last.ckpt" in shown.partition("resuming from")[2]
     record = run_dirs()[run]
     assert (record["status"], record["train"]["epochs"]) == ("finished", 4)
 

@@ -23,7 +23,7 @@ from resnet_se.errors import UserError
 from resnet_se.lightning_internals import batches_done
 from resnet_se.models import counts
 from resnet_se.pretrained import load
-from resnet_se.sam import ascent
+from resnet_se.sam import SAM, ascent
 from resnet_se.seeds import derive_seed
 from tests.conftest import TINY
 from tests.test_train import Stopped, assert_same_run, interrupt, only
@@ -119,6 +119,27 @@ def test_its_steps_are_those_of_two_gradients_by_hand(build, adaptive):
         found = {k: v for k, v in steps.states[step].items() if v.is_floating_point()}
         expected = {k: v for k, v in net.state_dict().items() if k in found}
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("accumulate", "precision", "answer"),
+    [
+        (
+            2,
+            "32-true",
+            r"accumulate_grad_batches: expected 1 with SAM.*make data.batch",
+        ),
+        (
+            1,
+            "16-mixed",
+            "precision: SAM needs gradients .* bf16-mixed and 32-true work",
+        ),
+    ],
+)
+def test_where_a_batch_has_no_second_pass_it_is_refused(accumulate, precision, answer):
+    SAM().check(1, "bf16-mixed")
+    with pytest.raises(UserError, match=answer):
+        SAM().check(accumulate, precision)
 
 
 def test_a_batch_counts_once_in_the_training_figures(build):
