@@ -279,15 +279,14 @@ def _importances(study: optuna.Study) -> dict[str, float]:
 
 
 def _plot_importances(importances: Mapping[str, float], path: Path) -> None:
-    from resnet_se.plots import plt
+    from matplotlib.figure import Figure
 
     names = list(importances)[::-1]
-    figure, axis = plt.subplots(figsize=(6, 1 + 0.4 * len(names)))
+    figure = Figure(figsize=(6, 1 + 0.4 * len(names)), layout="constrained")
+    axis = figure.subplots()
     axis.barh(names, [importances[name] for name in names])
     axis.set_xlabel("share of the variance of the trials' values")
-    figure.tight_layout()
     figure.savefig(path, dpi=150)
-    plt.close(figure)
 
 
 def _distribution(override: Override) -> BaseDistribution:

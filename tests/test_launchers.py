@@ -437,6 +437,26 @@ def test_a_rule_finds_a_good_trial_in_fewer_epochs(tmp_path, rule, share, loss, 
     assert study.best_value > whole - loss  # the noise has a deviation of 0.01
 
 
+def test_importances_are_of_what_matters(tmp_path):
+    pytest.importorskip("optuna", reason="extra optuna")
+    from optuna.distributions import FloatDistribution
+
+    from resnet_se.pruning import open_study
+    from resnet_se.search import _importances, _plot_importances
+
+    study = open_study(tmp_path, "val/acc")
+    space = {name: FloatDistribution(0, 1) for name in ("idle", "lr")}
+    for _ in range(20):
+        trial = study.ask(space)
+        assert _importances(study) == {} or len(study.trials) > 4
+        study.tell(trial, trial.params["lr"])
+    found = _importances(study)
+    assert list(found) == ["lr", "idle"]
+    assert found["lr"] > 0.8
+    _plot_importances(found, tmp_path / "importance.png")
+    assert (tmp_path / "importance.png").stat().st_size > 1000
+
+
 @pytest.mark.slow
 def test_a_bad_trial_is_pruned_and_can_be_trained_to_its_end(
     train, command, run_dirs, study, capsys
