@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import runpy
 import shutil
 import tarfile
 from pathlib import Path
@@ -20,6 +21,8 @@ from resnet_se.data.pictures import batches, decode, find_pictures
 from resnet_se.data.synthetic import Synthetic
 from resnet_se.errors import UserError
 from tests.conftest import Run
+
+EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 
 
 def noise(side: int = 32, seed: int = 0) -> Image.Image:
@@ -69,6 +72,27 @@ def test_the_test_set_as_a_folder_gives_the_record_s_accuracy(
     assert [line["top"][0]["class"] for line in lines] == expected.labels
     assert all(len(line["top"]) == 2 for line in lines)
     assert lines[0]["path"].startswith("photos.tar.gz/photos/")
+
+
+def test_the_plain_loop_that_it_is_measured_against_writes_the_same_rows(
+    finished: Run, tmp_path
+):
+    script = runpy.run_path(str(EXPERIMENTS / "predict/speed.py"))
+    for i in range(4):
+        folder = tmp_path / "photos" / "ab"[i % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        noise(seed=i).save(folder / f"{i}.png")
+    run, inputs = str(finished.folder), str(tmp_path / "photos")
+    script["with_predict"](run, inputs, tmp_path / "ours.csv")
+    script["plain"](resnet_se.load(run), inputs, tmp_path / "plain.csv", 0)
+    _, *ours = csv.reader((tmp_path / "ours.csv").read_text().splitlines())
+    plain = list(csv.reader((tmp_path / "plain.csv").read_text().splitlines()))
+    assert len(ours) == 4
+    for row, other in zip(ours, plain, strict=True):
+        assert row[:2] == other[:2]
+        assert list(map(float, row[2::2])) == pytest.approx(
+            list(map(float, other[2::2])), abs=1e-4
+        )
 
 
 def test_broken_files_are_named_skipped_and_the_status_is_not_zero(

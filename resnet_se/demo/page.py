@@ -21,6 +21,7 @@ from resnet_se.demo.exhibits import Exhibit, Labelled
 HERE = Path(__file__).parent
 TOP = 5
 SHOWN = 40  # images on a page of the gallery
+INVITATION = "Drop a picture, or click a test image where there are some."
 UNREAD = 300  # seconds after which an upload goes that nobody asked about
 
 # A theme whose fonts are the system's: none is fetched.
@@ -53,7 +54,7 @@ def build(
                     height=180,
                     elem_id="drop",
                 )
-                status = gr.HTML(_status("Drop a picture, or click one below."))
+                status = gr.HTML(_status(INVITATION))
             with gr.Column(min_width=280, scale=3):
                 chosen = _gallery(tests, missing)
         panels: list[Any] = []
@@ -171,7 +172,7 @@ def _of_file(
         """The drop zone, empty again; the status; a pair for each network."""
         nothing = [None, ""] * len(exhibits)
         if file is None:
-            return [None, _status("Drop a picture, or click one below."), *nothing]
+            return [None, _status(INVITATION), *nothing]
         path = Path(file)
         try:
             pictures = [decode(path, exhibit.model.size) for exhibit in exhibits]
@@ -181,7 +182,7 @@ def _of_file(
         finally:
             if path.resolve().is_relative_to(folder.resolve()):
                 path.unlink(missing_ok=True)
-        tensors = map(torch.from_numpy, pictures)
+        tensors = map(torch.tensor, pictures)
         return [None, _status(path.name), *_panels(exhibits, tensors, missing)]
 
     return of_file
