@@ -191,16 +191,21 @@ def _save_test(
     }
     history = next((c for c in trainer.callbacks if isinstance(c, History)), None)
     if cfg.plots:
-        rows = history.rows if history else []
-        drawing.save_run_plots(
-            run_dir / "plots",
-            history=rows,
-            best_epoch=result["best_epoch"],
-            soft_targets=model.mixing != Mixing(),
-            augmented=data.augmented(*drawing.SHEET),
-            **tested,
-            **val,
-        )
+        try:
+            drawing.save_run_plots(
+                run_dir / "plots",
+                history=history.rows if history else [],
+                best_epoch=result["best_epoch"],
+                soft_targets=model.mixing != Mixing(),
+                augmented=data.augmented(*drawing.SHEET),
+                **tested,
+                **val,
+            )
+        except OSError:
+            raise
+        except Exception as error:  # no reason to lose what was trained
+            said = f"no pictures: {type(error).__name__}: {error}"
+            console.print(said, style="yellow", markup=False, soft_wrap=True)
     summary = _identity(result)
     summary["images_per_second"] = result["train"]["images_per_second"]
     dashboard.log_test(trainer, run_dir / "plots", **tested, best=best, summary=summary)

@@ -150,6 +150,19 @@ def test_plots_are_made_again_and_what_is_missing_is_named(
     assert "nothing to draw in a run that is interrupted" in capsys.readouterr().err
 
 
+def test_a_picture_that_fails_does_not_lose_the_run(
+    train, run_dirs, monkeypatch, capsys
+):
+    def fail(*_):
+        raise ValueError("what a transform of one's own may say of eight images")
+
+    monkeypatch.setattr(ImageDataModule, "augmented", fail)
+    assert train("plots=true", "trainer.max_epochs=1") == 0
+    ((_, result),) = run_dirs().items()
+    assert result["status"] == "finished"
+    assert "no pictures: ValueError: what a transform" in capsys.readouterr().out
+
+
 def test_plots_of_no_run_are_refused(command, capsys):
     assert command("plots", "run=nowhere") == 2
     assert "run: expected a run directory, got 'nowhere'" in capsys.readouterr().err
