@@ -43,7 +43,7 @@ from resnet_se.config import (
 )
 from resnet_se.errors import UserError, nearest
 from resnet_se.files import atomic_file, exclusive
-from resnet_se.pruning import METRICS, Rule, import_optuna, open_study
+from resnet_se.pruning import FACTOR, METRICS, Rule, import_optuna, open_study
 from resnet_se.sweep import PRUNER, SweepTable, outcomes, print_outcomes
 
 if TYPE_CHECKING:
@@ -62,7 +62,8 @@ class OptunaSearch(Sweeper):
         metric: a key of `METRICS`.
         max_batch_size: trials launched at once.
         pruner: `halving`, `hyperband`, or None: every trial has all its epochs.
-        min_epochs: that a trial has before it may be stopped, >= 1.
+        min_epochs: that a trial has before it may be stopped, >= 1; None: a 27th of
+            all, so that the rule has three occasions, each with thrice the epochs.
         params: {override: sweep in Hydra's grammar}; the command line beats it.
 
     Raises:
@@ -76,7 +77,7 @@ class OptunaSearch(Sweeper):
         max_batch_size: int,
         params: Mapping[str, str],
         pruner: Rule | None = None,
-        min_epochs: int = 1,
+        min_epochs: int | None = None,
     ) -> None:
         if metric not in METRICS:
             why = " (a pruner compares trials by it)" if metric is None else ""
@@ -88,7 +89,7 @@ class OptunaSearch(Sweeper):
         counts = {
             "n_trials": n_trials,
             "max_batch_size": max_batch_size,
-            "min_epochs": min_epochs,
+            "min_epochs": 1 if min_epochs is None else min_epochs,
         }
         for name, value in counts.items():
             if not isinstance(value, int) or value < 1:
@@ -113,6 +114,8 @@ class OptunaSearch(Sweeper):
             UserError: Optuna is missing, or there is nothing to search.
         """
         self.hydra_context, self.config = hydra_context, config
+        if self.min_epochs is None:
+            self.min_epochs = max(1, config.trainer.max_epochs // FACTOR**3)
         typed = [f"{key}={value}" for key, value in self.params.items()]
         typed += OmegaConf.to_container(config.hydra.overrides.task)  # ${…} as it is
         parsed = OverridesParser.create(hydra_context.config_loader).parse_overrides(
