@@ -404,7 +404,7 @@ PRUNED = (
 @pytest.mark.parametrize(
     ("rule", "share", "loss"), [("halving", 0.4, 0.03), ("hyperband", 0.75, 0.06)]
 )
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_rule_finds_a_good_trial_in_fewer_epochs(tmp_path, rule, share, loss, seed):
     """30 learning curves of 27 epochs, each reported by a handle of its own.
 

@@ -228,6 +228,7 @@ def test_the_teacher_sees_the_students_images(build, finished):
     assert not any("teacher" in name for name in model.state_dict())
 
 
+@pytest.mark.slow
 def test_a_bundle_teaches_and_its_content_is_hashed(
     train, command, finished, run_dirs, tmp_path
 ):
@@ -247,7 +248,6 @@ def test_a_bundle_teaches_and_its_content_is_hashed(
         "data.source.size=24": "distill: expected a teacher of images of 24 × 24",
         "distill=nowhere": "distill: nowhere: No such file or directory",
         "distill_weight=1.5": "distill_weight: expected 0..1, got 1.5",
-        "distill_temperature=0": "distill_temperature: expected a number > 0, got 0",
     }.items(),
 )
 def test_a_teacher_that_does_not_fit_is_refused(
