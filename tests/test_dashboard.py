@@ -373,7 +373,8 @@ def test_all_loggers_at_once(wandb, train, run_dirs, monkeypatch):
     assert [e.value for e in found.Scalars("train/loss")] == pytest.approx(
         result["history"]["train/loss"], rel=1e-5
     )
-    pictures = {"plots/curves", "plots/confusion", "plots/mistakes"}
+    pictures = {f"plots/{path.stem}" for path in (run_dir / "plots").glob("*.png")}
+    assert {"plots/curves", "plots/confusion", "plots/mistakes"} <= pictures
     assert set(found.Tags()["images"]) == pictures
     for logger in ("tensorboard", "csv/version_0"):
         config = yaml.safe_load((run_dir / logger / "hparams.yaml").read_text())
