@@ -410,6 +410,18 @@ def test_pictures_are_the_same_text_each_time(tmp_path):
     assert twice[0] == twice[1]
 
 
+def test_long_names_leave_room_for_what_is_drawn(tmp_path):
+    """A layout that collapses warns, which is an error here."""
+    # Of a comparison within one experiment the label is the override as typed.
+    runs = [
+        swept(seed, model=f"somewhere.deep.in_a_module_of_ones_own.Network{name}" * 3)
+        for name in "ab"
+        for seed in (0, 1)
+    ]
+    for _, figure in drawn(tmp_path, *runs).values():
+        draw(figure)
+
+
 def test_a_diverged_epoch_does_not_flatten_the_other_panels(tmp_path):
     def run(name, losses):
         history = {"epoch": list(range(100)), "val/loss": losses}

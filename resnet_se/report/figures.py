@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Iterator, Sequence
+from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -118,7 +119,10 @@ def effects(comparisons: list[Comparison], equivalence: float) -> Figure:
         shown.add(c.verdict(equivalence).partition(",")[0])
     axis.axvline(0, color="black", lw=1)
     axis.axvspan(-100 * equivalence, 100 * equivalence, color=GREY, alpha=0.15, lw=0)
-    names = [f"{c.question}   {c.name} {c.where}".strip() for c in comparisons]
+    # A typed `_target_` is longer than what it stands beside.
+    names = [
+        fill(f"{c.question}   {c.name} {c.where}".strip(), 64) for c in comparisons
+    ]
     axis.set_yticks(range(len(comparisons)), names, parse_math=False)
     axis.set_ylim(len(comparisons) - 0.4, -0.6)
     axis.set_xlabel("difference of test accuracy, percentage points")
@@ -283,7 +287,7 @@ def curves(section: Section, groups: list[Group], metric: str) -> tuple[Figure, 
                     (lines[part],) = axis.plot(x, y, **look)
                     heights += y
         title = titles[id(group)] if len(groups) > 1 else group.experiment
-        axis.set_title(title, fontsize=8, loc="left", parse_math=False)
+        axis.set_title(fill(title, 48), fontsize=8, loc="left", parse_math=False)
         axis.xaxis.set_major_locator(MaxNLocator(4, integer=True))
         axis.grid(alpha=0.3)
     for axis in axes.flat[len(groups) :]:
