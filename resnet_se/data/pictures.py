@@ -68,7 +68,7 @@ def decode(path: Path, size: Size) -> np.ndarray:
         pass
     except Exception as error:  # PIL raises many kinds for damaged files
         reason = getattr(error, "strerror", None) or str(error)
-        reason = reason.replace(repr(str(path)), "the file") or type(error).__name__
+        reason = reason.replace(f" {str(path)!r}", "") or type(error).__name__
         raise ValueError(reason.splitlines()[0]) from None
     raise ValueError(f"more than {MEGAPIXELS} megapixels")
 
