@@ -8,6 +8,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from resnet_se.config import CONF
+from resnet_se.report.gates import ablation_rows
 
 FOLDER = Path(__file__).parents[1] / "experiments" / "small"
 RECORDS = sorted(FOLDER.glob("*/*/seed*/result.json"))
@@ -51,3 +52,13 @@ def test_the_choice_is_that_of_the_records(start, folder):
     lines = (FOLDER / "README.md").read_text().splitlines()
     [row] = [line for line in lines if line.startswith(start)]
     assert row.endswith(f"| 1 | {100 * read(path)['val']['acc']:.2f} |")
+
+
+def test_the_gates_are_those_of_the_file():
+    [entry] = read(FOLDER / "gates" / "e14_final.seed0.json")["runs"]
+    assert entry["config_hash"] in {path.parent.name[6:] for path in RECORDS}
+    text = (FOLDER / "README.md").read_text()
+    assert f"is {100 * entry['all']['shares']['constant']:.1f} % constant" in text
+    for row in ablation_rows(entry):
+        cells = " | ".join(row.values())
+        assert f"| {cells} |" in text
