@@ -439,6 +439,8 @@ def test_names_of_classes_can_be_printed(tmp_path):
 
 # --- random trees and archives -----------------------------------
 
+SOAK = int(os.environ.get("SOAK_EXAMPLES", "10000"))
+
 NAMES = st.sampled_from(
     ["train", "test", "val", "ant", "bee", ".x", "a.png", "..", "é"]
 )
@@ -545,14 +547,14 @@ def test_random_trees_end_in_a_set_or_a_sentence(base, entries):
 
 
 @pytest.mark.soak
-@runs(10_000)
+@runs(SOAK)
 @given(ENDINGS, st.booleans(), ENTRIES, DAMAGE)
 def test_ten_thousand_archives(ending, base, entries, damage):
     check_archive(ending, base, entries, damage)
 
 
 @pytest.mark.soak
-@runs(10_000)
+@runs(SOAK)
 @given(st.booleans(), ENTRIES)
 def test_ten_thousand_trees(base, entries):
     check_tree(base, entries)

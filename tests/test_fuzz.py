@@ -48,6 +48,7 @@ from resnet_se.evaluate import _print_table
 from resnet_se.report.runs import load, load_runs
 from tests.conftest import Run, call
 
+SOAK = int(os.environ.get("SOAK_EXAMPLES", "10000"))
 SECONDS = 20  # longer than that is a hang
 FACTS = Facts("data", "32-true", 1)
 # What a command prints as a sentence (`config.run`).
@@ -212,7 +213,7 @@ def test_random_records(finished: Run, changes, damage):
 
 
 @pytest.mark.soak
-@some(10_000)
+@some(SOAK)
 @given(edits(VALUES), DAMAGE)
 def test_ten_thousand_records(finished: Run, changes, damage):
     check_record(finished.result, changes, damage)
@@ -265,7 +266,7 @@ def test_random_checkpoints(trained, changes, damage):
 
 
 @pytest.mark.soak
-@some(10_000)
+@some(SOAK)
 @given(CHECKPOINT_EDITS, DAMAGE)
 def test_ten_thousand_checkpoints(trained, changes, damage):
     check_checkpoint(trained, changes, damage)
@@ -318,7 +319,7 @@ def test_random_bundles(bundled, name, changes, damage, zipped):
 
 
 @pytest.mark.soak
-@some(10_000)
+@some(SOAK)
 @given(BUNDLE_FILES, edits(VALUES), DAMAGE, st.booleans())
 def test_ten_thousand_bundles(bundled, name, changes, damage, zipped):
     check_bundle(bundled, name, changes, damage, zipped)
@@ -362,7 +363,7 @@ def test_random_configurations(configured, changes, damage):
 
 
 @pytest.mark.soak
-@some(10_000)
+@some(SOAK)
 @given(edits(VALUES), DAMAGE)
 def test_ten_thousand_configurations(configured, changes, damage):
     check_configuration(configured, changes, damage)
