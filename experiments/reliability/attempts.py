@@ -154,6 +154,7 @@ def attempt(
     *,
     kill: str = "",
     after: float | None = None,
+    at: int | None = None,
     whom: str = "all",
     tmpdir: str | None = None,
     limit: float = 600,
@@ -163,6 +164,7 @@ def attempt(
     Args:
         kill: a place's letter and the time that it is reached: `c:3`.
         after: SIGKILL after so many seconds.
+        at: SIGKILL once so many places have been noted, by all processes together.
         whom: of several ranks: all, the launcher, or a rank.
         limit: a hang, after so many seconds.
     """
@@ -177,9 +179,10 @@ def attempt(
         took = time.monotonic() - begun
         if pid:
             break
-        if after is not None and took >= after:
+        late = after is not None and took >= after
+        if late or (at is not None and _size(folder / "notes") >= at):
             _kill(child, whom)
-            after = None
+            after = at = None
             continue
         if took > limit:
             os.killpg(child, signal.SIGKILL)
@@ -187,6 +190,10 @@ def attempt(
         time.sleep(0.005)
     code = None if os.WIFSIGNALED(status) else os.waitstatus_to_exitcode(status)
     return End(code, took, log.read_text(errors="replace"))
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
 
 
 def _train(

@@ -92,9 +92,11 @@ def kill_once(
         shutil.rmtree(folder, ignore_errors=True)
         if place in PLACES:
             when = {"kill": f"{place}:{draw.randint(1, whole['places'][place])}"}
-        else:
-            whom = "all" if place == "any" else place
-            when = {"after": draw.uniform(0, whole["seconds"]), "whom": whom}
+        elif place == "any":
+            when = {"after": draw.uniform(0, whole["seconds"])}
+        else:  # most of the seconds of ranks go into starting them
+            places = sum(whole["places"].values())
+            when = {"at": draw.randint(1, places - 1), "whom": place}
         end = attempt(folder, overrides, **told, **when)
         if end.status != 0:  # else it was done before the kill came
             break
