@@ -222,6 +222,10 @@ def _setting(run: str) -> tuple[str, dict[str, Any]]:
     record = read_record(path / "result.json" if path.is_dir() else path)
     if not isinstance(record.get("setting"), dict):
         raise UserError(f"{run}: of an earlier version, which kept no setting")
+    try:
+        check_fields(record, {(str,): ["config_hash"]})
+    except UserError as error:
+        raise UserError(f"{run}: {error}") from None
     return record["config_hash"], record["setting"]
 
 

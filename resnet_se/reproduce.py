@@ -3,9 +3,13 @@
     python -m resnet_se.reproduce RUN [--keep DIR]
 
 The same overrides train in a scratch folder, at the recorded precision.  On one CPU
-with as many threads and the same versions the weights are the same bit for bit.
-Across devices, thread counts or versions they are not: sums are taken in another order.
-Where the environments differ is said, so that a difference has its suspects.
+with as many threads and the same versions the weights are the same bit for bit, with
+any number of loader workers, moved, copied or resumed; on one GPU too (not measured)
+where `+trainer.deterministic=true` has torch take algorithms whose sums have an order.
+Across kinds of devices, thread counts, world sizes, precisions or versions they are
+not: sums are taken in another order, and figures agree within rounding at first, later
+only as two seeds do.  Where the environments differ is said, so that a difference has
+its suspects.
 """
 
 from __future__ import annotations

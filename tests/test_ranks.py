@@ -213,6 +213,35 @@ def test_a_killed_rank_interrupts_the_run(run_dirs, tmp_path):
     assert "SIGKILL" in result["error"]
 
 
+def is_running(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return state != "Z"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_ranks_go_with_a_killed_launcher(tmp_path):
+    line = [sys.executable, "-m", "resnet_se.train", *TINY, *PAIR]
+    process = subprocess.Popen(
+        [*line, "trainer.max_epochs=4000"], cwd=tmp_path, stdout=subprocess.DEVNULL
+    )
+    while not list(tmp_path.glob("runs/*/*/checkpoints/last.ckpt")):
+        time.sleep(0.05)
+        assert process.poll() is None
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
+    ranks_ = [int(pid) for pid in children.split() if is_running(int(pid))]
+    assert len(ranks_) >= 2
+    process.kill()
+    process.wait()
+    end = time.monotonic() + 20
+    while any(map(is_running, ranks_)):
+        time.sleep(0.05)
+        assert time.monotonic() < end
+
+
 @pytest.mark.slow
 def test_sigterm_stops_all_ranks_in_mid_epoch_and_both_go_on(train, run_dirs, tmp_path):
     # MASTER_PORT, taken: each run finds a free one of its own.

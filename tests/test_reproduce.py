@@ -54,3 +54,26 @@ def test_a_run_is_the_same_again_and_an_edited_record_is_noticed(
     acc = f'"acc": {run_dirs()[run_dir]["val"]["acc"]}'
     record.write_text(text.replace(acc, '"acc": 0.77', 1))
     assert command("reproduce", str(run_dir)) == 1
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*create 2 worker processes")
+@pytest.mark.parametrize(
+    ("engine", "workers"),
+    [("batched", (0, 0)), pytest.param("torchvision", (0, 2), marks=pytest.mark.slow)],
+)
+def test_deterministic_weights_are_the_same_twice_and_with_any_workers(
+    train, tmp_path, engine, workers
+):
+    same = (f"data.engine={engine}", "mixing=cutmix", "+trainer.deterministic=true")
+    for i, n in enumerate(workers):
+        assert train(*same, f"runs_dir=runs{i}", f"data.num_workers={n}") == 0
+    assert torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(False)
+    a, b = (next(tmp_path.glob(f"runs{i}/*/seed*")) for i in range(2))
+    assert a.name == b.name
+    assert weights_agree(a, b) == "equal, bit for bit"
+    assert train(*same, "runs_dir=other", "seed=1") == 0  # it could differ
+    torch.use_deterministic_algorithms(False)
+    other = next(tmp_path.glob("other/*/seed*"))
+    assert weights_agree(a, other).startswith("differ")

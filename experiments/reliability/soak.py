@@ -374,7 +374,7 @@ def fuzz(work: Path, told: argparse.Namespace) -> dict[str, Any]:
     trials = Trials(work / "fuzz.jsonl")
     for test in told.only or FUZZ:
         trials.run(test, partial(fuzz_once, test, 50 * told.n))
-    return trials.done
+    return {"readers": trials.done}
 
 
 # --- command line ------------------------------------------------
