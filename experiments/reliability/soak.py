@@ -45,13 +45,14 @@ class Trials:
         lines = path.read_text().splitlines() if path.exists() else []
         self.done = {(t := json.loads(line))["name"]: t for line in lines}
 
-    def run(self, name: str, trial: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        if name not in self.done:
+    def run(
+        self, name: str, trial: Callable[[], dict[str, Any]], so_far: bool = False
+    ) -> None:
+        if not so_far and name not in self.done:
             self.done[name] = {"name": name, **trial()}
             with self.path.open("a") as file:
                 file.write(json.dumps(self.done[name]) + "\n")
             print(json.dumps(self.done[name]), flush=True)
-        return self.done[name]
 
 
 def reference(work: Path, variant: str, *more: str, name: str = "") -> dict[str, Any]:
@@ -149,11 +150,11 @@ def kills(work: Path, told: argparse.Namespace) -> dict[str, Any]:
     """The 200 kills, and the negative controls."""
     trials = Trials(work / "kills.jsonl")
     pairs = told.n // 20
-    done = []
     for i, (variant, place) in enumerate(_plan(told.n - pairs, pairs)):
         name = f"{i} {variant} {place}"
         trial = partial(kill_once, work, variant, place, name, told.tmpdir)
-        done.append(trials.run(name, trial))
+        trials.run(name, trial, told.so_far)
+    done = list(trials.done.values())
     lost = [t["epochs_lost"] for t in done]
     return {
         "kills": len(done),
@@ -254,11 +255,12 @@ def damage_once(work: Path, variant: str, harm: str, seed: str) -> dict[str, Any
 def damage(work: Path, told: argparse.Namespace) -> dict[str, Any]:
     """The 200 damaged checkpoints."""
     trials, harms = Trials(work / "damage.jsonl"), (*HARMS, "swap")
-    done = []
     for i in range(told.n):
         variant, harm = ("plain", "plateau")[i // len(harms) % 2], harms[i % len(harms)]
         name = f"{i} {variant} {harm}"
-        done.append(trials.run(name, partial(damage_once, work, variant, harm, name)))
+        trial = partial(damage_once, work, variant, harm, name)
+        trials.run(name, trial, told.so_far)
+    done = list(trials.done.values())
     undetected = [t for t in done if t["unseen by read"] or t["differs"]]
     return {
         "damaged": len(done),
@@ -329,11 +331,13 @@ def sweep(work: Path, told: argparse.Namespace) -> dict[str, Any]:
     }
     done: dict[str, Any] = {"jobs": jobs}
     for name, line in lines.items():
-        begun = time.perf_counter()
+        begun, before = time.perf_counter(), os.times()
         command = [sys.executable, "-m", f"resnet_se.{line[0]}", *line[1:]]
         ended = subprocess.run(command, cwd=work, capture_output=True, text=True)
         assert ended.returncode == 0, ended.stderr[-2000:]
         done[f"{name} seconds"] = round(time.perf_counter() - begun, 1)
+        computing = os.times().children_user - before.children_user
+        done[f"{name} CPU seconds"] = round(computing, 1)
     return done
 
 
@@ -373,7 +377,7 @@ def fuzz(work: Path, told: argparse.Namespace) -> dict[str, Any]:
     """The soak tests of the readers: inputs that passed and that did not."""
     trials = Trials(work / "fuzz.jsonl")
     for test in told.only or FUZZ:
-        trials.run(test, partial(fuzz_once, test, 50 * told.n))
+        trials.run(test, partial(fuzz_once, test, 50 * told.n), told.so_far)
     return {"readers": trials.done}
 
 
@@ -387,6 +391,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="scratch folder")
     parser.add_argument("--tmpdir", default="/dev/shm", help="on another file system")
     parser.add_argument("-n", type=int, default=200)
+    parser.add_argument("--so-far", action="store_true", help="sum up what is done")
     parser.add_argument("--only", nargs="*", choices=FUZZ, help="of fuzz")
     told = parser.parse_args()
     work = told.work.resolve()
