@@ -213,7 +213,9 @@ def _train(
             os.environ["TMPDIR"] = tmpdir
         torch.set_num_threads(1)
         watch_writes(len(kill) + len(str(folder)))
-        sys.argv = ["resnet-se train", *TINY, *overrides]
+        flags = [o for o in overrides if o.startswith("-")]  # argparse wants them first
+        rest = [o for o in overrides if not o.startswith("-")]
+        sys.argv = ["resnet-se train", *flags, *TINY, *rest]
         from resnet_se.train import main
 
         main()
