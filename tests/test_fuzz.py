@@ -49,7 +49,8 @@ from resnet_se.report.runs import load, load_runs
 from tests.conftest import Run, call
 
 SOAK = int(os.environ.get("SOAK_EXAMPLES", "10000"))
-SECONDS = 20  # longer than that is a hang
+SECONDS = 20  # of computing; longer than that is a hang, as is 15 times that of waiting
+pytestmark = pytest.mark.filterwarnings("ignore:Generating overly large repr")
 FACTS = Facts("data", "32-true", 1)
 # What a command prints as a sentence (`config.run`).
 SAID = (UserError, InstantiationException, OmegaConfBaseException)
@@ -146,8 +147,11 @@ def watched(folder: Path) -> Iterator[None]:
         raise TimeoutError("hangs")
 
     before, where = sorted(folder.rglob("*")), Path.cwd()
-    signal.signal(signal.SIGALRM, hang)
-    signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    timers = {signal.ITIMER_PROF: SECONDS, signal.ITIMER_REAL: 15 * SECONDS}
+    for number in (signal.SIGPROF, signal.SIGALRM):
+        signal.signal(number, hang)
+    for timer, seconds in timers.items():
+        signal.setitimer(timer, seconds)
     os.chdir(folder)
     try:
         silent = redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO())
@@ -155,7 +159,8 @@ def watched(folder: Path) -> Iterator[None]:
             warnings.simplefilter("ignore")
             yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        for timer in timers:
+            signal.setitimer(timer, 0)
         os.chdir(where)
     assert sorted(folder.rglob("*")) == before
 
