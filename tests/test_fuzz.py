@@ -28,6 +28,7 @@ import yaml
 from hydra.errors import InstantiationException
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from PIL import Image
 
@@ -335,8 +336,10 @@ def test_ten_thousand_bundles(bundled, name, changes, damage, zipped):
 
 @pytest.fixture(scope="module")
 def configured(finished: Run) -> SimpleNamespace:
+    plain = saved_config(finished.folder)
     return SimpleNamespace(
-        plain=saved_config(finished.folder),
+        plain=plain,
+        cfg=OmegaConf.create(plain),
         weights=(finished.folder / "checkpoints/best.ckpt").read_bytes(),
     )
 
@@ -352,7 +355,7 @@ def check_configuration(configured: Any, changes: list, damage: list) -> None:
         with suppress(*SAID):
             pretrained.read(run)
         with suppress(*SAID):  # as `train` does in a directory that it finds
-            train._check_directory(run, "00000000", FACTS)
+            train._check_directory(run, "00000000", configured.cfg, FACTS)
         with suppress(*SAID):  # as `evaluate` does
             cfg = load_config(run)
             checks.check_saved(cfg)
