@@ -442,4 +442,4 @@ def test_real_images_are_learnt(command, run_dirs):
     assert status == 0
     _, result = only(run_dirs())
     assert result["data"]["name"] == "cifar10"
-    assert result["test"]["acc"] > 0.25  # chance is 0.1
+    assert result["test"]["acc"] > 0.16  # chance is 0.1 ± 0.01
