@@ -5,10 +5,12 @@
 Composes and builds every job that `train -m` with the same overrides would run, takes
 two timed steps and one evaluation batch of each, and prints parameters, MMAC, peak
 memory, time and disk.  Times are this machine's, now, with validation, test and TTA.
+Jobs that differ in their seed alone cost the same: one of them is composed for all.
 """
 
 from __future__ import annotations
 
+import re
 import sys
 from itertools import product
 
@@ -39,6 +41,8 @@ from resnet_se.cost import Cost, measure
 from resnet_se.data.module import ImageDataModule
 from resnet_se.ranks import processes
 
+SEED = re.compile(r"seed=(\d{1,9})")
+
 
 def expand(overrides: list[str]) -> list[list[str]]:
     """The overrides of each job of a multirun, as Hydra's own sweeper expands them."""
@@ -63,15 +67,47 @@ def compose_job(overrides: list[str]) -> DictConfig:
     return cfg
 
 
+class Planner:
+    """Builds and measures jobs, and what is alike in several of them once."""
+
+    def __init__(self) -> None:
+        self.modules: dict[str, ImageDataModule] = {}
+        self.by_hash: dict[str, Cost] = {}
+        self.by_line: dict[tuple[str, ...], tuple[str, int, Cost]] = {}  # but for seeds
+
+    def job(self, overrides: list[str]) -> tuple[str, Cost]:
+        """The job's name and cost; raises as a start of it would."""
+        seeds = [int(m[1]) for m in map(SEED.fullmatch, overrides) if m]
+        line = tuple(o for o in overrides if not SEED.fullmatch(o))
+        if line not in self.by_line:
+            cfg = compose_job(overrides)
+            self.by_line[line] = experiment_name(), cfg.seed, self._cost(cfg)
+        experiment, seed, cost = self.by_line[line]
+        return f"{experiment} seed {seeds[-1] if seeds else seed}", cost
+
+    def _cost(self, cfg: DictConfig) -> Cost:
+        data = build_data(cfg)
+        key = data.locate()
+        source = f"{key} {data.val_fraction} {data.train_subset}"
+        if source in self.modules:
+            _share(self.modules[source], data)
+        data.setup()
+        self.modules[source] = data
+        precision = settle_precision(cfg, data)
+        facts = Facts(key, precision, processes(cfg.trainer))
+        digest = config_hash(setting(resolved(cfg), facts))
+        if digest not in self.by_hash:
+            self.by_hash[digest] = measure(cfg, data, precision)
+        return self.by_hash[digest]
+
+
 def main() -> None:
     """Console entry: `resnet-se plan …`."""
     quiet()
-    console = Console()
     table = Table(title="plan")
     for name in ("job", "parameters", "MMAC", "memory MB", "minutes", "disk MB"):
         table.add_column(name, justify="left" if name == "job" else "right")
-    known: dict[str, Cost] = {}
-    modules: dict[str, ImageDataModule] = {}
+    planner = Planner()
     sums = [0.0, 0.0]
     failures: list[str] = []
     with initialize_config_dir(str(CONF), version_base="1.3"):
@@ -81,30 +117,16 @@ def main() -> None:
             print(f"error: {explain(error)}", file=sys.stderr)
             sys.exit(2)
         for number, overrides in enumerate(jobs):
-            name = f"{number} {' '.join(overrides)}"
             try:
-                cfg = compose_job(overrides)
-                name = f"{number} {experiment_name()} seed {cfg.seed}"
-                data = build_data(cfg)
-                key = data.locate()
-                source = f"{key} {data.val_fraction} {data.train_subset}"
-                if source in modules:
-                    _share(modules[source], data)
-                data.setup()
-                modules[source] = data
-                precision = settle_precision(cfg, data)
-                facts = Facts(key, precision, processes(cfg.trainer))
-                digest = config_hash(setting(resolved(cfg), facts))
-                if digest not in known:
-                    known[digest] = measure(cfg, data, precision)
-                cost = known[digest]
+                name, cost = planner.job(overrides)
             except EXPECTED as error:
+                name = f"{number} {' '.join(overrides)}"
                 failures.append(f"{name}: {explain(error)}")
                 table.add_row(name, "[red]cannot work", "", "", "", "")
                 continue
             sums = [sums[0] + cost.seconds, sums[1] + cost.disk_mb]
             table.add_row(
-                name,
+                f"{number} {name}",
                 f"{cost.total:,}",
                 f"{cost.macs / 1e6:.1f}",
                 f"{cost.memory_mb:,.0f}",
@@ -115,7 +137,7 @@ def main() -> None:
     table.add_row(
         f"{len(jobs)} jobs", "", "", "", f"{sums[0] / 60:,.1f}", f"{sums[1]:,.0f}"
     )
-    console.print(table)
+    Console().print(table)
     for failure in failures:
         print(f"error: {failure}", file=sys.stderr)
     if failures:

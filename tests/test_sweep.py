@@ -12,8 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from resnet_se import plan
 from resnet_se.config import CONF
 from resnet_se.files import exclusive
+from resnet_se.plan import compose_job
 from tests.conftest import TINY
 
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("e*.yaml"))
@@ -182,6 +184,23 @@ def test_the_plan_names_what_cannot_work(command, capsys):
 
 
 @pytest.mark.slow
+def test_the_plan_composes_jobs_that_differ_in_their_seed_once(
+    command, capsys, monkeypatch
+):
+    composed = []
+
+    def counted(overrides):
+        composed.append(overrides)
+        return compose_job(overrides)
+
+    monkeypatch.setattr(plan, "compose_job", counted)
+    assert command("plan", *TINY, "model.reduction=2,4", "seed=range(250)") == 0
+    assert len(composed) == 2
+    table = capsys.readouterr().out
+    assert "500 jobs" in table
+    assert "499 custom seed 249" in table
+
+
 def test_the_plan_builds_all_22(command, capsys):
     tiny = [o for o in TINY if o.startswith(("data", "trainer")) and "batch" not in o]
     tiny.append("data.batch_size=4")
