@@ -158,10 +158,12 @@ def test_where_nothing_can_be_written(train, tmp_path, capsys):
 )
 def test_every_experiment_takes_a_step(command, run_dirs, name):
     """Its own network, made small; its own recipe, in seconds."""
+    # Not narrower: where a processor has no AVX-512, torch 2.15 corrupts memory in the
+    # backward pass of fewer than eight channels, channels last.
     tiny = [o for o in TINY if o.startswith(("data.source", "data=", "trainer.pre"))]
     status = command(
         "train", *tiny, f"experiment={name}", "budget=smoke", "budget.depth=0.1",
-        "budget.width=0.25", "data.batch_size=16", "trainer=cpu", "plots=false",
+        "budget.width=0.5", "data.batch_size=16", "trainer=cpu", "plots=false",
     )  # fmt: skip
     assert status == 0
     ((run_dir, result),) = run_dirs().items()
