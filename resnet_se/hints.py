@@ -197,6 +197,7 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
+@functools.cache
 def hints_of(target: Callable[..., Any]) -> dict[str, Any]:
     """{argument: hint} of a class or a function; what cannot be read is left out."""
     function = target.__init__ if inspect.isclass(target) else target

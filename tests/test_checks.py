@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from pydantic import Field
 from torch import nn
 
-from resnet_se import checks
+from resnet_se import checks, hints
 from resnet_se.allowed import PLACES
 from resnet_se.builders import build_classifier
 from resnet_se.config import CONF, EXPECTED, load_config
@@ -24,6 +24,7 @@ from resnet_se.errors import UserError
 from resnet_se.hints import Count, Unit, check, validated
 from resnet_se.kinds import check_kind
 from resnet_se.record import read_result
+from resnet_se.resnet import ResNet
 from tests.conftest import Run, call
 
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
@@ -346,3 +347,15 @@ def test_ten_thousand_records(tmp_path, finished, data):
 @given(st.data())
 def test_ten_thousand_configurations(tmp_path, finished, data):
     _configuration(tmp_path, finished, data)
+
+
+def test_a_class_that_is_checked_again_leaves_nothing_behind():
+    """Annotations are texts: each reading makes new hints, and so new validators."""
+    sizes = []
+    for _ in range(3):
+        for name, hint in hints.hints_of(ResNet).items():
+            if name == "reduction":
+                hints.check(name, 4, hint)
+            hints.plain(hint)
+        sizes.append(hints.plain.cache_info().currsize)
+    assert sizes[0] == sizes[2]

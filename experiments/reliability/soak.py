@@ -279,7 +279,7 @@ def damage(work: Path, told: argparse.Namespace) -> dict[str, Any]:
 
 LIVES = {  # overrides, and how often what `attempts.Life` notes is noted
     "jobs": ("-m", "seed=range(0,{n})", "trainer.max_epochs=1"),
-    "epochs": ("trainer.max_epochs={n}",),
+    "epochs": ("trainer.max_epochs={n}", "callbacks.early_stopping=null"),
 }
 
 
