@@ -309,6 +309,16 @@ def test_factor_and_against_choose():
     assert other.comparisons[0].mean < 0
 
 
+def test_what_one_seed_was_typed_with_is_no_difference_of_the_recipe():
+    """Typed out what a budget says, the hash is the same."""
+    spelt = record("a", 0, against=[{"experiment": "b", "question": "?"}])
+    brief = record("a", 1, against=spelt["against"])
+    spelt = spelt | {"overrides": [*spelt["overrides"], "budget.scale=0.1"]}
+    assert spelt["config_hash"] == brief["config_hash"]
+    found = compared(spelt, brief, record("b", 0), record("b", 1))
+    assert [(c.name, c.n) for c in found.comparisons] == [("a − b", 2)]
+
+
 def test_a_factor_is_found_across_experiments():
     def run(name, seed, **choices):
         setting = {"model.depths": choices["model"], "optimizer.lr": 0.1}

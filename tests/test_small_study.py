@@ -8,7 +8,11 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from resnet_se.config import CONF
+from resnet_se.report.compare import compare
 from resnet_se.report.gates import ablation_rows
+from resnet_se.report.groups import sections
+from resnet_se.report.runs import load
+from resnet_se.report.text import gain
 
 FOLDER = Path(__file__).parents[1] / "experiments" / "small"
 RECORDS = sorted(FOLDER.glob("*/*/seed*/result.json"))
@@ -62,3 +66,20 @@ def test_the_gates_are_those_of_the_file():
     for row in ablation_rows(entry):
         cells = " | ".join(row.values())
         assert f"| {cells} |" in text
+
+
+@pytest.mark.parametrize("name", ["e14_final", "e21_vanilla"])
+def test_what_there_is_so_far_is_that_of_the_records(name):
+    runs = [read(p) for p in sorted((FOLDER / "runs" / name).glob("*/result.json"))]
+    lines = (FOLDER / "README.md").read_text().splitlines()
+    [row] = [line for line in lines if line.startswith(f"| {name} ")]
+    values = ", ".join(f"{100 * run['test']['acc']:.2f}" for run in runs)
+    assert row.endswith(f"| {len(runs)} | {values} |")
+
+
+def test_the_difference_so_far_is_the_report_s():
+    [section] = sections(load([str(FOLDER / "runs")]).runs)
+    [c] = [c for c in compare(section).comparisons if c.name == "e14 − e21"]
+    text = " ".join((FOLDER / "README.md").read_text().split())
+    assert f"{gain(c.mean, c.interval).replace(' ', ' points ', 1)} for new" in text
+    assert f"the recipes are not decided (n = {c.n})" in text

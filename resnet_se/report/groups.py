@@ -34,6 +34,12 @@ class Group:
         return self.runs[0].record.get("noise_family") or self.experiment
 
     @cached_property
+    def overridden(self) -> dict[str, str]:
+        """What all seeds were typed with: of one hash, the rest changed nothing."""
+        first, *others = (run.overridden for run in self.runs)
+        return {k: v for k, v in first.items() if all(k in other for other in others)}
+
+    @cached_property
     def seeds(self) -> dict[int, Run]:
         return {run.seed: run for run in self.runs}
 
