@@ -185,7 +185,6 @@ def test_the_plan_names_what_cannot_work(command, capsys):
     assert "quickstart" in capsys.readouterr().err
 
 
-@pytest.mark.slow
 def test_the_plan_composes_jobs_that_differ_in_their_seed_once(
     command, capsys, monkeypatch
 ):
@@ -203,6 +202,7 @@ def test_the_plan_composes_jobs_that_differ_in_their_seed_once(
     assert "499 custom seed 249" in table
 
 
+@pytest.mark.slow
 def test_the_plan_builds_all_22(command, capsys):
     tiny = [o for o in TINY if o.startswith(("data", "trainer")) and "batch" not in o]
     tiny.append("data.batch_size=4")
