@@ -167,9 +167,10 @@ class WeightAverage(L.Callback):
             share = 1 - self.decay
         elif (epochs := self._averaged_epochs(trainer)) < 1:
             share = 1.0
+        elif index + 1 == trainer.num_training_batches:
+            share = 1 / epochs
         else:
-            ends = index + 1 == trainer.num_training_batches
-            share = 1 / epochs if ends else 0.0
+            return  # a step within an epoch costs nothing
         torch._foreach_lerp_(self.average, self.weights, share)
 
     def _swap(self) -> None:
