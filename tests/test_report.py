@@ -437,18 +437,36 @@ def test_a_diverged_epoch_does_not_flatten_the_other_panels(tmp_path):
         draw(other)
 
 
-def test_a_difference_against_the_length_of_training(tmp_path):
-    records = [
+def lengths(epochs=(5, 5), seeds=(2, 2)):
+    """b against a with 500 images, and with all of 1,500, which nobody types."""
+    return [
         record(name, s, range(n + s), **fields, data={"train": train})
-        for train in (500, 1500)
+        for train, e, n_seeds in zip((500, 1500), epochs, seeds, strict=True)
         for name, n, fields in (("a", 40, {}), ("b", 20, {"against": against("a")}))
-        for s in (0, 1)
-        for fields in [fields | {"overrides": [f"data.train_subset={train}"]}]
+        for s in range(n_seeds)
+        for told in [[f"data.train_subset={train}"] if train == 500 else []]
+        for fields in [fields | {"overrides": told, "train": {"epochs": e}}]
     ]
-    found = drawn(tmp_path, *records)
-    caption, figure = found["length-1"]
-    assert caption == "b − a: difference against the images trained on"
-    assert list(figure.axes[0].lines[0].get_xdata()) == [2500, 7500]
+
+
+def test_a_difference_against_the_length_of_training(tmp_path):
+    caption, figure = drawn(tmp_path, *lengths(seeds=(2, 1)))["length-1"]
+    assert caption.startswith("b − a in points against training images, log axis. 500:")
+    assert caption.endswith(", n = 1; dashed: for new images only")
+    [axis] = figure.axes
+    assert list(axis.lines[0].get_xdata()) == [500, 1500]
+    assert list(axis.lines[0].get_ydata()) == pytest.approx([5, 5])  # paired, not mixed
+    assert [t.get_text() for t in axis.get_xticklabels()] == ["500", "1,500"]
+    words = [note.get_text() for note in axis.texts]
+    assert words == ["n = 2: better", "n = 1: not decided"]
+    styles = [line.get_linestyle() for line in axis.lines if line.get_xdata()[0] > 0]
+    assert styles.count("--") == 1
+
+
+def test_lengths_in_epochs_and_images_are_multiplied(tmp_path):
+    caption, figure = drawn(tmp_path, *lengths(epochs=(5, 10)))["length-1"]
+    assert "against images trained on (epochs × images)" in caption
+    assert list(figure.axes[0].lines[0].get_xdata()) == [2500, 15000]
 
 
 # --- the page ----------------------------------------------------

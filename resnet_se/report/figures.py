@@ -17,6 +17,7 @@ import numpy as np
 from resnet_se.report.compare import Comparison, Family
 from resnet_se.report.groups import Group, Section, short_names
 from resnet_se.report.statistics import mean_std
+from resnet_se.report.text import gain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -49,9 +50,16 @@ def figures(section: Section, family: Family, equivalence: float) -> Iterator[Dr
             f"±{100 * equivalence:g} points{_of(shown, family.comparisons)}"
         )
         yield "differences", caption, effects(shown, equivalence)
-    for i, series in enumerate(_by_length(family.comparisons)):
-        caption = f"{series[0].name}: difference against the images trained on"
-        yield f"length-{i + 1}", caption, length(series)
+    for i, series in enumerate(by_length(family.comparisons)):
+        x, what = lengths(series)
+        values = "; ".join(
+            f"{at:,}: {gain(c.mean, c.interval)}, n = {c.n}"
+            for at, c in zip(x, series, strict=True)
+        )
+        caption = f"{series[0].name} in points against {what}, log axis. {values}"
+        if any(c.n == 1 for c in series):
+            caption += "; dashed: for new images only"
+        yield f"length-{i + 1}", caption, length(series, equivalence)
     if len({(g.model["total"], g.model["macs"]) for g in section.groups}) > 1:
         caption = "Test accuracy against parameters and operations, log axes; the line "
         caption += "joins the runs that no cheaper one beats"
@@ -131,32 +139,55 @@ def effects(comparisons: list[Comparison], equivalence: float) -> Figure:
     return figure
 
 
-def _by_length(comparisons: list[Comparison]) -> list[list[Comparison]]:
-    """Named comparisons made after several lengths of training."""
-    series: dict[str, list[Comparison]] = {}
+def by_length(comparisons: list[Comparison]) -> list[list[Comparison]]:
+    """Comparisons of one pair of recipes after several lengths, the shortest first."""
+    series: dict[tuple[str, str], list[Comparison]] = {}
     for c in comparisons:
-        if c.where and len(c.pairs) == 1:
-            series.setdefault(c.name, []).append(c)
-    return [s for s in series.values() if len({_seen(c) for c in s}) == len(s) > 1]
+        if len(c.pairs) == 1:
+            series.setdefault((c.question, c.name), []).append(c)
+    ordered = [sorted(s, key=_seen) for s in series.values()]
+    return [s for s in ordered if len(set(map(_seen, s))) == len(s) > 1]
 
 
 def _seen(c: Comparison) -> int:
-    group = c.pairs[0][0]
-    return int(group.data["train"] * max(run.train["epochs"] for run in group.runs))
+    return int(c.pairs[0][0].data["train"] * _epochs(c))
 
 
-def length(series: list[Comparison]) -> Figure:
-    """A difference against how many images the training saw."""
-    figure, axis = subplots(figsize=(7, 4))
-    series = sorted(series, key=_seen)
-    x, y = [_seen(c) for c in series], [100 * c.mean for c in series]
-    ends = np.array([[100 * v for v in c.interval] for c in series]).T  # (2, length)
-    axis.errorbar(x, y, abs(ends - y), fmt="o-", color=BLUE, capsize=4)
-    for c, height in zip(series, y, strict=True):
-        note = {"xytext": (6, 6), "textcoords": "offset points", "fontsize": 8}
-        axis.annotate(f"n = {c.n}", (_seen(c), height), **note)
+def _epochs(c: Comparison) -> int:
+    return max(run.train["epochs"] for run in c.pairs[0][0].runs)
+
+
+def lengths(series: list[Comparison]) -> tuple[list[int], str]:
+    """How long each trained, in what varies, and the words for it."""
+    if len(set(map(_epochs, series))) == 1:
+        return [c.pairs[0][0].data["train"] for c in series], "training images"
+    return [*map(_seen, series)], "images trained on (epochs × images)"
+
+
+def length(series: list[Comparison], equivalence: float) -> Figure:
+    """A difference with its interval against the length of training."""
+    from matplotlib.ticker import NullFormatter
+
+    figure, axis = subplots(figsize=(7.6, 4.4))
+    x, what = lengths(series)
+    y = [100 * c.mean for c in series]
+    axis.plot(x, y, color=GREY, lw=1, zorder=1)
+    for at, height, c in zip(x, y, series, strict=True):
+        sign, colour = mark(c, equivalence)
+        ends = [100 * v for v in c.interval]
+        axis.plot([at, at], ends, "--" if c.n == 1 else "-", color=colour, lw=2)
+        axis.plot(at, height, sign, color=colour, ms=8)
+        words = "not decided" if c.n == 1 else c.verdict(equivalence)
+        note = {"xytext": (0, 6), "textcoords": "offset points", "fontsize": 8}
+        text = fill(f"n = {c.n}: {words}", 30)
+        axis.annotate(text, (at, ends[1]), **note, ha="center")
     axis.axhline(0, color="black", lw=1)
-    axis.set(xscale="log", xlabel="images trained on (epochs × images), log axis")
+    axis.axhspan(-100 * equivalence, 100 * equivalence, color=GREY, alpha=0.15, lw=0)
+    axis.set(xscale="log", xlabel=f"{what}, log axis")
+    axis.margins(x=0.2, y=0.12)
+    if len(x) <= 8:
+        axis.set_xticks(x, [f"{at:,}" for at in x])
+        axis.xaxis.set_minor_formatter(NullFormatter())
     axis.set_ylabel(f"{series[0].name}, percentage points")
     axis.grid(alpha=0.3)
     return figure
