@@ -1,6 +1,8 @@
 """experiments/small: the tables are those of the records, the records of the budget."""
 
 import json
+import re
+import runpy
 from pathlib import Path
 
 import pytest
@@ -8,11 +10,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from resnet_se.config import CONF
-from resnet_se.report.compare import compare
 from resnet_se.report.gates import ablation_rows
-from resnet_se.report.groups import sections
-from resnet_se.report.runs import load
-from resnet_se.report.text import gain
 
 FOLDER = Path(__file__).parents[1] / "experiments" / "small"
 RECORDS = sorted(FOLDER.glob("*/*/seed*/result.json"))
@@ -68,18 +66,54 @@ def test_the_gates_are_those_of_the_file():
         assert f"| {cells} |" in text
 
 
-@pytest.mark.parametrize("name", ["e14_final", "e21_vanilla"])
-def test_what_there_is_so_far_is_that_of_the_records(name):
-    runs = [read(p) for p in sorted((FOLDER / "runs" / name).glob("*/result.json"))]
-    lines = (FOLDER / "README.md").read_text().splitlines()
-    [row] = [line for line in lines if line.startswith(f"| {name} ")]
-    values = ", ".join(f"{100 * run['test']['acc']:.2f}" for run in runs)
-    assert row.endswith(f"| {len(runs)} | {values} |")
+@pytest.fixture(scope="module")
+def found():
+    script = runpy.run_path(str(FOLDER / "findings.py"))
+    return script, *script["blocks"]()
 
 
-def test_the_difference_so_far_is_the_report_s():
-    [section] = sections(load([str(FOLDER / "runs")]).runs)
-    [c] = [c for c in compare(section).comparisons if c.name == "e14 − e21"]
-    text = " ".join((FOLDER / "README.md").read_text().split())
-    assert f"{gain(c.mean, c.interval).replace(' ', ' points ', 1)} for new" in text
-    assert f"the recipes are not decided (n = {c.n})" in text
+def test_the_pages_are_those_of_the_records(found):
+    script, texts, svg = found
+    pages = [page.read_text() for page in script["PAGES"]]
+    assert [script["written"](page, texts) for page in pages] == pages
+    marks = [
+        name for page in pages for name in re.findall(r"findings\.py: (\w+)", page)
+    ]
+    assert sorted(marks) == sorted(texts)
+    picture = FOLDER / "length.svg"
+    assert picture.is_file() == bool(svg)
+    if svg:  # Matplotlib's versions draw differently; the title says what is drawn
+        title = re.compile("<title>.*?</title>")
+        assert title.search(picture.read_text())[0] == title.search(svg)[0]
+        assert picture.stat().st_size < 200_000
+
+
+def test_a_changed_number_is_noticed(found):
+    script, texts, _ = found
+    for page in (page.read_text() for page in script["PAGES"]):
+        for match in re.finditer(r"<!-- findings.*?<!-- end -->", page, re.DOTALL):
+            for digit in re.finditer(r"\d", match[0].partition("\n")[2]):
+                at = match.start() + match[0].index("\n") + 1 + digit.start()
+                changed = page[:at] + str((int(digit[0]) + 1) % 10) + page[at + 1 :]
+                assert script["written"](changed, texts) == page
+
+
+def test_one_seed_decides_nothing(found):
+    _, texts, _ = found
+    rows = [
+        [cell.strip() for cell in r.split("|")] for r in texts["measured"].split("\n")
+    ]
+    of_one = [cells for cells in rows if len(cells) > 5 and cells[4] == "1"]
+    assert all("not decided (n = 1)" in cells[6] for cells in of_one)
+
+
+def test_finished_records_are_taken_in_once(found, tmp_path, monkeypatch):
+    take = found[0]["take"]
+    monkeypatch.setitem(take.__globals__, "HERE", tmp_path)
+    for name, status in (("seed0-a", "finished"), ("seed1-a", "running")):
+        path = tmp_path / "elsewhere" / "e14_final" / name / "result.json"
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps({"status": status}))
+    [taken] = take(tmp_path / "elsewhere")
+    assert taken == tmp_path / "runs" / "e14_final" / "seed0-a" / "result.json"
+    assert take(tmp_path / "elsewhere") == []

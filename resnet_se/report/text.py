@@ -87,7 +87,7 @@ def markdown(title: str, blocks: list[Block]) -> str:
         elif block.kind == "ul":
             parts.append("\n".join(f"- {_escaped(item)}" for item in block.items))
         elif block.table is not None:
-            parts.append(_table(block.table))
+            parts.append(markdown_table(block.table))
         elif block.kind == "figure":
             parts.append(f"![{text}](figures/{block.name}.svg)")
         else:
@@ -99,7 +99,7 @@ def _escaped(text: str) -> str:
     return re.sub(r"([|*]|<(?=[a-zA-Z/!?]))", r"\\\1", text).replace("\n", " ")
 
 
-def _table(table: Table) -> str:
+def markdown_table(table: Table) -> str:
     columns = list(table.cells.columns)
     rows = [columns, *table.cells.to_numpy().tolist()]
     lines = [[_escaped(cell) for cell in row] for row in rows]

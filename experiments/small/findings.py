@@ -1,0 +1,214 @@
+"""What the small study has found so far: the tables of two READMEs, and one figure.
+
+    python experiments/small/findings.py [RUNS]
+
+Takes in the records of the runs that RUNS (a `runs_dir`) has finished.  Then writes
+what stands between `<!-- findings.py: NAME -->` and `<!-- end -->` in the README here
+and in that of the folder above, and length.svg; `tests/test_small_study.py` holds them
+to the records.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import sys
+from html import escape
+from pathlib import Path
+from textwrap import fill
+
+import pandas as pd
+from omegaconf import OmegaConf
+
+from resnet_se.config import CONF
+from resnet_se.report.claims import claim_rows
+from resnet_se.report.compare import Comparison, Family, compare
+from resnet_se.report.figures import by_length, draw, figures
+from resnet_se.report.groups import Group, Section, sections
+from resnet_se.report.runs import load
+from resnet_se.report.statistics import pooled
+from resnet_se.report.text import Table, accuracy, count, gain, markdown_table
+
+HERE = Path(__file__).parent
+PAGES = HERE / "README.md", HERE.parent / "README.md"
+WHOLE = 45_000  # training images
+EQUIVALENCE = 0.005
+SE = "e14 − e21", "e07 − e03"  # what adds SE alone
+CLAIMED = 0.10  # of accuracy, by it
+Study = tuple[Section, Family]
+
+
+def study() -> Study:
+    """All that has been run: one section, since all were tested on the same images."""
+    [section] = sections(load([str(HERE / "runs")]).runs)
+    return section, compare(section)
+
+
+def take(runs: Path) -> list[Path]:
+    """Copies the records that are finished and not yet here."""
+    taken = []
+    for path in sorted(runs.glob("*/seed*/result.json")):
+        here = HERE / "runs" / path.relative_to(runs)
+        if not here.exists() and json.loads(path.read_text())["status"] == "finished":
+            here.parent.mkdir(parents=True, exist_ok=True)
+            taken.append(Path(shutil.copyfile(path, here)))
+    return taken
+
+
+# --- what is said ------------------------------------------------
+
+
+def images(group: Group) -> str:
+    return f"{group.data['train']:,}"
+
+
+def measured(of: Study) -> str:
+    """A row a comparison: its question, and the answer with its interval."""
+    section, family = of
+    rows = [
+        {
+            "question": c.question,
+            "comparison": c.name,
+            "images": images(c.pairs[0][0]),
+            "n": str(c.n),
+            "points [interval]": gain(c.mean, c.interval),
+            "answer": c.verdict(EQUIVALENCE),
+        }
+        for c in sorted(family.comparisons, key=_place)
+    ]
+    table = Table("", pd.DataFrame(rows), {"comparison", "answer"})
+    return markdown_table(table) + "\n\n" + _not_run(section)
+
+
+def _place(c: Comparison) -> tuple[str, int]:
+    return c.name, c.pairs[0][0].data["train"]
+
+
+def _not_run(section: Section) -> str:
+    """The comparisons of the 22 that lack an experiment."""
+    run = {group.experiment for group in section.groups}
+    lacking = [
+        f"{path.stem[:3]} − {entry.experiment[:3]}"
+        for path in sorted((CONF / "experiment").glob("e[0-9]*.yaml"))
+        for entry in OmegaConf.load(path).get("against") or []
+        if not {path.stem, entry.experiment} <= run
+    ]
+    return _prose(f"Not run yet: {', '.join(lacking)}." if lacking else "All were run.")
+
+
+def claims(of: Study) -> str:
+    """The paper's claims beside what was measured of them with all images."""
+    section, family = of
+    rows = [
+        {k: v for k, v in row.items() if k != "where"}
+        for row in claim_rows([(section, family)], EQUIVALENCE)
+        if row["where"] in ("", "counted", section.name)
+    ]
+    table = markdown_table(Table("", pd.DataFrame(rows), {"claimed", "measured"}))
+    return f"{_survives(family)}\n\n{table}"
+
+
+def _survives(family: Family) -> str:
+    """Whether SE adds as much as the paper says, where recipes are decided at all."""
+    ordered = sorted(family.comparisons, key=_place)
+    of_se = [c for c in ordered if c.name in SE and c.n > 1]
+    if not of_se:
+        return "**Whether SE adds about 10 % of accuracy is not decided** (n = 1)."
+    answers = "; ".join(
+        f"{c.name} is {gain(c.mean, c.interval)} points with {images(c.pairs[0][0])} "
+        f"images (n = {c.n})"
+        for c in of_se
+    )
+    refuted = all(c.interval[1] < CLAIMED for c in of_se)
+    word = "does not survive" if refuted else "is not refuted"
+    said = f'**"SE adds about 10 %" of accuracy {word} at this size**: {answers}.'
+    return _prose(said)
+
+
+def _prose(text: str) -> str:
+    return fill(text, 92, break_on_hyphens=False, break_long_words=False)
+
+
+def runs(of: Study) -> str:
+    """A row a setting, and how far its seeds deviate."""
+    groups = sorted(of[0].groups, key=lambda g: (g.data["train"], g.experiment))
+    rows = [
+        {
+            "experiment": g.experiment,
+            "images": images(g),
+            "n": str(len(g.runs)),
+            "validation %": accuracy(g.measured("val.acc")),
+            "test %": accuracy(g.accuracies),
+            "test % of seeds": ", ".join(
+                f"{s}: {100 * run.test['acc']:.2f}" for s, run in g.seeds.items()
+            ),
+        }
+        for g in groups
+    ]
+    table = Table("", pd.DataFrame(rows), {"test % of seeds"})
+    return markdown_table(table)
+
+
+def noise(of: Study) -> str:
+    """The deviation from seed to seed, pooled over the recipes of a size of data."""
+    sizes: dict[str, list[Group]] = {}
+    for group in sorted(of[0].groups, key=lambda g: g.data["train"]):
+        if group.family == "final":
+            sizes.setdefault(images(group), []).append(group)
+    pools = {size: pooled(g.accuracies for g in gs) for size, gs in sizes.items()}
+    said = [
+        f"{100 * pool.variance**0.5:.2f} points with {size} images (2.2 deviations: "
+        f"{220 * pool.variance**0.5:.1f}; {count(pool.freedom, 'degree')} of freedom)"
+        for size, pool in pools.items()
+        if pool.freedom
+    ]
+    return _prose(f"Test accuracy deviates from seed to seed by {', '.join(said)}.")
+
+
+def figure(of: Study) -> tuple[str, str]:
+    """Caption and SVG of the one pair that was trained for several lengths."""
+    section, family = of
+    if not by_length(family.comparisons):
+        return "", ""
+    drawn = {name: rest for name, *rest in figures(section, family, EQUIVALENCE)}
+    caption, picture = drawn["length-1"]
+    title = f"<title>{escape(caption)}</title>\n <metadata>"
+    return caption, draw(picture).replace("<metadata>", title, 1)
+
+
+# --- where it stands ---------------------------------------------
+
+
+def blocks() -> tuple[dict[str, str], str]:
+    """{name: text} of all that is written, and the figure."""
+    of = study()
+    caption, svg = figure(of)
+    texts = {f.__name__: f(of) for f in (measured, claims, runs, noise)}
+    texts["length"] = f"![{caption}](length.svg)" if svg else "One length so far."
+    return texts, svg
+
+
+def written(page: str, texts: dict[str, str]) -> str:
+    """The page with its blocks as the records have them."""
+
+    def block(match: re.Match[str]) -> str:
+        return f"{match[1]}\n{texts[match[2]]}\n<!-- end -->"
+
+    pattern = r"(<!-- findings\.py: (\w+) -->)\n.*?<!-- end -->"
+    return re.sub(pattern, block, page, flags=re.DOTALL)
+
+
+def main() -> None:
+    for folder in sys.argv[1:]:
+        for path in take(Path(folder)):
+            print(path)
+    texts, svg = blocks()
+    for page in PAGES:
+        page.write_text(written(page.read_text(), texts))
+    if svg:
+        (HERE / "length.svg").write_text(svg)
+
+
+if __name__ == "__main__":
+    main()
