@@ -25,7 +25,7 @@ from resnet_se.data.augment import Augmentation
 from resnet_se.data.module import ImageDataModule
 from resnet_se.errors import UserError, nearest
 from resnet_se.files import atomic_file
-from resnet_se.machine import accelerator, cache_folder, processor
+from resnet_se.machine import accelerator, cache_folder, has_bf16, processor
 from resnet_se.mixing import Mixing
 from resnet_se.sam import SAM
 
@@ -256,19 +256,14 @@ def settle_precision(cfg: DictConfig, data: ImageDataModule) -> str:
     device = accelerator(cfg.trainer.accelerator)
     if cfg.trainer.precision != "auto":
         bf16 = str(cfg.trainer.precision).startswith("bf16")
-        # Without AVX-512 or AMX a bf16 convolution is a plain loop.
-        if (
-            bf16
-            and device == "cpu"
-            and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
-        ):
+        if bf16 and device == "cpu" and not has_bf16(torch.device("cpu")):
             print(
                 f"precision: this processor emulates {cfg.trainer.precision}; "
                 "trainer.precision=32-true may be many times faster"
             )
         return cfg.trainer.precision
     if device == "cuda":
-        return "bf16-mixed" if torch.cuda.is_bf16_supported(False) else "32-true"
+        return "bf16-mixed" if has_bf16(torch.device("cuda")) else "32-true"
     if device != "cpu":
         return "32-true"
     if ranks.in_group():  # each would measure, and not all the same

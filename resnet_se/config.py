@@ -103,6 +103,9 @@ ADDED = {
     "mixing.probability": 1.0,
     "model.drop_path": 0.0,
     "model.zero_init": False,
+    "model.activation": "relu",
+    "model.residual": True,
+    "model.gate_scale": 1.0,
 }
 # Callbacks that watch, by their canonical names.
 WATCHERS = {

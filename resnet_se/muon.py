@@ -17,20 +17,24 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from resnet_se.errors import UserError
+from resnet_se.machine import has_bf16
 from resnet_se.resnet import SqueezeExcite
 
 STEPS = 3
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of s, s³, s⁵: steep at 0, about 1 after that
 
 
-def orthogonalized(matrix: Tensor, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+def orthogonalized(matrix: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """About U Vᵀ of a matrix (M, N) = U S Vᵀ: singular values of 0.1 S/|S| up near 1.
 
     Args:
         matrix: (M, N); zeros stay zeros.
-        dtype: of the products; the result has the matrix's own.
+        dtype: of the products; bfloat16 where the hardware has it, by default.  The
+            result has the matrix's own.
     """
     a, b, c = COEFFICIENTS
+    if dtype is None:
+        dtype = torch.bfloat16 if has_bf16(matrix.device) else torch.float32
     x = matrix.to(dtype)
     x = x / (x.norm() + 1e-7)  # no singular value over 1
     tall = x.shape[0] > x.shape[1]

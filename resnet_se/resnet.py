@@ -15,6 +15,7 @@ bias, and the BatchNorm statistics are its "non-trainable parameters" (see
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal, get_args
@@ -31,15 +32,17 @@ from resnet_se.hints import Count, Positive, validated
 SEPosition = Literal["standard", "pre", "post", "identity"]
 SE_POSITIONS = get_args(SEPosition)
 POOLING = {"avg": torch.mean, "max": torch.amax}
+ACTIVATIONS = {"relu": functools.partial(nn.ReLU, inplace=True), "gelu": nn.GELU}
 
 
 class SqueezeExcite(nn.Module):
     """Rescales each channel by a gate computed from all of them (Hu et al. 2018, §3).
 
-    z = mean over H, W of x;  x ← x · σ(W₂ relu(W₁ z)), W₁: C → C/reduction, W₂: back.
+    z = mean over H, W of x;  x ← x · s σ(W₂ relu(W₁ z)), W₁: C → C/reduction, W₂: back.
+    s is 1 in the paper; with 2 a block begins as about the identity.
     """
 
-    def __init__(self, channels: int, reduction: int):
+    def __init__(self, channels: int, reduction: int, scale: float = 1.0):
         super().__init__()
         if not 1 <= reduction <= channels:
             raise UserError(
@@ -48,14 +51,16 @@ class SqueezeExcite(nn.Module):
             )
         self.squeeze = nn.Linear(channels, channels // reduction)
         self.excite = nn.Linear(channels // reduction, channels)
+        self.scale = scale
 
     def gate(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) → (B, C), in (0, 1)."""
+        """(B, C, H, W) → (B, C), in (0, s)."""
         # The gradient of `x.mean((2, 3))` is not channels-last, as x's others are, and
         # the mean of a bf16 tensor copies it to float32 on a CPU; a sum adds up in
         # float32 without the copy (experiments/benchmark).
         z = x.permute(0, 2, 3, 1).sum(dim=(1, 2)) / x[0, 0].numel()  # (B, C)
-        return self.excite(F.relu(self.squeeze(z))).sigmoid()  # (B, C)
+        gate = self.excite(F.relu(self.squeeze(z))).sigmoid()  # (B, C)
+        return gate if self.scale == 1 else gate * self.scale
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) → (B, C, H, W)."""
@@ -71,12 +76,18 @@ class Layers:
     bias: bool
     bn: dict[str, float]
     bn_scale: bool = True
+    activation: str = "relu"
+    residual: bool = True
+    gate_scale: float = 1.0
 
     def se(self, at: str, channels: int) -> nn.Module:
         """An SE block where this is its position, else nothing."""
         if self.reduction is None or self.se_position != at:
             return nn.Identity()
-        return SqueezeExcite(channels, self.reduction)
+        return SqueezeExcite(channels, self.reduction, self.gate_scale)
+
+    def act(self) -> nn.Module:
+        return ACTIVATIONS[self.activation]()
 
     def conv(self, c_in: int, c: int, kernel: int = 3, stride: int = 1) -> nn.Conv2d:
         return nn.Conv2d(c_in, c, kernel, stride, padding=kernel // 2, bias=self.bias)
@@ -101,9 +112,10 @@ class Layers:
 class BasicBlock(nn.Module):
     """relu(shortcut(x) + branch(x)), the branch two 3×3 convolutions with BatchNorm.
 
-    The SE block stands where Hu et al. 2018, Figure 5 puts it: on the branch's output
-    (`standard`), on the branch's input (`pre`), on the block's output after the ReLU
-    (`post`) or on the shortcut (`identity`).
+    Without `residual` there is no shortcut (He et al.'s plain network).  The SE block
+    stands where Hu et al. 2018, Figure 5 puts it: on the branch's output (`standard`),
+    on the branch's input (`pre`), on the block's output after the activation (`post`)
+    or on the shortcut (`identity`).
     """
 
     def __init__(
@@ -120,7 +132,7 @@ class BasicBlock(nn.Module):
             se("pre", in_channels),
             conv(in_channels, channels, stride=stride),
             norm(channels),
-            nn.ReLU(inplace=True),
+            layers.act(),
             conv(channels, channels),
             norm(channels),
             se("standard", channels),
@@ -128,14 +140,20 @@ class BasicBlock(nn.Module):
         )
         same_shape = stride == 1 and in_channels == channels
         projection = [conv(in_channels, channels, 1, stride), norm(channels)]
-        self.shortcut = nn.Sequential(
-            *([] if same_shape else projection), se("identity", channels)
+        self.shortcut = (
+            nn.Sequential(*([] if same_shape else projection), se("identity", channels))
+            if layers.residual
+            else None
         )
+        self.act = layers.act()
         self.after = se("post", channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C_in, H, W) → (B, C, ⌈H/stride⌉, ⌈W/stride⌉)."""
-        return self.after(F.relu_(self.shortcut(x) + self.branch(x)))
+        y = self.branch(x)
+        if self.shortcut is not None:
+            y = self.shortcut(x) + y
+        return self.after(self.act(y))
 
 
 class PoolBlock(nn.Module):
@@ -159,7 +177,7 @@ class PoolBlock(nn.Module):
             conv(in_channels, channels),
             nn.MaxPool2d(stride),
             norm(channels),
-            nn.ReLU(inplace=True),
+            layers.act(),
         )
         self.branch = nn.Sequential(
             se("pre", channels),
@@ -168,17 +186,21 @@ class PoolBlock(nn.Module):
             se("standard", channels),
             *layers.drop(drop),
         )
-        self.shortcut = se("identity", channels)
+        self.shortcut = se("identity", channels) if layers.residual else None
+        self.act = layers.act()
         self.after = se("post", channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C_in, H, W) → (B, C, ⌊H/stride⌋, ⌊W/stride⌋)."""
         x = self.down(x)
-        return self.after(F.relu_(self.shortcut(x) + self.branch(x)))
+        y = self.branch(x)
+        if self.shortcut is not None:
+            y = self.shortcut(x) + y
+        return self.after(self.act(y))
 
 
 class WhiteningStem(nn.Module):
-    """relu(W p + b) of every 2×2 patch p, W fixed: whitening filters and negatives.
+    """act(W p + b) of every 2×2 patch p, W fixed: whitening filters and negatives.
 
     Spares a short training the epochs in which a first layer finds such filters.  W is
     not trained and not random: `fit` sets it from training images.
@@ -187,16 +209,17 @@ class WhiteningStem(nn.Module):
     PATCH = 2
     EPS = 5e-4  # added to the variances, so that near-constant directions stay small
 
-    def __init__(self, in_channels: int):
+    def __init__(self, in_channels: int, activation: str = "relu"):
         super().__init__()
         half = in_channels * self.PATCH**2
         self.out_channels = 2 * half
         self.conv = nn.Conv2d(in_channels, 2 * half, self.PATCH)
         self.conv.weight.requires_grad_(False)
+        self.act = ACTIVATIONS[activation]()
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) → (B, 8 C, H − 1, W − 1)."""
-        return F.relu(self.conv(x))
+        return self.act(self.conv(x))
 
     @torch.no_grad()
     def fit(self, images: Tensor) -> None:
@@ -218,6 +241,10 @@ class ResNet(nn.Module):
         strides: stride of each stage's first block.
         reduction: SE reduction ratio r of every block, or None for no SE.
         se_position: one of `SE_POSITIONS`.
+        gate_scale: what the SE blocks' gates are multiplied with; 2 lets them begin
+            at about one.
+        residual: whether blocks have shortcuts.
+        activation: `relu` or `gelu`, everywhere but within SE blocks.
         conv_bias: biases on all convolutions (the paper has them; He et al. do not).
         bn_momentum: weight of the new batch in BatchNorm's running statistics, in
             (0, 1], PyTorch's convention; Keras's default 0.99 is 0.01 here.
@@ -262,6 +289,9 @@ class ResNet(nn.Module):
         dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0,
         drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0,
         zero_init: bool = False,
+        activation: Literal["relu", "gelu"] = "relu",
+        residual: bool = True,
+        gate_scale: Positive = 1.0,
         num_classes: Annotated[int, Field(ge=2)] = 10,
         in_channels: Count = 3,
     ):
@@ -278,18 +308,24 @@ class ResNet(nn.Module):
                 "they begin, got true"
             )
 
+        if not residual:
+            _check_plain(drop_path, zero_init, reduction and se_position)
+
         bn = {"momentum": bn_momentum, "eps": bn_eps}
-        layers = Layers(reduction, se_position, conv_bias, bn, bn_scale)
+        layers = Layers(
+            reduction, se_position, conv_bias, bn, bn_scale,
+            activation, residual, gate_scale,
+        )  # fmt: skip
         self.depths = tuple(depths)
         self.num_layers = 1 + 2 * sum(depths) + 1  # stem, two a block, head
         if whiten:
-            self.stem = WhiteningStem(in_channels)
+            self.stem = WhiteningStem(in_channels, activation)
             c_in = self.stem.out_channels
         else:
             self.stem = nn.Sequential(
                 layers.conv(in_channels, widths[0]),
                 layers.norm(widths[0]),
-                nn.ReLU(inplace=True),
+                layers.act(),
             )
             c_in = widths[0]
         blocks: list[nn.Module] = []
@@ -321,6 +357,20 @@ class ResNet(nn.Module):
         x = self.blocks(x)
         x = self.pooling(x, dim=(2, 3))  # (B, C)
         return self.head(self.dropout(x)) * self.logit_scale  # (B, K)
+
+
+def _check_plain(drop_path: float, zero_init: bool, se_position: str | None) -> None:
+    """What makes no sense where a block has no shortcut, before it is built."""
+    for wrong, name, expected, got in (
+        (drop_path > 0, "drop_path", "0", drop_path),
+        (zero_init, "zero_init", "false", "true"),
+        (se_position == "identity", "se_position", "another position", "identity"),
+    ):
+        if wrong:
+            raise UserError(
+                f"{name}: expected {expected} with residual=false, which has no "
+                f"shortcuts, got {got}"
+            )
 
 
 def _init_he(module: nn.Module) -> None:

@@ -1,6 +1,8 @@
 """Laws of the network: the paper's counts, each SE position by hand, shapes, errors."""
 
 import math
+import runpy
+from pathlib import Path
 
 import pytest
 import torch
@@ -364,3 +366,55 @@ def test_value_out_of_range_is_named(options, words):
 def test_squeeze_excite_refuses_a_reduction_above_its_width():
     with pytest.raises(UserError, match=r"reduction: expected 1\.\.8 .* got 16"):
         SqueezeExcite(8, 16)
+
+
+@pytest.mark.parametrize("kind", [BasicBlock, PoolBlock])
+def test_a_plain_block_is_its_branch_alone(kind):
+    layers = Layers(
+        2, "standard", True, {"momentum": 0.1, "eps": 1e-3}, True, "gelu", False, 2.0
+    )
+    block, x = kind(4, 8, 2, layers).eval(), torch.randn(3, 4, 8, 6)
+    h = block.down(x) if kind is PoolBlock else x
+    torch.testing.assert_close(block(x), F.gelu(block.branch(h)))
+    assert not any("shortcut" in name for name, _ in block.named_parameters())
+    assert not any(isinstance(m, nn.ReLU) for m in block.modules())
+
+
+def test_the_gates_scale_multiplies_what_a_block_lets_through():
+    one, two = SqueezeExcite(6, 3), SqueezeExcite(6, 3, 2.0)
+    two.load_state_dict(one.state_dict())
+    x = torch.randn(2, 6, 5, 3)
+    torch.testing.assert_close(two(x), 2 * one(x))
+    torch.testing.assert_close(two.gate(x), 2 * one.gate(x))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"drop_path": 0.2}, r"drop_path: expected 0 with residual=false.* got 0.2"),
+        ({"zero_init": True}, r"zero_init: expected false with residual=false"),
+        ({"se_position": "identity"}, r"se_position: expected another .* identity"),
+    ],
+)
+def test_what_needs_a_shortcut_is_refused_without(options, message):
+    with pytest.raises(UserError, match=message):
+        tiny(residual=False, **options)
+
+
+def test_without_se_and_shortcuts_it_is_airbench_s_network():
+    """The same weights, the same logits as experiments/speedrun/reference.py."""
+    path = Path(__file__).parents[1] / "experiments/speedrun/reference.py"
+    theirs = runpy.run_path(str(path))["Reference"]().eval()
+    ours = ResNet(
+        [1, 1, 1], [64, 256, 256], [2, 2, 2], None, conv_bias=False, bn_momentum=0.4,
+        bn_eps=1e-12, bn_scale=False, whiten=True, downsample="pool", pooling="max",
+        logit_scale=1 / 9, activation="gelu", residual=False,
+    ).eval()  # fmt: skip
+    nn.init.zeros_(ours.head.bias)  # theirs has none
+    for mine, other in zip(ours.parameters(), theirs.parameters(), strict=False):
+        mine.data.copy_(other.data)
+    for mine, other in zip(ours.buffers(), theirs.buffers(), strict=True):
+        mine.copy_(torch.rand_like(mine) + 0.5 if mine.is_floating_point() else mine)
+        other.copy_(mine)
+    images = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(ours(images), theirs(images), atol=1e-5, rtol=1e-4)

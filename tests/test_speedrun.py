@@ -1,6 +1,7 @@
 """experiments/speedrun: its tables say what its records say."""
 
 import json
+import runpy
 from pathlib import Path
 
 import pytest
@@ -52,3 +53,22 @@ def test_the_trials_of_muon_are_those_of_the_records(start, name):
     accuracy, seconds = f"{100 * run['val']['acc']:.2f} %", run["train"]["seconds"]
     steps = str(run["train"]["steps"])
     assert row(start)[1:] == ["1", steps, accuracy, f"{seconds:,.0f}"]
+
+
+def test_the_picture_s_points_are_those_of_the_records():
+    script = runpy.run_path(str(FOLDER / "flops.py"))
+    kept = json.loads((FOLDER / "flops.json").read_text())
+    assert list(script["points"]()) == kept["ours"]
+    named = {p["name"]: (p["pflop"], p["acc"]) for p in kept["published"]}
+    assert named == script["PUBLISHED"]
+    mean = {
+        series: mean_of([p["pflop"] for p in kept["ours"] if p["series"] == series])
+        for series in script["SERIES"]
+    }
+    share = mean["speedrun"] / mean["airbench94's recipe, rebuilt"]
+    text = (FOLDER / "README.md").read_text()
+    assert f"In FLOPs speedrun needs {share:.0%} of the".replace("%", " %") in text
+
+
+def mean_of(values):
+    return sum(values) / len(values)

@@ -1,0 +1,108 @@
+"""Accuracy against training FLOPs, ours and published ones: flops.json, flops.svg.
+
+A training costs 6 × multiply-accumulates of a forward pass × images seen: forward and
+twice as much backward, two FLOPs each; so counts Jordan 2024 (arXiv 2404.00498), whose
+airbench94 it gives 0.35 for the 0.36 PFLOP that he states.
+
+    python experiments/speedrun/flops.py
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+# Ours, on the JPEG copy of CIFAR-10: series → files, from experiments/.
+SERIES = {
+    "speedrun": "speedrun/cpu1.seed?.json",
+    "speedrun, 64/128/256": "speedrun/wide.cpu1.seed?.json",
+    "quickstart": "quickstart/*.json",
+    "airbench94's recipe, rebuilt": "speedrun/reference.cpu1.seed?.json",
+}
+# On the original CIFAR-10, with TTA but for the ResNet-18; PFLOP and accuracy as the
+# README of KellerJordan/cifar10-airbench has them.
+PUBLISHED = {
+    "airbench94 with Muon": (0.29, 0.9401),
+    "airbench94": (0.36, 0.9401),
+    "airbench95": (1.4, 0.9501),
+    "airbench96, images filtered": (3.1, 0.9600),
+    "airbench96": (4.9, 0.9603),
+    "ResNet-18, standard training": (32.3, 0.96),
+}
+
+
+def points() -> Iterator[dict[str, Any]]:
+    """A point a finished run: series, PFLOP of its training, accuracies in [0, 1]."""
+    for series, pattern in SERIES.items():
+        for path in sorted(HERE.parent.glob(pattern)):
+            record = json.loads(path.read_text())
+            # `reference.py` keeps a list of runs in a file.
+            for run in record.get("runs", [record]):
+                flop = 6 * record["model"]["macs"] * _images(run)
+                yield {
+                    "series": series,
+                    "file": str(path.relative_to(HERE.parent)),
+                    "pflop": round(flop / 1e15, 4),
+                    "acc": round(run["test"]["acc"], 4),
+                    "acc_tta": round(run["test"]["acc_tta"], 4),
+                }
+
+
+def _images(run: dict[str, Any]) -> float:
+    """Images that a training saw, one as often as there were epochs."""
+    if "data" in run:
+        return run["train"]["epochs"] * run["data"]["train"]
+    return run["train"]["images_per_second"] * run["train"]["seconds"]
+
+
+def draw(found: list[dict[str, Any]]) -> None:
+    import matplotlib
+
+    matplotlib.use("svg")
+    matplotlib.rcParams["svg.hashsalt"] = "flops"
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(8, 4.8), layout="constrained")
+    colours = plt.get_cmap("tab10").colors
+    for (series, mark), colour in zip(
+        zip(SERIES, "osD^", strict=True), colours, strict=False
+    ):
+        xs, ys = zip(
+            *((p["pflop"], 100 * p["acc_tta"]) for p in found if p["series"] == series),
+            strict=True,
+        )
+        axes.plot(xs, ys, mark, color=colour, label=f"{series} (n = {len(xs)})")
+    xs, ys = zip(*PUBLISHED.values(), strict=True)
+    axes.plot(xs, [100 * y for y in ys], "x", color="#777777",
+              label="published, on the original images")  # fmt: skip
+    for name, (x, y) in PUBLISHED.items():
+        below = name in ("airbench94 with Muon", "airbench96, images filtered")
+        axes.annotate(
+            name, (x, 100 * y), (0, -12 if below else 6), fontsize=7, color="#555555",
+            textcoords="offset points", ha="right" if below or x > 10 else "left",
+        )  # fmt: skip
+    axes.set(
+        xscale="log", xlim=(0.08, 50), ylim=(88, 97),
+        xlabel="PFLOP of training", ylabel="test accuracy with TTA, %",
+    )  # fmt: skip
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=7, loc="lower right")
+    figure.savefig(HERE / "flops.svg", metadata={"Date": None})
+
+
+def main() -> None:
+    found = list(points())
+    published = [
+        {"name": name, "pflop": x, "acc": y} for name, (x, y) in PUBLISHED.items()
+    ]
+    text = json.dumps({"ours": found, "published": published}, indent=1)
+    (HERE / "flops.json").write_text(text + "\n")
+    draw(found)
+
+
+if __name__ == "__main__":
+    main()
