@@ -199,6 +199,11 @@ def test_the_headline_is_the_best_by_validation(text_of):
     assert single == "1 comparison of one seed: not decided"
 
 
+def test_without_tta_the_headline_names_none(text_of):
+    text, _ = text_of(record("a", test={"acc_tta": None, "predicted_tta": None}))
+    assert "validation 50.00 (n = 1), test 100.00 (n = 1) per cent" in text
+
+
 def test_comparisons_show_power_and_are_counted(text_of):
     runs = [record("a", s, range(80 + 2 * s)) for s in range(3)]
     runs += [record("b", s, range(2 * s), against=against("a")) for s in range(3)]
@@ -420,6 +425,22 @@ def test_long_names_leave_room_for_what_is_drawn(tmp_path):
     ]
     for _, figure in drawn(tmp_path, *runs).values():
         draw(figure)
+
+
+def test_names_stay_whole_and_the_lowest_panels_count_their_epochs(tmp_path):
+    runs = [record("e01_a", 0), record("e02_b", 0, [1], against=against("e01_a"))]
+    question = "the paper's layer table for the network of its very counts"
+    runs[1]["against"][0]["question"] = question
+    runs += [record(f"e0{i}_c", 0, setting={"x": i}) for i in (3, 4, 5, 6)]
+    found = drawn(tmp_path, *runs)
+    figure = found["differences"][1]
+    [label] = figure.axes[0].get_yticklabels()
+    assert "e02\N{NO-BREAK SPACE}−\N{NO-BREAK SPACE}e01" in label.get_text()
+    panels = [a for a in found["curves-accuracy"][1].axes if a.get_visible()]
+    labelled = [a.xaxis.get_tick_params()["labelbottom"] for a in panels]
+    assert labelled == [False, False, True, True, True, True]
+    for _, other in found.values():
+        draw(other)
 
 
 def test_a_diverged_epoch_does_not_flatten_the_other_panels(tmp_path):

@@ -29,7 +29,7 @@ from resnet_se.report.tables import (
     latex,
     run_table,
 )
-from resnet_se.report.text import Block, Table, count, markdown
+from resnet_se.report.text import NONE, Block, Table, count, markdown
 
 METHOD = (
     "Accuracies are per cent of the test images, of the checkpoint with the best "
@@ -148,9 +148,10 @@ def _in_short(section: Section, family: Family, equivalence: float) -> list[str]
     )
     best, k = section.best, len(section.groups)
     row = rows[id(best)]
+    tta = "" if row["test TTA %"] == NONE else f", with TTA {row['test TTA %']}"
     lines = [
         f"{section.name}, best by validation: {row['run']}, n = {row['n']}: validation "
-        f"{row['val %']}, test {row['test %']}, with TTA {row['test TTA %']} per cent"
+        f"{row['val %']}, test {row['test %']}{tta} per cent"
     ]
     if k > 1:
         top = max(section.groups, key=lambda g: sum(g.accuracies) / len(g.accuracies))

@@ -33,6 +33,7 @@ MARKS = {  # of a verdict's first words: mark, colour
 }
 NUMBERS = re.compile(r'\b(d|x|y|transform)="[^"]*"')  # attributes of an SVG
 DIGITS = re.compile(r"(\.\d\d)\d+")  # a hundredth of a point is enough
+NBSP = "\N{NO-BREAK SPACE}"
 PANELS = 24  # more curves than this are not drawn
 NAMED = 40  # points of the cost figure that bear their names
 EFFECTS = 60
@@ -92,7 +93,9 @@ def draw(figure: Figure) -> str:
     import matplotlib.pyplot as plt
 
     out = io.StringIO()
-    with plt.rc_context({"svg.hashsalt": "resnet-se", "svg.fonttype": "none"}):
+    options = {"svg.hashsalt": "resnet-se", "svg.fonttype": "none"}
+    options["font.sans-serif"] = ["DejaVu Sans", "Verdana"]  # named at each word
+    with plt.rc_context(options):
         figure.savefig(out, format="svg", metadata={"Date": None})
     plt.close(figure)
     return NUMBERS.sub(lambda m: DIGITS.sub(r"\1", m[0]), out.getvalue())
@@ -127,9 +130,10 @@ def effects(comparisons: list[Comparison], equivalence: float) -> Figure:
         shown.add(c.verdict(equivalence).partition(",")[0])
     axis.axvline(0, color="black", lw=1)
     axis.axvspan(-100 * equivalence, 100 * equivalence, color=GREY, alpha=0.15, lw=0)
-    # A typed `_target_` is longer than what it stands beside.
+    # A typed `_target_` is longer than what it stands beside; `a − b` stays together.
     names = [
-        fill(f"{c.question}   {c.name} {c.where}".strip(), 64) for c in comparisons
+        fill(f"{c.question}   {c.name.replace(' ', NBSP)} {c.where}".strip(), 64)
+        for c in comparisons
     ]
     axis.set_yticks(range(len(comparisons)), names, parse_math=False)
     axis.set_ylim(len(comparisons) - 0.4, -0.6)
@@ -321,8 +325,9 @@ def curves(section: Section, groups: list[Group], metric: str) -> tuple[Figure, 
         axis.set_title(fill(title, 48), fontsize=8, loc="left", parse_math=False)
         axis.xaxis.set_major_locator(MaxNLocator(4, integer=True))
         axis.grid(alpha=0.3)
-    for axis in axes.flat[len(groups) :]:
-        axis.set_visible(False)
+    for i in range(len(groups), axes.size):
+        axes.flat[i].set_visible(False)
+        axes.flat[i - columns].tick_params(labelbottom=True)  # now the lowest
     note = ""
     positive = [h for h in heights if h > 0]
     if metric == "loss" and positive:
