@@ -24,7 +24,7 @@ from omegaconf import OmegaConf
 from resnet_se.config import CONF
 from resnet_se.report.claims import claim_rows
 from resnet_se.report.compare import Comparison, Family, compare
-from resnet_se.report.figures import by_length, draw, figures
+from resnet_se.report.figures import NBSP, by_length, draw, figures
 from resnet_se.report.groups import Group, Section, sections
 from resnet_se.report.runs import load
 from resnet_se.report.statistics import pooled
@@ -89,7 +89,7 @@ def _not_run(section: Section) -> str:
     """The comparisons of the 22 that lack an experiment."""
     run = {group.experiment for group in section.groups}
     lacking = [
-        f"{path.stem[:3]} − {entry.experiment[:3]}"
+        f"{path.stem[:3]}{NBSP}−{NBSP}{entry.experiment[:3]}"
         for path in sorted((CONF / "experiment").glob("e[0-9]*.yaml"))
         for entry in OmegaConf.load(path).get("against") or []
         if not {path.stem, entry.experiment} <= run
