@@ -29,7 +29,10 @@ def environment() -> dict[str, Any]:
 
 
 def git_state(folder: Path) -> dict[str, Any] | None:
-    """The commit that `folder` is tracked at, and if it differs; None without git."""
+    """The commit that `folder` is tracked at, and if it differs; None without git.
+
+    Records that earlier runs have left in the repository are no difference.
+    """
 
     def git(*command: str) -> str | None:
         try:
@@ -46,7 +49,9 @@ def git_state(folder: Path) -> dict[str, Any] | None:
     # An installed package may lie in somebody else's repository: ask for our file.
     if not git("ls-files", "--error-unmatch", "__init__.py"):
         return None
-    return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "-s"))}
+    code = (":(top)", ":(top,exclude,glob)**/result.json")
+    changes = git("status", "--short", "--untracked-files=all", "--", *code)
+    return {"commit": git("rev-parse", "HEAD"), "dirty": bool(changes)}
 
 
 def has_bf16(device: torch.device) -> bool:

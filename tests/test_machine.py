@@ -45,6 +45,13 @@ def test_git_state_is_the_commit_and_its_changes(tmp_path, repository):
     repository("-c", "commit.gpgsign=false", "commit", "-qm", "first")
     commit = repository("rev-parse", "HEAD").strip()
     assert git_state(package) == {"commit": commit, "dirty": False}
+    record = tmp_path / "runs/a/seed0-00000000/result.json"
+    record.parent.mkdir(parents=True)
+    record.touch()  # which is no code
+    assert git_state(package) == {"commit": commit, "dirty": False}
+    (tmp_path / "mine.py").touch()
+    assert git_state(package) == {"commit": commit, "dirty": True}
+    (tmp_path / "mine.py").unlink()
     (package / "__init__.py").write_text("changed = True\n")
     assert git_state(package) == {"commit": commit, "dirty": True}
 
