@@ -315,8 +315,30 @@ def test_what_one_seed_was_typed_with_is_no_difference_of_the_recipe():
     brief = record("a", 1, against=spelt["against"])
     spelt = spelt | {"overrides": [*spelt["overrides"], "budget.scale=0.1"]}
     assert spelt["config_hash"] == brief["config_hash"]
-    found = compared(spelt, brief, record("b", 0), record("b", 1))
+    choices = {"choices": {"model": "other"}}
+    others = [record("b", s, **choices) for s in (0, 1)]
+    found = compared(spelt, brief, *others)
     assert [(c.name, c.n) for c in found.comparisons] == [("a − b", 2)]
+    found = compared(spelt, brief, *others, factors=["model"])
+    assert [(c.name, c.n) for c in found.comparisons] == [
+        ("model se_resnet8 − other", 2)
+    ]
+
+
+def test_cells_of_several_experiments_bear_their_names():
+    runs = [
+        record(name, s, setting={"optimizer.lr": lr, "model.depths": name})
+        for name in ("a", "b")
+        for lr in (0.1, 0.2)
+        for s in (0, 1)
+    ]
+    found = compared(*runs, factors=["optimizer.lr"])
+    assert [c.where for c in found.cells] == ["a", "b"]
+
+
+def test_where_there_is_nothing_to_choose_from_no_choice_is_offered():
+    found = compared(record("a", against=[{"experiment": "b", "question": "?"}]))
+    assert found.missing == ["a − b: no run of b"]
 
 
 def test_a_factor_is_found_across_experiments():

@@ -200,8 +200,8 @@ def _named(section: Section, family: Family) -> None:
                 family.missing.append(f"{place}: against itself")
                 continue
             if other not in names:
-                hint = nearest(other, names - {group.experiment})
-                family.missing.append(f"{place}: no run of {other}; {hint}")
+                hint = _hint(other, names - {group.experiment})
+                family.missing.append(f"{place}: no run of {other}{hint}")
                 continue
             alike = [g for g in section.groups if g.same_command(group)]
             baselines = [g for g in alike if g.experiment == other]
@@ -259,14 +259,15 @@ def _factor(
     peers = list({id(g): g for pair in pairs for g in pair}.values())
     levels = Counter(map(level_of, peers))
     if not pairs:
-        hint = nearest(factor, all_pairs)
-        family.missing.append(f"{factor}: no two runs differ in it alone; {hint}")
+        hint = _hint(factor, all_pairs)
+        family.missing.append(f"{factor}: no two runs differ in it alone{hint}")
         return
     if base is not None and base not in levels:
-        hint = nearest(base, levels)
-        family.missing.append(f"{factor}={base}: no run to compare with; {hint}")
+        hint = _hint(base, levels)
+        family.missing.append(f"{factor}={base}: no run to compare with{hint}")
         return
     base = base or min(levels, key=lambda v: (-levels[v], order(v)))
+    several = len({group.experiment for group in peers}) > 1
     for level in sorted(levels.keys() - {base}, key=order):
         name = f"{short(factor)} {level} − {base}"
         cells = []
@@ -287,8 +288,14 @@ def _factor(
         )
         for t, b in cells if many else ():
             where = section.rest(t, factor)
+            if several and t.experiment == b.experiment:
+                where = f"{t.experiment} {where}".strip()
             c = Comparison(f"{prefix}{factor}", name, [(t, b)], peers, where)
             family.cells.append(c)
+
+
+def _hint(name: str, choices: Iterable[str]) -> str:
+    return f"; {nearest(name, choices)}" if choices else ""
 
 
 def _empty_cells(groups: list[Group], pairs: Pairs) -> list[str]:

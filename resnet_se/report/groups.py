@@ -35,8 +35,15 @@ class Group:
 
     @cached_property
     def overridden(self) -> dict[str, str]:
+        return self._of_all("overridden")
+
+    @cached_property
+    def values(self) -> dict[str, Any]:
+        return self._of_all("values")
+
+    def _of_all(self, name: str) -> dict[str, Any]:
         """What all seeds were typed with: of one hash, the rest changed nothing."""
-        first, *others = (run.overridden for run in self.runs)
+        first, *others = (getattr(run, name) for run in self.runs)
         return {k: v for k, v in first.items() if all(k in other for other in others)}
 
     @cached_property
