@@ -29,16 +29,14 @@ from resnet_se.checks import check_config
 from resnet_se.config import (
     CONF,
     EXPECTED,
-    Facts,
-    config_hash,
     experiment_name,
     explain,
     own_conf,
     resolved,
-    setting,
 )
 from resnet_se.cost import Cost, measure
 from resnet_se.data.module import ImageDataModule
+from resnet_se.identity import Facts, config_hash, setting
 from resnet_se.ranks import processes
 
 SEED = re.compile(r"seed=(\d{1,9})")

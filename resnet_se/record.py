@@ -3,7 +3,7 @@
     python -m resnet_se.record RUN         what went into the run's hash
     python -m resnet_se.record RUN RUN     the keys that make the two differ
 
-A run directory is `runs/<experiment>/seed<k>-<hash of its setting>` (`config`).
+A run directory is `runs/<experiment>/seed<k>-<hash of its setting>` (`identity`).
 `result.json` needs nothing of this package to be read; whoever changes the meaning of a
 field raises `SCHEMA`.  Its fields:
 

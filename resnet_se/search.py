@@ -35,14 +35,10 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, read_write
 
-from resnet_se.config import (
-    Facts,
-    config_hash,
-    resolved,
-    setting,
-)
+from resnet_se.config import resolved
 from resnet_se.errors import UserError, nearest
 from resnet_se.files import atomic_file, exclusive
+from resnet_se.identity import Facts, config_hash, setting
 from resnet_se.pruning import FACTOR, METRICS, Rule, import_optuna, open_study
 from resnet_se.sweep import PRUNER, SweepTable, outcomes, print_outcomes
 

@@ -26,19 +26,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from resnet_se import ranks
 from resnet_se.checks import check_config
-from resnet_se.config import (
-    BY_CONTENT,
-    Facts,
-    config_hash,
-    experiment_name,
-    explain,
-    resolved,
-    run,
-    saved_config,
-    setting,
-)
+from resnet_se.config import experiment_name, explain, resolved, run, saved_config
 from resnet_se.errors import UserError
 from resnet_se.files import atomic_file, exclusive
+from resnet_se.identity import BY_CONTENT, Facts, config_hash, setting
 from resnet_se.machine import environment
 from resnet_se.record import (
     SCHEMA,

@@ -12,7 +12,8 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
 from resnet_se.checks import check_config
-from resnet_se.config import CONF, NOT_HASHED, resolved
+from resnet_se.config import CONF, resolved
+from resnet_se.identity import NOT_HASHED
 from resnet_se.models import counts
 
 BEYOND = sorted(path.stem for path in CONF.glob("experiment/x*.yaml"))

@@ -42,10 +42,11 @@ from resnet_se import (
     screen,
     train,
 )
-from resnet_se.config import Facts, load_config, saved_config
+from resnet_se.config import load_config, saved_config
 from resnet_se.data.module import ImageDataModule
 from resnet_se.errors import UserError
 from resnet_se.evaluate import _print_table
+from resnet_se.identity import Facts
 from resnet_se.report.runs import load, load_runs
 from tests.conftest import Run, call
 

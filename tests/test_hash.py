@@ -18,19 +18,9 @@ from hydra import compose, initialize_config_dir
 
 from resnet_se import builders
 from resnet_se.builders import build_data, settle_precision
-from resnet_se.config import (
-    ADDED,
-    CONF,
-    RUN_DIR,
-    Facts,
-    canonical,
-    config_hash,
-    load_config,
-    resolved,
-    saved_config,
-    setting,
-)
+from resnet_se.config import CONF, RUN_DIR, load_config, resolved, saved_config
 from resnet_se.foreign import foreign_sources
+from resnet_se.identity import ADDED, Facts, canonical, config_hash, setting
 from resnet_se.record import difference
 from tests.conftest import TINY
 

@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from resnet_se import config
 from resnet_se.errors import UserError
+from resnet_se.identity import NOT_HASHED
 from resnet_se.record import SCHEMA
 from resnet_se.report.runs import IDLE, Run, load, load_runs
 from tests.records import old, record, swept, unfinished, write
@@ -114,7 +114,7 @@ def test_what_cannot_matter_is_not_a_setting():
     assert run.overridden == {"a": "1", "b.c": "2", "d": "", "x": "z"}
     idle = [f"{key}.x=1" for key in IDLE] + [f"{key}=1" for key in IDLE]
     assert Run("", record("a", overrides=idle)).overridden == {}
-    assert set(IDLE) <= set(config.NOT_HASHED)
+    assert set(IDLE) <= set(NOT_HASHED)
 
 
 def test_values_are_what_was_resolved_rather_than_what_was_typed():
