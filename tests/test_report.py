@@ -19,9 +19,10 @@ from omegaconf import OmegaConf
 
 from resnet_se.errors import UserError
 from resnet_se.report import claims, document
+from resnet_se.report.canvas import draw
 from resnet_se.report.compare import compare
 from resnet_se.report.document import report
-from resnet_se.report.figures import draw, figures, pareto, spread_labels
+from resnet_se.report.figures import figures, pareto, spread_labels
 from resnet_se.report.groups import sections
 from resnet_se.report.runs import Run, frame, load
 from tests.records import GPU, old, record, swept, unfinished, write

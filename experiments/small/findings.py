@@ -22,9 +22,10 @@ import pandas as pd
 from omegaconf import OmegaConf
 
 from resnet_se.config import CONF
+from resnet_se.report.canvas import draw
 from resnet_se.report.claims import claim_rows
 from resnet_se.report.compare import Comparison, Family, compare
-from resnet_se.report.figures import NBSP, by_length, draw, figures
+from resnet_se.report.differences import NBSP, differences
 from resnet_se.report.groups import Group, Section, sections
 from resnet_se.report.runs import load
 from resnet_se.report.statistics import pooled
@@ -168,10 +169,9 @@ def noise(of: Study) -> str:
 
 def figure(of: Study) -> tuple[str, str]:
     """Caption and SVG of the one pair that was trained for several lengths."""
-    section, family = of
-    if not by_length(family.comparisons):
+    drawn = {name: rest for name, *rest in differences(of[1], EQUIVALENCE)}
+    if "length-1" not in drawn:
         return "", ""
-    drawn = {name: rest for name, *rest in figures(section, family, EQUIVALENCE)}
     caption, picture = drawn["length-1"]
     title = f"<title>{escape(caption)}</title>\n <metadata>"
     return caption, draw(picture).replace("<metadata>", title, 1)

@@ -14,9 +14,10 @@ import pandas as pd
 from resnet_se.errors import UserError
 from resnet_se.files import atomic_file
 from resnet_se.report import gates
+from resnet_se.report.canvas import draw
 from resnet_se.report.claims import claim_rows
 from resnet_se.report.compare import Family, compare
-from resnet_se.report.figures import draw, figures
+from resnet_se.report.figures import figures
 from resnet_se.report.groups import Section, sections
 from resnet_se.report.notes import left_out, notes, problems
 from resnet_se.report.runs import Loaded, frame, load

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from resnet_se.report.figures import BLUE, GREEN, GREY, ORANGE, RED, draw, subplots
+from resnet_se.report.canvas import BLUE, GREEN, GREY, ORANGE, RED, draw, subplots
 from resnet_se.report.text import Block, Table, gain
 
 if TYPE_CHECKING:
