@@ -1,5 +1,6 @@
 """experiments/small: the tables are those of the records, the records of the budget."""
 
+import copy
 import json
 import re
 import runpy
@@ -10,7 +11,6 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from resnet_se.config import CONF
-from resnet_se.report.gates import ablation_rows
 
 FOLDER = Path(__file__).parents[1] / "experiments" / "small"
 RECORDS = sorted(FOLDER.glob("*/*/seed*/result.json"))
@@ -58,14 +58,24 @@ def test_the_choice_is_that_of_the_records(start, folder):
     assert row.endswith(f"| 1 | {100 * read(path)['val']['acc']:.2f} |")
 
 
-def test_the_gates_are_those_of_the_file():
+def test_the_gates_are_of_networks_of_the_study():
+    known = {(r["config_hash"], r["seed"]) for r in map(read, RECORDS)}
+    for path in (FOLDER / "gates").glob("*.json"):
+        entries = read(path)["runs"]
+        assert {(e["config_hash"], e["seed"]) for e in entries} <= known
+        assert len({e["config_hash"] for e in entries}) == 1
+        assert len({e["seed"] for e in entries}) == len(entries)
+
+
+def test_gates_of_several_networks_are_their_mean_and_deviation(found):
     [entry] = read(FOLDER / "gates" / "e14_final.seed0.json")["runs"]
-    assert entry["config_hash"] in {path.parent.name[6:] for path in RECORDS}
-    text = (FOLDER / "README.md").read_text()
-    assert f"is {100 * entry['all']['shares']['constant']:.1f} % constant" in text
-    for row in ablation_rows(entry):
-        cells = " | ".join(row.values())
-        assert f"| {cells} |" in text
+    entries = [copy.deepcopy(entry) for _ in range(2)]
+    for e, by in zip(entries, (0.01, 0.03), strict=True):
+        for a in e["ablations"]:
+            a["difference"] = by
+    rows = found[0]["_over_seeds"](entries)
+    assert [*map(len, rows)] == [5] * 4
+    assert {cell for row in rows for cell in [*row.values()][1:]} == {"+2.00 ± 1.41"}
 
 
 @pytest.fixture(scope="module")

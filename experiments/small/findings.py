@@ -26,10 +26,11 @@ from resnet_se.report.canvas import draw
 from resnet_se.report.claims import claim_rows
 from resnet_se.report.compare import Comparison, Family, compare
 from resnet_se.report.differences import NBSP, differences
+from resnet_se.report.gates import KINDS, ablation_rows
 from resnet_se.report.groups import Group, Section, sections
 from resnet_se.report.runs import load
-from resnet_se.report.statistics import pooled
-from resnet_se.report.text import Table, accuracy, count, gain, markdown_table
+from resnet_se.report.statistics import mean_std, pooled
+from resnet_se.report.text import Table, accuracy, count, gain, markdown_table, points
 
 HERE = Path(__file__).parent
 PAGES = HERE / "README.md", HERE.parent / "README.md"
@@ -78,8 +79,7 @@ def measured(of: Study) -> str:
         }
         for c in sorted(family.comparisons, key=_place)
     ]
-    table = Table("", pd.DataFrame(rows), {"comparison", "answer"})
-    return markdown_table(table) + "\n\n" + _not_run(section)
+    return f"{_table(rows, 'comparison', 'answer')}\n\n{_not_run(section)}"
 
 
 def _place(c: Comparison) -> tuple[str, int]:
@@ -106,8 +106,7 @@ def claims(of: Study) -> str:
         for row in claim_rows([(section, family)], EQUIVALENCE)
         if row["where"] in ("", "counted", section.name)
     ]
-    table = markdown_table(Table("", pd.DataFrame(rows), {"claimed", "measured"}))
-    return f"{_survives(family)}\n\n{table}"
+    return f"{_survives(family)}\n\n{_table(rows, 'claimed', 'measured')}"
 
 
 def _survives(family: Family) -> str:
@@ -147,8 +146,7 @@ def runs(of: Study) -> str:
         }
         for g in groups
     ]
-    table = Table("", pd.DataFrame(rows), {"test % of seeds"})
-    return markdown_table(table)
+    return _table(rows, "test % of seeds")
 
 
 def noise(of: Study) -> str:
@@ -164,7 +162,71 @@ def noise(of: Study) -> str:
         for size, pool in pools.items()
         if pool.freedom
     ]
-    return _prose(f"Test accuracy deviates from seed to seed by {', '.join(said)}.")
+    worst = max((p.variance for p in pools.values() if p.freedom), default=0.0)
+    asked = "kept" if 2.2 * worst**0.5 <= 0.01 else "not kept"
+    return _prose(
+        f"Test accuracy deviates from seed to seed by {', '.join(said)}. That 2.2 "
+        f"deviations be at most one point is {asked}."
+    )
+
+
+def gates(of: Study) -> str:
+    """What tests lose without gates: a table a file, of one network or of several."""
+    trained = {(r.config_hash, r.seed): f"{r.data['train']:,}" for r in of[0].runs}
+    parts = []
+    for path in sorted((HERE / "gates").glob("*.json")):
+        entries = json.loads(path.read_text())["runs"]
+        first, n = entries[0], len(entries)
+        name = f"{first['experiment']}, {trained[first['config_hash'], first['seed']]}"
+        shares = [entry["all"]["shares"]["constant"] for entry in entries]
+        who = f"seed {first['seed']}" if n == 1 else f"{n} seeds, mean ± deviation"
+        constant = accuracy(shares).removesuffix(" (n = 1)")
+        rows = ablation_rows(first) if n == 1 else _over_seeds(entries)
+        rows = [{k.removesuffix(", points"): v for k, v in row.items()} for row in rows]
+        said = f"{name} images, {who}: E[g²] is {constant} % constant."
+        parts.append(f"{said}\n\n{_table(rows)}")
+    return "\n\n".join(parts)
+
+
+def _over_seeds(entries: list[dict]) -> list[dict[str, str]]:
+    """As `ablation_rows`, of several networks: their mean difference and deviation."""
+    rows = ablation_rows(entries[0])
+    for row, kind in zip(rows, KINDS, strict=True):
+        for column in list(row)[1:]:
+            mean, std = mean_std(
+                [
+                    a["difference"]
+                    for entry in entries
+                    for a in entry["ablations"]
+                    if (a["gates"], f"{a['where']}, points") == (kind, column)
+                ]
+            )
+            row[column] = f"{points(mean)} ± {100 * std:.2f}"
+    return rows
+
+
+def _table(rows: list[dict[str, str]], *left: str) -> str:
+    return markdown_table(Table("", pd.DataFrame(rows), set(left)))
+
+
+def verdicts(of: Study) -> str:
+    """How often verdicts were wrong in the simulation, by the rules before and now."""
+    found = json.loads((HERE.parent / "statistics/verdicts.json").read_text())
+
+    def cells(figures: dict[str, float]) -> str:
+        return f"{100 * figures['before']:.1f} → {100 * figures['after']:.1f} %"
+
+    rows = []
+    for n, of_rules in found["null"].items():
+        row = {"seeds": n}
+        for key, words in (
+            ("false_alarms", "studies with a false verdict"),
+            ("coverage", "95 % intervals that hold the truth"),
+        ):
+            row[words] = cells({rule: of_rules[rule][key] for rule in of_rules})
+        row["finds a true point among noisy others"] = cells(found["power"][n])
+        rows.append(row)
+    return _table(rows)
 
 
 def figure(of: Study) -> tuple[str, str]:
@@ -184,7 +246,8 @@ def blocks() -> tuple[dict[str, str], str]:
     """{name: text} of all that is written, and the figure."""
     of = study()
     caption, svg = figure(of)
-    texts = {f.__name__: f(of) for f in (measured, claims, runs, noise)}
+    parts = measured, claims, runs, noise, gates, verdicts
+    texts = {part.__name__: part(of) for part in parts}
     texts["length"] = f"![{caption}](length.svg)" if svg else "One length so far."
     return texts, svg
 
