@@ -21,8 +21,10 @@ from torch.optim.swa_utils import update_bn
 
 from resnet_se import checkpoint as checkpoint_files
 from resnet_se import lightning_internals as internals
+from resnet_se.errors import UserError
 from resnet_se.files import atomic_file
 from resnet_se.hints import Count, Text, Unit, validated
+from resnet_se.resnet import WhiteningStem
 
 
 class History(L.Callback):
@@ -109,6 +111,49 @@ class History(L.Callback):
         writer.writerows(self.rows)
         with atomic_file(self.path) as file:
             file.write(text.getvalue().encode())
+
+
+class FreezeStem(L.Callback):
+    """Stops training a whitening stem's biases after some epochs (Jordan 2024, §3).
+
+    They have found their place by then, and the backward pass ends before the stem.
+
+    Args:
+        epochs: that the biases are trained for.
+
+    Raises:
+        UserError: the network has no whitening stem.
+    """
+
+    @validated
+    def __init__(self, epochs: Count):
+        self.epochs = epochs
+
+    def setup(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
+        stems = (m for m in module.modules() if isinstance(m, WhiteningStem))
+        self.biases = [b for s in stems if (b := s.conv.bias) is not None]
+        if not self.biases:
+            raise UserError(
+                "callbacks: FreezeStem freezes a whitening stem, which this network "
+                "does not have; add model.whiten=true, or set that callback to null"
+            )
+
+    def on_train_epoch_start(self, trainer: L.Trainer, *_: Any) -> None:
+        # DDP waits for gradients of all that had one when it was made.
+        if trainer.current_epoch >= self.epochs and trainer.world_size == 1:
+            for bias in self.biases:
+                bias.requires_grad_(False)
+
+    on_train_start = on_train_epoch_start  # which a resume in mid-epoch has not
+
+    def on_before_optimizer_step(self, trainer: L.Trainer, *_: Any) -> None:
+        if trainer.current_epoch >= self.epochs:
+            for bias in self.biases:
+                bias.grad = None
+
+    def on_train_end(self, *_: Any) -> None:
+        for bias in self.biases:
+            bias.requires_grad_(True)
 
 
 class WeightAverage(L.Callback):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import shutil
-from itertools import combinations, islice
+from itertools import combinations, islice, pairwise
 
 import lightning as L
 import numpy as np
@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from hydra import compose, initialize_config_dir
+from hydra.errors import InstantiationException
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, update_bn
 
@@ -259,6 +260,64 @@ def test_a_teacher_that_does_not_fit_is_refused(
     assert not [r for r in run_dirs().values() if "train" in r]
 
 
+# --- a frozen stem -----------------------------------------------
+
+FROZEN = (
+    "model.whiten=true",
+    "+callbacks.freeze._target_=resnet_se.callbacks.FreezeStem",
+    "+callbacks.freeze.epochs=1",
+)
+
+
+def test_a_frozen_stem_is_a_stem_without_gradients(build):
+    """From the second epoch on; the rest of the network as by hand."""
+    data, model, trainer = build(*FROZEN, "trainer.max_epochs=2")
+    net, steps = copy.deepcopy(model.net).train(), Steps()
+    trainer.callbacks.insert(0, steps)
+    trainer.fit(model, datamodule=data)
+    a_step = len(steps.states) // 2
+    biases = [state["stem.conv.bias"] for state in steps.states]
+    assert not torch.equal(biases[0], biases[a_step - 1])
+    assert all(torch.equal(bias, biases[a_step - 1]) for bias in biases[a_step:])
+    weights = [state["stem.conv.weight"] for state in steps.states]
+    assert torch.equal(weights[0], weights[-1])
+    heads = [state["head.weight"] for state in steps.states]
+    assert not any(torch.equal(a, b) for a, b in pairwise(heads))
+    assert [p.requires_grad for p in model.net.parameters()] == [
+        p.requires_grad for p in net.parameters()
+    ]
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "muon"])
+def test_a_frozen_stem_goes_on_bit_for_bit(
+    train, run_dirs, monkeypatch, tmp_path, optimizer
+):
+    """From the middle of an epoch in which it is frozen."""
+    every = (*FROZEN, f"optimizer={optimizer}", "+callbacks.checkpoint.every_n_steps=3")
+    assert train("runs_dir=whole", *every) == 0
+    Stopped(monkeypatch, (1, 4), interrupt)
+    assert train(*every) == 130
+    assert train(*every) == 0
+    (reference,) = tmp_path.glob("whole/*/*")
+    assert_same_run(only(run_dirs())[0], reference)
+
+
+def test_a_network_without_a_whitening_stem_has_nothing_to_freeze(train, capsys):
+    assert train(*FROZEN[1:]) == 2
+    assert "model.whiten=true" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_ranks_freeze_the_stem_too(train, run_dirs):
+    assert train(*FROZEN, "data.batch_size=16", "trainer=ddp_sim") == 0
+    checkpoints = only(run_dirs())[0] / "checkpoints"
+    biases = [
+        torch.load(checkpoints / name)["state_dict"]["net.stem.conv.bias"]
+        for name in ("previous.ckpt", "last.ckpt")
+    ]
+    assert torch.equal(*biases)
+
+
 # --- all of them together ----------------------------------------
 
 # By group, so that no pair sets one key twice.
@@ -278,11 +337,15 @@ MEANS = {
     "torchvision": ("data.engine=torchvision",),
     "muon": ("optimizer=muon",),
     "swa": ("callbacks=swa",),
+    "plain network": ("model.residual=false", "model.activation=gelu"),
+    "frozen stem": FROZEN,
 }
 APART = {  # and the answer
     ("sam", "accumulation"): "accumulate_grad_batches: expected 1 with SAM",
     ("spared decay", "muon"): None,  # which has rates and decays of its own
     ("ema", "swa"): None,  # one key
+    ("stochastic depth", "plain network"): "drop_path: expected 0 with residual=false",
+    ("zero init", "plain network"): "zero_init: expected false with residual=false",
 }
 
 
@@ -351,7 +414,9 @@ def test_two_means_make_a_step_or_are_refused(build, settings, pair):
     if pair not in APART:
         assert np.isfinite(one_step(build, *overrides))
     elif APART[pair]:
-        with pytest.raises(UserError, match=APART[pair]):
+        with pytest.raises(  # which Hydra wraps where a constructor has raised it
+            (UserError, InstantiationException), match=APART[pair]
+        ):
             one_step(build, *overrides)
 
 
