@@ -276,6 +276,7 @@ def test_a_cell_without_runs_is_named_and_the_rest_used():
     found = compared(*grid(drop=[("b", 0.2)]))
     assert found.missing == ["cell without runs: model=b lr=0.2"]
     assert [c.question for c in found.comparisons] == ["model", "optimizer.lr"]
+    assert [c.where for c in found.comparisons] == ["lr=0.1", "model=a"]
 
 
 def test_a_factor_of_one_seed_is_not_decided():

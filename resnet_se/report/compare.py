@@ -267,7 +267,6 @@ def _factor(
         family.missing.append(f"{factor}={base}: no run to compare with{hint}")
         return
     base = base or min(levels, key=lambda v: (-levels[v], order(v)))
-    several = len({group.experiment for group in peers}) > 1
     for level in sorted(levels.keys() - {base}, key=order):
         name = f"{short(factor)} {level} − {base}"
         cells = []
@@ -283,15 +282,20 @@ def _factor(
         if not cells:
             continue
         many = f", mean of {len(cells)} cells" if len(cells) > 1 else ""
-        family.comparisons.append(
-            Comparison(f"{prefix}{factor}{many}", name, cells, peers)
-        )
-        for t, b in cells if many else ():
-            where = section.rest(t, factor)
-            if several and t.experiment == b.experiment:
-                where = f"{t.experiment} {where}".strip()
-            c = Comparison(f"{prefix}{factor}", name, [(t, b)], peers, where)
-            family.cells.append(c)
+        places = [_place(section, *cell, factor) for cell in cells]
+        question, where = f"{prefix}{factor}", "" if many else places[0]
+        whole = Comparison(f"{question}{many}", name, cells, peers, where)
+        family.comparisons.append(whole)
+        for cell, place in zip(cells, places, strict=True) if many else ():
+            family.cells.append(Comparison(question, name, [cell], peers, place))
+
+
+def _place(section: Section, treatment: Group, baseline: Group, factor: str) -> str:
+    """What a cell has of the other factors, and its experiment if there are several."""
+    several = len({group.experiment for group in section.groups}) > 1
+    one = several and treatment.experiment == baseline.experiment
+    name = treatment.experiment if one else ""
+    return f"{name} {section.rest(treatment, factor)}".strip()
 
 
 def _hint(name: str, choices: Iterable[str]) -> str:
