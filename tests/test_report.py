@@ -414,6 +414,7 @@ def test_pictures_are_the_same_text_each_time(tmp_path):
         for _ in range(2)
     ]
     assert twice[0] == twice[1]
+    assert not any("Bitstream" in svg for svg in twice[0])  # each word names its fonts
 
 
 def test_long_names_leave_room_for_what_is_drawn(tmp_path):
@@ -554,6 +555,34 @@ def test_page_is_whole_and_loads_nothing(whole):
     assert not re.search(r"url\(|@import", text)
     assert "<h1>the &lt;name&gt;</h1>" in text
     assert "prefers-color-scheme: dark" in text
+
+
+@pytest.mark.slow
+def test_the_page_of_22_experiments_and_3_seeds_is_below_a_megabyte(tmp_path):
+    epochs = range(11)
+    rng = np.random.default_rng(0)
+    records = [
+        record(
+            f"e{i:02}_{'name' * 4}",
+            seed,
+            range(3 * i + seed),
+            against=against(f"e{i - 1:02}_{'name' * 4}") if i > 1 else [],
+            model={"macs": 10**7 * i, "total": 10**6 + 10**4 * i},
+            history={
+                "epoch": [*map(float, epochs)],
+                **{
+                    f"{part}/{metric}": rng.random(len(epochs)).tolist()
+                    for part in ("train", "val")
+                    for metric in ("acc", "loss")
+                },
+            },
+        )
+        for i in range(1, 23)
+        for seed in range(3)
+    ]
+    write(tmp_path / "runs", *records)
+    assert report([str(tmp_path / "runs")], tmp_path / "out", "22") == 0
+    assert 500_000 < (tmp_path / "out/report.html").stat().st_size < 1_000_000
 
 
 def test_markdown_links_to_figures_that_exist(whole):

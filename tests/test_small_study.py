@@ -116,7 +116,7 @@ def test_one_seed_decides_nothing(found):
         [cell.strip() for cell in r.split("|")] for r in texts["measured"].split("\n")
     ]
     of_one = [cells for cells in rows if len(cells) > 5 and cells[4] == "1"]
-    assert all("not decided (n = 1)" in cells[6] for cells in of_one)
+    assert all("not decided (n = 1)" in cells[7] for cells in of_one)
 
 
 def test_finished_records_are_taken_in_once(found, tmp_path, monkeypatch):

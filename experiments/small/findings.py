@@ -30,7 +30,15 @@ from resnet_se.report.gates import KINDS, ablation_rows
 from resnet_se.report.groups import Group, Section, sections
 from resnet_se.report.runs import load
 from resnet_se.report.statistics import mean_std, pooled
-from resnet_se.report.text import Table, accuracy, count, gain, markdown_table, points
+from resnet_se.report.text import (
+    Table,
+    accuracy,
+    count,
+    gain,
+    markdown_table,
+    p_value,
+    points,
+)
 
 HERE = Path(__file__).parent
 PAGES = HERE / "README.md", HERE.parent / "README.md"
@@ -75,6 +83,7 @@ def measured(of: Study) -> str:
             "images": images(c.pairs[0][0]),
             "n": str(c.n),
             "points [interval]": gain(c.mean, c.interval),
+            "p": p_value(c.p_holm) if c.n > 1 else "–",
             "answer": c.verdict(EQUIVALENCE),
         }
         for c in sorted(family.comparisons, key=_place)
