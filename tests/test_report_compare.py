@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from resnet_se.report.compare import Family, compare
+from resnet_se.report.compare import Comparison, Family, compare
 from resnet_se.report.groups import Group, Section, sections, short_names
 from resnet_se.report.runs import Run
 from resnet_se.report.statistics import holm, mcnemar_exact, pooled
+from resnet_se.report.tables import comparison_table
 from tests.records import old, record, swept
 
 
@@ -140,6 +141,15 @@ def test_where_pooled_and_own_noise_disagree_both_are_shown():
     assert c.disputed
     low, high = c.welch.interval()
     assert low < 0 < high
+
+
+def test_a_table_asks_each_comparison_once_about_its_noise(monkeypatch):
+    asked = []
+    monkeypatch.setattr(Comparison, "disputed", property(asked.append))
+    many = [r for i in range(9) for r in seeds(f"b{i}", (2, 3), against=against("a"))]
+    section = one_section([*seeds("a", (8, 9)), *many])
+    comparison_table(section, compare(section), 0.005)
+    assert len(asked) <= 2 * 9
 
 
 def test_equivalence_has_words_of_its_own():

@@ -111,6 +111,7 @@ def comparison_table(section: Section, family: Family, equivalence: float) -> Ta
     """The family and the comparisons of one seed, each with its power."""
     size = len(family.decided)
     bound = f"{100 * equivalence:g}"
+    disputed = any(c.disputed for c in family.comparisons)
     rows = []
     for c in family.comparisons:
         row = {
@@ -128,7 +129,7 @@ def comparison_table(section: Section, family: Family, equivalence: float) -> Ta
             row["detects"] = f"{100 * c.estimate.detectable(strict):.2f}"
             needed = c.estimate.seeds_needed(equivalence, c.n, strict)
             row[f"seeds for {bound}"] = str(needed) if needed else "more images"
-        if any(other.disputed for other in family.comparisons):
+        if disputed:
             own = c.welch.interval() if c.welch and c.disputed else None
             row["own noise, 95 %"] = gain(c.mean, own) if own else NONE
         rows.append(row)
