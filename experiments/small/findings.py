@@ -192,7 +192,10 @@ def gates(of: Study) -> str:
         constant = accuracy(shares).removesuffix(" (n = 1)")
         rows = ablation_rows(first) if n == 1 else _over_seeds(entries)
         rows = [{k.removesuffix(", points"): v for k, v in row.items()} for row in rows]
-        said = f"{name} images, {who}: E[g²] is {constant} % constant."
+        said = (
+            f"{name} images, {who}, {first['data']['images']:,} test images: E[g²] is "
+            f"{constant} % constant."
+        )
         parts.append(f"{said}\n\n{_table(rows)}")
     return "\n\n".join(parts)
 
