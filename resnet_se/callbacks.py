@@ -7,6 +7,7 @@ import io
 import signal
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,7 +24,15 @@ from resnet_se import checkpoint as checkpoint_files
 from resnet_se import lightning_internals as internals
 from resnet_se.errors import UserError
 from resnet_se.files import atomic_file
-from resnet_se.hints import Count, Text, Unit, validated
+from resnet_se.hints import (
+    Count,
+    Natural,
+    NonNegative,
+    Text,
+    Unit,
+    check,
+    validated,
+)
 from resnet_se.resnet import WhiteningStem
 
 
@@ -44,6 +53,7 @@ class History(L.Callback):
         self.seconds = 0.0
         self.train_seconds = 0.0
         self.images = 0
+        self.epochs = 0  # begun by this start
         self._start: float | None = None  # of the epoch under way
 
     def state_dict(self) -> dict[str, Any]:
@@ -57,7 +67,13 @@ class History(L.Callback):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
+        check("History.rows", rows := state["rows"], Sequence[dict])
+        for value in (value for row in rows for value in row.values()):
+            check("History.rows", value, float | None)
+        for name in ("seconds", "train_seconds", "images"):
+            check(f"History.{name}", state[name], NonNegative)
+            setattr(self, name, state[name])
+        self.rows = rows
 
     @property
     def images_per_second(self) -> float | None:
@@ -68,6 +84,7 @@ class History(L.Callback):
         self._begin()  # a run that resumes in mid-epoch does not start it again
 
     def on_train_epoch_start(self, *_: Any) -> None:
+        self.epochs += 1
         self._begin()
 
     def _begin(self) -> None:
@@ -319,6 +336,8 @@ class Checkpoints(Checkpoint):
         return {"best_score": self.best_score, "best_epoch": self.best_epoch}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        check("Checkpoints.best_score", state["best_score"], float | None)
+        check("Checkpoints.best_epoch", state["best_epoch"], Natural | None)
         self.best_score = state["best_score"]
         self.best_epoch = state["best_epoch"]
 

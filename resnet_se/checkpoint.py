@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from resnet_se.errors import UserError
-from resnet_se.files import atomic_file
+from resnet_se.files import atomic_file, read_regular
 
 if TYPE_CHECKING:
     from torch import nn
@@ -30,6 +30,7 @@ BEST, LAST, PREVIOUS = "best.ckpt", "last.ckpt", "previous.ckpt"
 
 MARK = b"sha256:"
 COMMENT = len(MARK) + 64  # and as many hexadecimal digits
+MOST = 64 << 30  # bytes
 END = 22  # bytes of a zip file's end without a comment
 
 
@@ -56,7 +57,7 @@ def read(path: Path) -> dict[str, Any]:
         UserError: the file is missing, damaged, or no checkpoint.
     """
     try:
-        content = Path(path).read_bytes()
+        content = read_regular(Path(path), MOST)
     except FileNotFoundError:
         raise UserError(f"ckpt_path: no such file: {path}") from None
     except OSError as error:
@@ -81,13 +82,26 @@ def _problem(loaded: Any) -> str | None:
         return "it holds no state_dict"
     if not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
         return "its state_dict holds other things than tensors"
+    for part in (DATA, "callbacks", "loops"):
+        if not isinstance(loaded.get(part, {}), dict):
+            return f"its {part} is no mapping"
+    counts = [loaded.get("epoch", 0), loaded.get("global_step", 0)]
     data = loaded.get(DATA, {})
-    if not isinstance(data, dict):
-        return f"its {DATA} is no mapping"
+    place = data.get("place", {"epoch": 0, "done": 0})
+    if not isinstance(place, dict) or place.keys() != {"epoch", "done"}:
+        return f"its {DATA}.place is none"
+    # A loop that has done a negative number of epochs would hardly end.
+    if not all(
+        map(_is_count, [*counts, *place.values(), *_leaves(loaded.get("loops"))])
+    ):
+        return "it counts epochs and steps in other things than whole numbers"
+    so_far = loaded.get("epoch_so_far")
+    if so_far is not None and not _is_triple(so_far):
+        return "its epoch_so_far is not what one writes"
     size, classes = data.get("size", [1, 1]), data.get("classes", [])
     sound = (
         all(type(data[k]) is str for k in ("fingerprint",) if k in data)
-        and all(_is_colour(data[k]) for k in ("mean", "std") if k in data)
+        and all(_is_triple(data[k]) for k in ("mean", "std") if k in data)
         and (isinstance(classes, list) and all(type(name) is str for name in classes))
         and (isinstance(size, list) and len(size) == 2)
         and all(type(n) is int and 1 <= n <= 4096 for n in size)
@@ -95,7 +109,18 @@ def _problem(loaded: Any) -> str | None:
     return None if sound else f"its {DATA} is not what one writes"
 
 
-def _is_colour(value: Any) -> bool:
+def _leaves(node: Any) -> list[Any]:
+    """The leaves of nested mappings; none of null."""
+    if isinstance(node, dict):
+        return [leaf for inner in node.values() for leaf in _leaves(inner)]
+    return [] if node is None else [node]
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and 0 <= value < 1 << 53
+
+
+def _is_triple(value: Any) -> bool:
     return (
         isinstance(value, Tensor)
         and value.shape == (3,)

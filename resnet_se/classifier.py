@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from typing import Any
@@ -23,7 +24,7 @@ from resnet_se import lightning_internals as internals
 from resnet_se.collective import gathered, summed
 from resnet_se.errors import UserError
 from resnet_se.mixing import Mixing
-from resnet_se.optim import Schedule
+from resnet_se.optim import Schedule, check_state
 from resnet_se.seeds import derive_seed
 from resnet_se.tta import TTA
 
@@ -123,6 +124,11 @@ class Classifier(L.LightningModule):
         resumed = self.trainer.ckpt_path is not None or self.initialised
         if callable(init) and not resumed:
             init(self.trainer.datamodule.first_images(INIT_IMAGES))
+
+    def on_train_start(self) -> None:
+        if self.trainer.ckpt_path is not None:
+            fresh = self.make_optimizer(copy.deepcopy(self.net))
+            check_state(self.trainer.optimizers[0], fresh)
 
     def on_train_epoch_start(self) -> None:
         self.train_batches = {}

@@ -8,6 +8,7 @@ mistake prints one clear message instead of a traceback.
 from __future__ import annotations
 
 import errno
+import functools
 import hashlib
 import inspect
 import json
@@ -35,6 +36,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from resnet_se.errors import UserError, nearest
+from resnet_se.files import read_regular
 from resnet_se.habits import answer
 from resnet_se.identity import canonical
 
@@ -125,7 +127,7 @@ def saved_config(run_dir: Path) -> dict[str, Any]:
     """
     path = run_dir / "config.yaml"
     try:
-        plain = yaml.safe_load(path.read_text(encoding="utf-8"))
+        plain = _parsed(read_regular(path, 16 << 20).decode())
     except FileNotFoundError:
         raise UserError(f"run: expected a run directory, got {run_dir}") from None
     except Exception as error:
@@ -135,13 +137,24 @@ def saved_config(run_dir: Path) -> dict[str, Any]:
     return plain
 
 
+def _parsed(text: str) -> Any:
+    """YAML without references, a few of which could stand for billions of values."""
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    depth = 0
+    for event in yaml.parse(text, loader):
+        depth += isinstance(event, yaml.CollectionStartEvent)
+        depth -= isinstance(event, yaml.CollectionEndEvent)
+        if isinstance(event, yaml.AliasEvent) or depth > 64:
+            raise ValueError("references, or more than 64 levels")
+    return yaml.load(text, loader)
+
+
 def load_config(run_dir: Path) -> DictConfig:
     """The same, composed, wherever the directory lies now; raises as `saved_config`."""
-    text = yaml.safe_dump(saved_config(run_dir), sort_keys=False)
-    placed = yaml.safe_load(text.replace(RUN_DIR, str(run_dir.resolve())))
-    return OmegaConf.create(_at_home(placed, _homes()))
+    return OmegaConf.create(_at_home(saved_config(run_dir), str(run_dir.resolve())))
 
 
+@functools.cache
 def _homes() -> dict[str, str]:
     """{canonical name: today's `_target_`} of all of ours that `conf/` names."""
     texts = (path.read_text(encoding="utf-8") for path in CONF.rglob("*.yaml"))
@@ -149,16 +162,18 @@ def _homes() -> dict[str, str]:
     return {canonical(target): target for target in sorted(targets)}
 
 
-def _at_home(node: Any, homes: dict[str, str]) -> Any:
-    """A saved configuration whose targets are where our modules lie today."""
+def _at_home(node: Any, place: str) -> Any:
+    """A saved configuration whose targets, and whose run directory, are today's."""
     if isinstance(node, dict):
         return {
-            key: homes.get(canonical(value), value)
+            key: _homes().get(canonical(value), value)
             if key == "_target_" and isinstance(value, str)
-            else _at_home(value, homes)
+            else _at_home(value, place)
             for key, value in node.items()
         }
-    return [_at_home(item, homes) for item in node] if isinstance(node, list) else node
+    if isinstance(node, list):
+        return [_at_home(item, place) for item in node]
+    return node.replace(RUN_DIR, place) if isinstance(node, str) else node
 
 
 def experiment_name() -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -37,6 +38,21 @@ def atomic_file(path: Path, backup: Path | None = None) -> Iterator[BinaryIO]:
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+
+
+def read_regular(path: Path, most: int) -> bytes:
+    """The content of a file of at most so many bytes; a pipe or device has no end.
+
+    Raises:
+        UserError: it is no regular file, or larger.
+        OSError: of the system.
+    """
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise UserError(f"{path}: expected a regular file")
+    if status.st_size > most:
+        raise UserError(f"{path}: expected at most {most >> 20} MB")
+    return path.read_bytes()
 
 
 def _link(path: Path, other: Path) -> None:

@@ -61,6 +61,7 @@ def train_and_test(
     if world_size > 1:
         scaled = bool(cfg.trainer.get("scale_lr"))
         print_devices(world_size, data.batch_size, cfg.optimizer.lr, scaled)
+    history = next((c for c in trainer.callbacks if isinstance(c, History)), None)
     compiled = compile_net(cfg, model, trainer, (data.batch_size, 3, *data.image_size))
 
     for logger in trainer.loggers:
@@ -69,8 +70,9 @@ def train_and_test(
         trainer.fit(model, datamodule=data, ckpt_path=ckpt, weights_only=True)
     except Exception as error:
         memory.explain(error, trainer, model, data)
+        if ckpt and not (history and history.epochs > 1):
+            _explain_resume(error, ckpt)
         raise
-    history = next((c for c in trainer.callbacks if isinstance(c, History)), None)
     result["train"] = {
         "epochs": trainer.current_epoch,
         "steps": trainer.global_step,
@@ -124,6 +126,20 @@ def _goes_on_from(cfg: DictConfig, run_dir: Path, model: Any) -> Path | None:
     checkpoint.check(loaded, path, model)
     console.print(f"resuming from {path}")
     return path
+
+
+def _explain_resume(error: Exception, ckpt: Path) -> None:
+    """A checkpoint's states have any form; an epoch from them went through, or not.
+
+    Raises:
+        UserError: it did not, and nothing better is known of why.
+    """
+    if isinstance(error, UserError | OSError):
+        return
+    what = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+    raise UserError(
+        f"{ckpt}: the first epoch from there failed: {what}; error.txt has the traceback"
+    ) from error
 
 
 def _init_from(path: Path, model: Any) -> None:

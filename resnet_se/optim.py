@@ -17,13 +17,16 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from resnet_se.errors import UserError, nearest
+from resnet_se.hints import Natural, NonNegative, check
 
 Decay = Callable[[float, float], float]
+# Of `ReduceLROnPlateau`; the rest of its state are its arguments, which are configured.
+PLATEAU_STATE = ("best", "num_bad_epochs", "cooldown_counter", "last_epoch")
 
 
 def make_optimizer(
@@ -86,6 +89,43 @@ def make_optimizer(
         return cls(groups, lr=lr, **options)  # type: ignore[call-arg]
     except (TypeError, ValueError) as error:
         raise UserError(f"optimizer: {cls.__name__}: {error}") from None
+
+
+def check_state(optimizer: Optimizer, fresh: Optimizer) -> None:
+    """Refuses a loaded state that a fused step would read beyond its end.
+
+    Such a step takes a parameter's number of values from each tensor, whatever it
+    holds; what is not fused looks for itself.
+
+    Args:
+        fresh: the same optimizer of a copy of the network; it takes a step.
+
+    Raises:
+        UserError: a tensor of another shape than this optimizer makes.
+    """
+    if not any(group.get("fused") for group in optimizer.param_groups):
+        return
+    theirs = [p for group in optimizer.param_groups for p in group["params"]]
+    ours = [p for group in fresh.param_groups for p in group["params"]]
+    for p in ours:
+        p.grad = torch.zeros_like(p)
+    fresh.step()
+    for a, b in zip(theirs, ours, strict=True):
+        for name, value in optimizer.state[a].items():
+            expected = fresh.state[b].get(name)
+            expected = b if expected is None else expected
+            if isinstance(value, Tensor) and _layout(value) != _layout(expected):
+                raise UserError(
+                    f"optimizer: the checkpoint's {name} of a parameter is no "
+                    f"{type(optimizer).__name__}'s: expected {tuple(expected.shape)}, "
+                    f"got {tuple(value.shape)}"
+                )
+
+
+def _layout(tensor: Tensor) -> tuple:
+    """What a kernel takes for granted."""
+    stored = tensor.untyped_storage().nbytes() >= tensor.nbytes
+    return tensor.shape, tensor.is_floating_point(), tensor.layout, stored
 
 
 # --- decays: (t, total epochs) → factor --------------------------
@@ -232,11 +272,17 @@ class Schedule(LRScheduler):
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        check("Schedule.last_epoch", state["last_epoch"], Natural)
         self.last_epoch = state["last_epoch"]
         # Without it (`ckpt_path` of a run with another schedule) the plateau starts.
         if self._plateau and "plateau" in state:
-            self._plateau.load_state_dict(state["plateau"])
+            check("Schedule.plateau_factor", state["plateau_factor"], NonNegative)
             self._plateau.optimizer.param_groups[0]["lr"] = state["plateau_factor"]
+            for name in PLATEAU_STATE:
+                value = state["plateau"][name]
+                if not isinstance(value, int | float):  # the best may be infinite
+                    raise UserError(f"Schedule.plateau.{name}: got {value!r}")
+                setattr(self._plateau, name, value)
         self._last_lr = self.get_lr()
 
 

@@ -108,8 +108,8 @@ class Pretrained(nn.Module):
             UserError: no such name, or the run has none of its own.
         """
         if tta is True:
-            own = self.config.get("tta") or {}
-            if not own.get("views"):
+            own = self.config.get("tta")
+            if not (isinstance(own, Mapping) and own.get("views")):
                 raise UserError("tta: the run has none of its own; name one: tta=flip")
             return TTA(own["views"])
         if isinstance(tta, str):

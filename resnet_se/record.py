@@ -45,7 +45,7 @@ from types import NoneType
 from typing import TYPE_CHECKING, Any
 
 from resnet_se.errors import UserError
-from resnet_se.files import atomic_file
+from resnet_se.files import atomic_file, read_regular
 
 if TYPE_CHECKING:
     import numpy as np
@@ -91,7 +91,7 @@ FINISHED = {
         "data.name data.fingerprint hardware.accelerator hardware.device "
         "hardware.precision test.labels test.predicted"
     ),
-    (int, NONE): _words("best_epoch?"),
+    (int, NONE): _words("best_epoch? data.batch_size?"),
     (list,): _words("data.classes"),
 }
 STATUSES = ("running", "finished", "failed", "interrupted", "pruned")
@@ -127,7 +127,7 @@ def read_record(path: Path) -> dict[str, Any]:
         UserError: the file is damaged, or of a schema that this version does not know.
     """
     try:
-        result = json.loads(path.read_bytes())
+        result = json.loads(read_regular(path, 256 << 20))
         schema, status = result["schema"], result["status"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(

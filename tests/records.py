@@ -60,6 +60,7 @@ def record(
             "train": 1500,
             "val": 500,
             "test": images,
+            "batch_size": 64,
             "split_seed": 0,
             "fallback": None,
         },

@@ -21,6 +21,7 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppres
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -37,18 +38,20 @@ from resnet_se import (
     bundles,
     checkpoint,
     checks,
+    fit,
     pretrained,
     record,
     screen,
     train,
 )
-from resnet_se.config import load_config, saved_config
+from resnet_se.config import RUN_DIR, load_config, saved_config
 from resnet_se.data.module import ImageDataModule
 from resnet_se.errors import UserError
 from resnet_se.evaluate import _print_table
 from resnet_se.identity import Facts
 from resnet_se.report.runs import load, load_runs
-from tests.conftest import Run, call
+from tests.conftest import Run, call, records
+from tests.test_careless import tiny_beside
 
 SOAK = int(os.environ.get("SOAK_EXAMPLES", "10000"))
 SECONDS = 20  # of computing; longer than that is a hang, as is 15 times that of waiting
@@ -86,6 +89,7 @@ VALUES = st.recursive(
     max_leaves=6,
 )
 GONE = object()
+DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
 
 def edits(values: Any) -> Any:
@@ -209,21 +213,25 @@ def read_as_record(content: bytes) -> None:
             _print_table(SimpleNamespace(run="run", ckpt="best"), figures, result)
 
 
-def check_record(whole: dict, changes: list, damage: list) -> None:
+STATUS = st.sampled_from(["finished", *record.STATUSES])
+
+
+def check_record(whole: dict, status: str, changes: list, damage: list) -> None:
+    whole = whole | {"status": status}
     read_as_record(damaged(json_of(edited(whole, changes)), damage))
 
 
 @some(30)
-@given(edits(VALUES), DAMAGE)
-def test_random_records(finished: Run, changes, damage):
-    check_record(finished.result, changes, damage)
+@given(STATUS, edits(VALUES), DAMAGE)
+def test_random_records(finished: Run, status, changes, damage):
+    check_record(finished.result, status, changes, damage)
 
 
 @pytest.mark.soak
 @some(SOAK)
-@given(edits(VALUES), DAMAGE)
-def test_ten_thousand_records(finished: Run, changes, damage):
-    check_record(finished.result, changes, damage)
+@given(STATUS, edits(VALUES), DAMAGE)
+def test_ten_thousand_records(finished: Run, status, changes, damage):
+    check_record(finished.result, status, changes, damage)
 
 
 # --- checkpoints -------------------------------------------------
@@ -247,13 +255,32 @@ def trained(finished: Run) -> SimpleNamespace:
     )
 
 
+@contextmanager
+def read_once() -> Iterator[None]:
+    """`checkpoint.read` of one file: its content is given out again, or its refusal."""
+    ends: list[Any] = []
+
+    def read(path: Path, real: Callable = checkpoint.read) -> Any:
+        if not ends:
+            try:
+                ends.append(real(path))
+            except UserError as error:
+                ends.append(error)
+        if isinstance(ends[0], UserError):
+            raise ends[0]
+        return dict(ends[0])
+
+    with patch.object(checkpoint, "read", read):
+        yield
+
+
 def check_checkpoint(trained: Any, changes: list, damage: list) -> None:
     buffer = io.BytesIO()
     torch.save(edited(trained.whole, changes), buffer)
     content = damaged(buffer.getvalue(), damage)
     config = (trained.config / "config.yaml").read_bytes()
     files = {"run/config.yaml": config, "run/checkpoints/best.ckpt": content}
-    with folder_of(**files) as folder, watched(folder):
+    with folder_of(**files) as folder, watched(folder), read_once():
         path = folder / "run/checkpoints/best.ckpt"
         with suppress(UserError):
             checkpoint.choose(path.parent, "seed0-00000000")
@@ -277,6 +304,61 @@ def test_random_checkpoints(trained, changes, damage):
 @given(CHECKPOINT_EDITS, DAMAGE)
 def test_ten_thousand_checkpoints(trained, changes, damage):
     check_checkpoint(trained, changes, damage)
+
+
+# --- a checkpoint to go on from ----------------------------------
+
+STATES = ("optimizer_states", "lr_schedulers", "loops", "callbacks", checkpoint.DATA)
+MADE = {"checkpoints", "metrics.csv", "predictions.npz", "result.json"}
+
+
+@pytest.fixture(scope="module", params=["adam", "sgd"])
+def interrupted(request, tmp_path_factory) -> SimpleNamespace:
+    """The configuration of two epochs, its checkpoint after the first."""
+    folder = tmp_path_factory.mktemp("interrupted")
+    more = ["callbacks=ema", "scheduler=plateau", f"optimizer={request.param}"]
+    more += ["data.source.num_train=72", "data.source.num_test=10"]
+    more.append("trainer.max_epochs=1")
+    line = [*tiny_beside(more), *more]
+    assert call(folder, "train", *line) == 0
+    ((run, result),) = records(folder).items()
+    plain = saved_config(run)
+    plain["trainer"]["max_epochs"] = 2
+    whole = checkpoint.read(run / "checkpoints/last.ckpt")
+    return SimpleNamespace(plain=plain, result=result, whole=whole)
+
+
+def check_states(interrupted: Any, changes: list) -> None:
+    """Training goes on from a stranger's states, or says in a sentence why not."""
+    states = {name: interrupted.whole[name] for name in STATES}
+    buffer = io.BytesIO()
+    torch.save({**interrupted.whole, **edited(states, changes)}, buffer)
+    files = {"theirs.ckpt": buffer.getvalue()}
+    with folder_of(**files) as folder, tempfile.TemporaryDirectory() as out:
+        plain = json.loads(json.dumps(interrupted.plain).replace(RUN_DIR, out))
+        plain["ckpt_path"] = str(folder / "theirs.ckpt")
+        cfg = OmegaConf.create(plain)
+        with watched(folder), suppress(*SAID):
+            data = builders.build_data(cfg)
+            data.locate()
+            fit.train_and_test(cfg, data, Path(out), dict(interrupted.result))
+        assert {path.name for path in Path(out).iterdir()} <= MADE
+
+
+STATE_EDITS = edits(st.one_of(TENSORS, NUMBERS, VALUES))
+
+
+@some(10)
+@given(STATE_EDITS)
+def test_random_states(interrupted, changes):
+    check_states(interrupted, changes)
+
+
+@pytest.mark.soak
+@some(SOAK)
+@given(STATE_EDITS)
+def test_ten_thousand_states(interrupted, changes):
+    check_states(interrupted, changes)
 
 
 # --- bundles -----------------------------------------------------
@@ -346,7 +428,7 @@ def configured(finished: Run) -> SimpleNamespace:
 
 
 def check_configuration(configured: Any, changes: list, damage: list) -> None:
-    text = yaml.safe_dump(edited(configured.plain, changes), sort_keys=False)
+    text = yaml.dump(edited(configured.plain, changes), Dumper=DUMPER, sort_keys=False)
     files = {
         "run/config.yaml": damaged(text.encode(), damage),
         "run/checkpoints/best.ckpt": configured.weights,
@@ -384,14 +466,14 @@ def test_ten_thousand_configurations(configured, changes, damage):
 def test_the_checks_can_fail(finished: Run, monkeypatch):
     """Each property, once broken."""
     whole = json_of(finished.result)
-    with monkeypatch.context() as patch:
-        patch.setattr(record, "_setting", lambda run: {}["x"])
+    with monkeypatch.context() as broken:
+        broken.setattr(record, "_setting", lambda run: {}["x"])
         with pytest.raises(KeyError):
             read_as_record(whole)
-        patch.setattr(record, "_setting", lambda run: spring())
+        broken.setattr(record, "_setting", lambda run: spring())
         with pytest.raises(AssertionError):
             read_as_record(whole)
-        patch.setattr("tests.test_fuzz.SECONDS", 0.05)
-        patch.setattr(record, "_setting", lambda run: [0 for _ in iter(int, 1)])
+        broken.setattr("tests.test_fuzz.SECONDS", 0.05)
+        broken.setattr(record, "_setting", lambda run: [0 for _ in iter(int, 1)])
         with pytest.raises(TimeoutError):
             read_as_record(whole)

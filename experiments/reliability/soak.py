@@ -348,6 +348,7 @@ FUZZ = (
     "test_fuzz.py::test_ten_thousand_bundles",
     "test_fuzz.py::test_ten_thousand_configurations",
     "test_fuzz.py::test_ten_thousand_checkpoints",
+    "test_fuzz.py::test_ten_thousand_states",
     "test_archives.py::test_ten_thousand_trees",
     "test_archives.py::test_ten_thousand_archives",
 )

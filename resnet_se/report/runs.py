@@ -113,11 +113,10 @@ class Run:
         data = {f"data.{k}": self.data[k] for k in ("train", "val", "split_seed")}
         choices = {k: v for k, v in self.choices.items() if k not in IDLE}
         known = {**data, **(self.record.get("setting") or {}), **choices}
-        if (
-            "batch_size" in self.data
-        ):  # that in force; a preset's gives way to a small set
+        batch_size = self.data.get("batch_size")
+        if batch_size is not None:  # in force; a preset's gives way to a small set
             world = self.hardware.get("world_size") or 1
-            known["data.global_batch_size"] = self.data["batch_size"] * world
+            known["data.global_batch_size"] = batch_size * world
         return {**self.overridden, **known, "experiment": self.experiment}
 
     @property
@@ -201,11 +200,11 @@ def read(path: Path) -> dict[str, Any]:
                 raise UserError(f"against: names expected, got {entry!r}")
         if not all(isinstance(override, str) for override in record["overrides"]):
             raise UserError(f"overrides: texts expected, got {record['overrides']!r}")
+        for column in (record.get("history") or {}).values():
+            if not all(isinstance(v, (*NUMBER, NONE)) for v in column):
+                raise UserError("history: columns of numbers expected")
         if record["status"] == "finished":
             check_fields(record, FINISHED)
-            for column in (record.get("history") or {}).values():
-                if not all(isinstance(v, (*NUMBER, NONE)) for v in column):
-                    raise UserError("history: columns of numbers expected")
             _check_predictions(record["test"], len(record["data"]["classes"]))
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
