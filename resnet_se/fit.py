@@ -138,7 +138,7 @@ def _explain_resume(error: Exception, ckpt: Path) -> None:
         return
     what = " ".join(f"{type(error).__name__}: {error}".split())[:200]
     raise UserError(
-        f"{ckpt}: the first epoch from there failed: {what}; error.txt has the traceback"
+        f"{ckpt}: the first epoch from there failed: {what}; the rest is in error.txt"
     ) from error
 
 

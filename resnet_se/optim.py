@@ -116,9 +116,9 @@ def check_state(optimizer: Optimizer, fresh: Optimizer) -> None:
             expected = b if expected is None else expected
             if isinstance(value, Tensor) and _layout(value) != _layout(expected):
                 raise UserError(
-                    f"optimizer: the checkpoint's {name} of a parameter is no "
-                    f"{type(optimizer).__name__}'s: expected {tuple(expected.shape)}, "
-                    f"got {tuple(value.shape)}"
+                    f"optimizer: the checkpoint's {name} of a parameter has another "
+                    f"shape than {type(optimizer).__name__} makes: expected "
+                    f"{tuple(expected.shape)}, got {tuple(value.shape)}"
                 )
 
 

@@ -178,6 +178,13 @@ def test_a_trusted_network_of_another_package_is_built(copy):
         resnet_se.load(copy, trust=True)
 
 
+@pytest.mark.parametrize("tta", [3, "flip", [1], {"views": None}])
+def test_views_that_are_none(copy, tta):
+    change(copy, "config.json", lambda c: c.update(tta=tta))
+    with pytest.raises(UserError, match="the run has none of its own"):
+        resnet_se.load(copy).predict(IMAGES, tta=True)
+
+
 @pytest.mark.parametrize(
     ("edit", "said"),
     [

@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -24,9 +24,11 @@ import torch
 
 from resnet_se import checkpoint, ranks
 from resnet_se.classifier import Classifier
+from resnet_se.config import load_config
 from resnet_se.data.module import ImageDataModule
 from resnet_se.errors import UserError
 from resnet_se.files import exclusive
+from resnet_se.record import read_record
 from tests.conftest import TINY, Run, call, records
 from tests.records import record, write
 
@@ -34,6 +36,22 @@ from tests.records import record, write
 def only(found: dict) -> tuple[Path, dict]:
     assert len(found) == 1
     return next(iter(found.items()))
+
+
+@contextmanager
+def alarm(seconds: int) -> Iterator[None]:
+    """What waits longer is a hang."""
+
+    def hang(*_: object) -> None:
+        raise TimeoutError("hangs")
+
+    before = signal.signal(signal.SIGALRM, hang)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def sentence(capsys: pytest.CaptureFixture[str]) -> str:
@@ -136,6 +154,25 @@ def test_something_else_by_the_name_of_a_file(train, run_dirs, capsys, name):
         assert name in sentence(capsys)
     else:
         assert name == "metrics.csv"  # finished before, there was nothing to write
+
+
+@pytest.mark.parametrize(
+    "name", ["config.yaml", "result.json", "checkpoints/best.ckpt"]
+)
+def test_a_pipe_in_a_run_is_not_waited_for(finished: Run, tmp_path, name):
+    run = Path(shutil.copytree(finished.folder, tmp_path / "run"))
+    (run / name).unlink()
+    os.mkfifo(run / name)
+    writer = os.open(run / name, os.O_RDWR)  # else an open alone would wait
+    os.write(writer, b"{}")
+    read = {
+        "config.yaml": lambda: load_config(run),
+        "result.json": lambda: read_record(run / name),
+        "checkpoints/best.ckpt": lambda: checkpoint.read(run / name),
+    }[name]
+    with alarm(5), pytest.raises(UserError, match="expected a regular file"):
+        read()
+    os.close(writer)
 
 
 @pytest.mark.parametrize("target", ["nowhere", slow("config.yaml"), "checkpoints"])

@@ -17,7 +17,13 @@ import tempfile
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from contextlib import (
+    contextmanager,
+    nullcontext,
+    redirect_stderr,
+    redirect_stdout,
+    suppress,
+)
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -328,27 +334,83 @@ def interrupted(request, tmp_path_factory) -> SimpleNamespace:
     return SimpleNamespace(plain=plain, result=result, whole=whole)
 
 
-def check_states(interrupted: Any, changes: list) -> None:
-    """Training goes on from a stranger's states, or says in a sentence why not."""
-    states = {name: interrupted.whole[name] for name in STATES}
+def go_on(interrupted: Any, states: dict) -> None:
+    """Trains the second epoch from a checkpoint with a stranger's `states` in it."""
     buffer = io.BytesIO()
-    torch.save({**interrupted.whole, **edited(states, changes)}, buffer)
+    torch.save({**interrupted.whole, **states}, buffer)
     files = {"theirs.ckpt": buffer.getvalue()}
     with folder_of(**files) as folder, tempfile.TemporaryDirectory() as out:
         plain = json.loads(json.dumps(interrupted.plain).replace(RUN_DIR, out))
         plain["ckpt_path"] = str(folder / "theirs.ckpt")
         cfg = OmegaConf.create(plain)
-        with watched(folder), suppress(*SAID):
+        with watched(folder):
             data = builders.build_data(cfg)
             data.locate()
             fit.train_and_test(cfg, data, Path(out), dict(interrupted.result))
         assert {path.name for path in Path(out).iterdir()} <= MADE
 
 
+def check_states(interrupted: Any, changes: list) -> None:
+    """Training goes on from a stranger's states, or says in a sentence why not."""
+    states = {name: interrupted.whole[name] for name in STATES}
+    with suppress(*SAID):
+        go_on(interrupted, edited(states, changes))
+
+
+STOPPING = "EarlyStopping{'monitor': 'val/loss', 'mode': 'min'}"
+PLACE = (checkpoint.DATA, "place")
+FIT = ("loops", "fit_loop")
+
+
+@pytest.mark.parametrize("interrupted", ["adam"], indirect=True)
+@pytest.mark.parametrize(
+    ("path", "value", "said"),
+    [
+        # A fused step would read and write beyond the end of it.
+        (
+            ("optimizer_states", 0, "state", 0, "exp_avg"),
+            torch.zeros(()),
+            "another shape",
+        ),
+        (("optimizer_states", 0, "param_groups", 0, "lr"), "x", "the first epoch from"),
+        (("optimizer_states", 0, "param_groups", 0, "params"), [], "the first epoch"),
+        (
+            ("callbacks", "History", "rows"),
+            [{"x": "y"}],
+            "History.rows: expected a num",
+        ),
+        (("callbacks", "History", "path"), "/tmp/x", None),
+        (("callbacks", "Checkpoints", "best_score"), "x", "best_score: expected a num"),
+        (("callbacks", STOPPING, "best_score"), 0, "the first epoch from there failed"),
+        (("callbacks",), [], "its callbacks is no mapping"),
+        (("lr_schedulers", 0, "last_epoch"), -1, "last_epoch: expected an integer"),
+        (("lr_schedulers", 0, "plateau", "best"), [], "Schedule.plateau.best: got"),
+        (("lr_schedulers", 0, "plateau", "factor"), "x", None),  # the configured one
+        (
+            (*FIT, "epoch_progress", "current", "completed"),
+            -(10**9),
+            "it counts epochs",
+        ),
+        ((*FIT, "epoch_loop.batch_progress", "current", "ready"), 2.5, "it counts"),
+        ((*PLACE, "epoch"), "x", "it counts epochs and steps"),
+        (PLACE, [], "its ImageDataModule.place is none"),
+        (("epoch_so_far",), torch.zeros(2), "epoch_so_far is not what one writes"),
+    ],
+)
+def test_what_a_stranger_s_states_may_hold(interrupted, path, value, said):
+    states = copy.deepcopy(interrupted.whole)
+    node: Any = states
+    for key in path[:-1]:
+        node = node[key]
+    node[path[-1]] = value
+    with nullcontext() if said is None else pytest.raises(UserError, match=said):
+        go_on(interrupted, states)
+
+
 STATE_EDITS = edits(st.one_of(TENSORS, NUMBERS, VALUES))
 
 
-@some(10)
+@some(5)
 @given(STATE_EDITS)
 def test_random_states(interrupted, changes):
     check_states(interrupted, changes)

@@ -14,6 +14,7 @@ from torch import nn
 
 import resnet_se
 from resnet_se import checkpoint
+from resnet_se.config import load_config
 from resnet_se.data.pixels import to_rgb
 from resnet_se.errors import UserError
 from resnet_se.pretrained import Pretrained
@@ -240,3 +241,25 @@ def test_build_is_the_preset_with_other_classes_and_arguments():
 def test_build_names_what_is_wrong(name, arguments, said):
     with pytest.raises(UserError, match=said):
         resnet_se.build(name, **arguments)
+
+
+# --- its configuration -------------------------------------------
+
+LAUGHS = "\n".join(
+    [f"x0: &x0 [{', '.join('abcdefghi')}]"]
+    + [f"x{i + 1}: &x{i + 1} [{', '.join([f'*x{i}'] * 9)}]" for i in range(9)]
+)
+
+
+@pytest.mark.parametrize("text", [LAUGHS, "x: &x [*x]", "[" * 70, "x: !!python/none"])
+def test_a_configuration_that_would_never_end(copy, text):
+    """Nine to the tenth values; itself; deeper than a stack; a tag of Python's."""
+    (copy / "config.yaml").write_text(text)
+    with pytest.raises(UserError, match=r"config\.yaml: not a configuration of a run"):
+        load_config(copy)
+
+
+def test_a_run_may_lie_in_a_folder_of_any_name(copy):
+    moved = copy.rename(copy.with_name("it's mine: {a} #1, - 'x'"))
+    path = load_config(moved).callbacks.history.path
+    assert path == f"{moved}/metrics.csv"

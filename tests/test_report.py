@@ -142,6 +142,11 @@ def spoil(path, value):
     assert (status == 1) == any(words in text for words in named)
 
 
+@pytest.mark.parametrize("path", [("data", "batch_size"), ("history", "train/acc")])
+def test_a_field_that_once_stopped_the_report(path):
+    spoil(path, None)
+
+
 @given(st.sampled_from(PATHS), st.sampled_from(WRONG))
 @settings(max_examples=10, deadline=None)
 def test_no_field_of_a_record_can_stop_the_report(path, value):

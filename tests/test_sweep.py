@@ -11,6 +11,8 @@ import time
 from pathlib import Path
 
 import pytest
+from hydra._internal.core_plugins.basic_launcher import BasicLauncher
+from hydra.core.utils import JobReturn
 
 from resnet_se import plan
 from resnet_se.config import CONF
@@ -114,6 +116,20 @@ def test_two_sweeps_at_once_train_nothing_twice(tmp_path, run_dirs):
 def test_a_sweep_over_nothing(train, capsys, typed, answer):
     assert train("-m", typed) == 2
     assert answer in capsys.readouterr().err
+
+
+def test_a_sweep_keeps_no_configuration_of_a_job_that_is_over(train, monkeypatch):
+    returned: list[JobReturn] = []
+    launch = BasicLauncher.launch
+
+    def kept(self, *arguments, **options):
+        returned.extend(launch(self, *arguments, **options))
+        return returned
+
+    monkeypatch.setattr(BasicLauncher, "launch", kept)
+    assert train("-m", "seed=-1,-2") != 0
+    assert len(returned) == 2
+    assert {(job.cfg, job.hydra_cfg) for job in returned} == {(None, None)}
 
 
 def test_a_full_disk_fails_the_job_and_nothing_else(
