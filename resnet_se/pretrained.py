@@ -278,9 +278,10 @@ def read(path: str | os.PathLike[str], trust: bool = False) -> Pretrained:
     source = Path(path).expanduser()
     if bundles.is_bundle(source):
         content = bundles.read(source)
-        node = OmegaConf.create({"model": content.config.get("model")}).model
+        model = content.config.get("model")
         if not trust:
-            bundles.check_network(content.config.get("model"), source)
+            bundles.check_network(model, source)
+        node = OmegaConf.create(model if isinstance(model, dict) else {})
         note = None
     else:
         content, node, note = _read_run(source)

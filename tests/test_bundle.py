@@ -178,6 +178,14 @@ def test_a_trusted_network_of_another_package_is_built(copy):
         resnet_se.load(copy, trust=True)
 
 
+@pytest.mark.parametrize("trust", [False, True])
+@pytest.mark.parametrize("model", ["${run_dir}", None, [], 3])
+def test_a_network_that_is_none(copy, model, trust):
+    change(copy, "config.json", lambda c: c.update(model=model))
+    with pytest.raises(UserError, match=r"network is|expected a mapping"):
+        resnet_se.load(copy, trust=trust)
+
+
 @pytest.mark.parametrize("tta", [3, "flip", [1], {"views": None}])
 def test_views_that_are_none(copy, tta):
     change(copy, "config.json", lambda c: c.update(tta=tta))

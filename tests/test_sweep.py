@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -11,13 +12,13 @@ import time
 from pathlib import Path
 
 import pytest
-from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra.core.utils import JobReturn
 
 from resnet_se import plan
 from resnet_se.config import CONF
 from resnet_se.files import exclusive
 from resnet_se.plan import compose_job
+from resnet_se.sweep import SweepTable
 from tests.conftest import TINY
 
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("e*.yaml"))
@@ -119,17 +120,17 @@ def test_a_sweep_over_nothing(train, capsys, typed, answer):
 
 
 def test_a_sweep_keeps_no_configuration_of_a_job_that_is_over(train, monkeypatch):
-    returned: list[JobReturn] = []
-    launch = BasicLauncher.launch
+    jobs: list[JobReturn] = []
+    end = SweepTable.on_multirun_end
 
-    def kept(self, *arguments, **options):
-        returned.extend(launch(self, *arguments, **options))
-        return returned
+    def count(table, config, **more):
+        jobs.extend(kept for kept in gc.get_objects() if type(kept) is JobReturn)
+        end(table, config, **more)
 
-    monkeypatch.setattr(BasicLauncher, "launch", kept)
-    assert train("-m", "seed=-1,-2") != 0
-    assert len(returned) == 2
-    assert {(job.cfg, job.hydra_cfg) for job in returned} == {(None, None)}
+    monkeypatch.setattr(SweepTable, "on_multirun_end", count)
+    assert train("-m", "seed=-1,-2") == 1
+    assert len(jobs) == 2
+    assert not any(job.cfg or job.hydra_cfg for job in jobs)
 
 
 def test_a_full_disk_fails_the_job_and_nothing_else(
