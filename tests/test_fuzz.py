@@ -249,44 +249,58 @@ TENSORS = st.sampled_from(
 
 
 @pytest.fixture(scope="module")
-def trained(finished: Run) -> SimpleNamespace:
+def small(tmp_path_factory) -> Path:
+    """A finished run of a network of one block: little to write and to read."""
+    folder = tmp_path_factory.mktemp("small")
+    net = ["model.depths=[1]", "model.widths=[4]", "model.strides=[1]"]
+    few = ["data.source.num_train=72", "data.source.num_test=10"]
+    more = [*net, *few, "trainer.max_epochs=1"]
+    assert call(folder, "train", *tiny_beside(more), *more) == 0
+    ((run, _),) = records(folder).items()
+    return run
+
+
+@pytest.fixture(scope="module")
+def trained(small: Path) -> SimpleNamespace:
     """The parts of a reader that a checkpoint is poured into, and a whole one."""
-    cfg = load_config(finished.folder)
-    path = finished.folder / "checkpoints/best.ckpt"
+    cfg = load_config(small)
     data = builders.build_data(cfg, training=False)
     data.setup()
     model = builders.build_classifier(cfg, data.num_classes, training=False)
-    return SimpleNamespace(
-        model=model, data=data, whole=checkpoint.read(path), config=finished.folder
-    )
+    whole = checkpoint.read(small / "checkpoints/best.ckpt")
+    config = (small / "config.yaml").read_bytes()
+    return SimpleNamespace(model=model, data=data, cfg=cfg, whole=whole, config=config)
 
 
-@contextmanager
-def read_once() -> Iterator[None]:
-    """`checkpoint.read` of one file: its content is given out again, or its refusal."""
-    ends: list[Any] = []
+def once(read: Callable[[Path], Any]) -> Callable[[Path], Any]:
+    """`read` of one input: later calls give what it gave, or its refusal."""
+    ends: list[tuple[Any, Exception | None]] = []
 
-    def read(path: Path, real: Callable = checkpoint.read) -> Any:
+    def reader(path: Path) -> Any:
         if not ends:
             try:
-                ends.append(real(path))
-            except UserError as error:
-                ends.append(error)
-        if isinstance(ends[0], UserError):
-            raise ends[0]
-        return dict(ends[0])
+                ends.append((read(path), None))
+            except SAID as error:
+                ends.append((None, error))
+        content, refusal = ends[0]
+        if refusal:
+            raise refusal
+        return content
 
-    with patch.object(checkpoint, "read", read):
-        yield
+    return reader
 
 
 def check_checkpoint(trained: Any, changes: list, damage: list) -> None:
     buffer = io.BytesIO()
     torch.save(edited(trained.whole, changes), buffer)
     content = damaged(buffer.getvalue(), damage)
-    config = (trained.config / "config.yaml").read_bytes()
-    files = {"run/config.yaml": config, "run/checkpoints/best.ckpt": content}
-    with folder_of(**files) as folder, watched(folder), read_once():
+    files = {"run/config.yaml": trained.config, "run/checkpoints/best.ckpt": content}
+    with (
+        folder_of(**files) as folder,
+        watched(folder),
+        patch.object(checkpoint, "read", once(checkpoint.read)),
+        patch.object(pretrained, "load_config", lambda _: trained.cfg),
+    ):
         path = folder / "run/checkpoints/best.ckpt"
         with suppress(UserError):
             checkpoint.choose(path.parent, "seed0-00000000")
@@ -427,9 +441,9 @@ def test_ten_thousand_states(interrupted, changes):
 
 
 @pytest.fixture(scope="module")
-def bundled(finished: Run, tmp_path_factory) -> dict[str, bytes]:
+def bundled(small: Path, tmp_path_factory) -> dict[str, bytes]:
     folder = tmp_path_factory.mktemp("fuzz")
-    assert call(folder, "bundle", f"run={finished.folder}", "out=b") == 0
+    assert call(folder, "bundle", f"run={small}", "out=b") == 0
     return {path.name: path.read_bytes() for path in (folder / "b").iterdir()}
 
 
@@ -480,29 +494,32 @@ def test_ten_thousand_bundles(bundled, name, changes, damage, zipped):
 
 
 @pytest.fixture(scope="module")
-def configured(finished: Run) -> SimpleNamespace:
-    plain = saved_config(finished.folder)
-    return SimpleNamespace(
-        plain=plain,
-        cfg=OmegaConf.create(plain),
-        weights=(finished.folder / "checkpoints/best.ckpt").read_bytes(),
-    )
+def configured(small: Path) -> SimpleNamespace:
+    plain = saved_config(small)
+    whole = checkpoint.read(small / "checkpoints/best.ckpt")
+    return SimpleNamespace(plain=plain, cfg=OmegaConf.create(plain), whole=whole)
 
 
 def check_configuration(configured: Any, changes: list, damage: list) -> None:
     text = yaml.dump(edited(configured.plain, changes), Dumper=DUMPER, sort_keys=False)
     files = {
         "run/config.yaml": damaged(text.encode(), damage),
-        "run/checkpoints/best.ckpt": configured.weights,
+        "run/checkpoints/best.ckpt": b"",
     }
-    with folder_of(**files) as folder, watched(folder):
+    read = once(load_config)
+    with (
+        folder_of(**files) as folder,
+        watched(folder),
+        patch.object(checkpoint, "read", lambda _: configured.whole),
+        patch.object(pretrained, "load_config", read),
+    ):
         run = folder / "run"
         with suppress(*SAID):
             pretrained.read(run)
         with suppress(*SAID):  # as `train` does in a directory that it finds
             train._check_directory(run, "00000000", configured.cfg, FACTS)
         with suppress(*SAID):  # as `evaluate` does
-            cfg = load_config(run)
+            cfg = read(run)
             checks.check_saved(cfg)
             data = builders.build_data(cfg, training=False)
             assert isinstance(data, ImageDataModule)
