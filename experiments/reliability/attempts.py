@@ -51,6 +51,7 @@ VARIANTS = {
     "plateau": ("scheduler=plateau", "scheduler.plateau.patience=0"),
     "TMPDIR elsewhere": (),
     "two ranks": ("trainer=ddp_sim", "trainer.max_epochs=3"),
+    "sam": ("callbacks=sam",),
 }
 # What a killed process was doing, by the letter that it left behind.
 PLACES = {

@@ -1,6 +1,6 @@
 """Kills, damages and long lives of a tiny training; see the README.
 
-    python experiments/reliability/soak.py kills --work DIR    # 200 random kills
+    python experiments/reliability/soak.py kills --work DIR    # 220 random kills
     python experiments/reliability/soak.py damage --work DIR   # 200 damaged checkpoints
     python experiments/reliability/soak.py long --work DIR     # 200 jobs, 1,000 epochs
     python experiments/reliability/soak.py sweep --work DIR    # 500 jobs, 500 records
@@ -49,7 +49,10 @@ class Trials:
         self, name: str, trial: Callable[[], dict[str, Any]], so_far: bool = False
     ) -> None:
         if not so_far and name not in self.done:
-            self.done[name] = {"name": name, **trial()}
+            from resnet_se.machine import git_state
+
+            commit = (git_state(HERE) or {}).get("commit")
+            self.done[name] = {"name": name, "commit": commit, **trial()}
             with self.path.open("a") as file:
                 file.write(json.dumps(self.done[name]) + "\n")
             print(json.dumps(self.done[name]), flush=True)
@@ -68,16 +71,21 @@ def reference(work: Path, variant: str, *more: str, name: str = "") -> dict[str,
     return {"folder": folder, **json.loads(path.read_text())}
 
 
-def _plan(single: int, pairs: int) -> Iterator[tuple[str, str]]:
+def _plan(single: int, pairs: int, sam: int) -> Iterator[tuple[str, str]]:
     """(variant, place) of every kill; place `any` is any moment."""
-    variants = [name for name in VARIANTS if name != "two ranks"]
+    variants = [name for name in VARIANTS if name not in ("two ranks", "sam")]
     for i in range(single):
         turn, which = divmod(i, len(variants))
-        # Two turns in five at a place where a random moment would seldom be.
-        rare = "cver"[(turn // 5 * 2 + turn % 5) % 4] if turn % 5 < 2 else "any"
-        yield variants[which], rare
+        yield variants[which], _place(turn)
     for i in range(pairs):
         yield "two ranks", ("all", "launcher", "rank")[i % 3]
+    for turn in range(sam):  # which came later
+        yield "sam", _place(turn)
+
+
+def _place(turn: int) -> str:
+    """Two turns in five where a random moment would seldom be."""
+    return "cver"[(turn // 5 * 2 + turn % 5) % 4] if turn % 5 < 2 else "any"
 
 
 def kill_once(
@@ -147,10 +155,10 @@ def controls(work: Path) -> dict[str, Any]:
 
 
 def kills(work: Path, told: argparse.Namespace) -> dict[str, Any]:
-    """The 200 kills, and the negative controls."""
+    """The 220 kills, and the negative controls."""
     trials = Trials(work / "kills.jsonl")
-    pairs = told.n // 20
-    for i, (variant, place) in enumerate(_plan(told.n - pairs, pairs)):
+    pairs, sam = told.n // 20, told.n // 10
+    for i, (variant, place) in enumerate(_plan(told.n - pairs, pairs, sam)):
         name = f"{i} {variant} {place}"
         trial = partial(kill_once, work, variant, place, name, told.tmpdir)
         trials.run(name, trial, told.so_far)
@@ -160,6 +168,7 @@ def kills(work: Path, told: argparse.Namespace) -> dict[str, Any]:
         "kills": len(done),
         "variants": Counter(t["variant"] for t in done),
         "killed in": Counter(t["killed in"] for t in done),
+        "commits": Counter(t["commit"] for t in done),
         "runs lost": sum(t["differs"] == ["no result"] for t in done),
         "runs that differ": sum(bool(t["differs"]) for t in done),
         "tracebacks of the second start": sum(t["traceback"] for t in done),
