@@ -7,6 +7,7 @@ signature takes, and of other people's signatures, which say less than they take
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import NoneType
 from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field
@@ -89,6 +90,7 @@ NULLABLE = {"tta", "logger"}  # and what is null in conf/train.yaml
 OWN_KEYS = {"trainer.compile", "trainer.scale_lr"}
 
 _ACCELERATOR = Literal["auto", "cpu", "gpu", "cuda", "mps"]
+_RUNS = Text | Annotated[Sequence[Text], Field(min_length=1)]
 _BATCHES = Count | Annotated[float, Field(gt=0, le=1)]
 
 KEYS: dict[str, dict[str, Any]] = {
@@ -100,6 +102,8 @@ KEYS: dict[str, dict[str, Any]] = {
         "noise_family": Text | None,
         "plots": bool,
         "ckpt_path": Text | None,
+        "init_from": Text | None,
+        "force": bool,
         "distill": Text | None,
         "distill_weight": Unit,
         "distill_temperature": Positive,
@@ -124,14 +128,14 @@ KEYS: dict[str, dict[str, Any]] = {
         "out": Text | None,
     },
     "demo": {
-        "run": Text | Sequence[Text],
+        "run": _RUNS,
         "host": Text,
         "port": Annotated[int, Field(ge=1, le=65535)],
         "accelerator": _ACCELERATOR,
         "trust": bool,
     },
     "inspect": {
-        "run": Text | Sequence[Text],
+        "run": _RUNS,
         "out": Text | None,
         "images": Count | None,
         "maps": Sequence[Natural] | None,
@@ -141,13 +145,20 @@ KEYS: dict[str, dict[str, Any]] = {
 }
 
 PRECISION = Literal["32-true", "bf16-mixed", "16-mixed"]  # settled: of a record
-_RATES = {"lr": Positive, "weight_decay": NonNegative, "eps": NonNegative}
+_RATES = {
+    "lr": Positive,
+    "weight_decay": NonNegative,
+    "eps": NonNegative,
+    "momentum": Annotated[float, Field(ge=0, lt=1)],  # from 1 on no step is forgotten
+}
 
 FOREIGN: dict[str, dict[str, Any]] = {
     "lightning.pytorch.trainer.trainer.Trainer": {
         "accelerator": _ACCELERATOR,
         "precision": Literal["auto", "32-true", "bf16-mixed", "16-mixed"],
         "devices": Count | Sequence[Natural] | Text | Literal[-1],
+        # Groups of their own.
+        **dict.fromkeys(("callbacks", "logger", "plugins"), NoneType),
         "num_nodes": Count,
         "fast_dev_run": Literal[False],  # it leaves no checkpoint; debug=fast does
         "max_epochs": Annotated[int, Field(ge=1, le=10**6)],

@@ -163,6 +163,8 @@ def _check_top_level(cfg: DictConfig) -> None:
     for key in cfg:
         if key not in known:
             raise UserError(f"unknown key {key!r}; {nearest(str(key), known)}")
+    if cfg.get("run_dir"):
+        raise UserError("run_dir: train names it; runs_dir=… says where runs lie")
     for key in sorted(known):
         # A group set to null on the command line leaves no key at all.
         nullable = key in NULLABLE or primary.get(key, "") is None
@@ -304,7 +306,9 @@ def _check_arguments(path: str, node: DictConfig, target: Any) -> None:
                 f"{name}: {_called(node, signature)} has no such argument; {hint}"
             )
         value = _plain(_value(name, node))
-        if name in PLACES and not (value is None or _holds_target(value)):
+        parameter = signature.parameters.get(key)
+        null = value is None and (parameter is None or parameter.default is None)
+        if name in PLACES and not (null or _holds_target(value)):
             strings = isinstance(value, str) and path == "trainer"
             if not strings:  # its names of profilers and strategies
                 raise UserError(

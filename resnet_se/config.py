@@ -270,7 +270,9 @@ def _explain(error: BaseException, config_name: str) -> str:
         cause = error.__cause__ or error
         # Our constructors name the argument, the configuration knows whose it is.
         between = "." if isinstance(cause, UserError) else ": "
-        return f"{key[1]}{between}{cause}" if key else str(cause)
+        if key is None or str(cause).startswith((f"{key[1]}.", f"{key[1]}:")):
+            return str(cause)  # some know it themselves
+        return f"{key[1]}{between}{cause}"
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, name = error.missing_cfg_file.rpartition("/")
         extra = name.partition("_")[0]  # submitit_local, submitit_slurm

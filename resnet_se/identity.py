@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from resnet_se.errors import UserError
+from resnet_se.files import read_regular
 from resnet_se.foreign import foreign_sources
 
 # Raised where the same configuration is to mean another training than before.
@@ -177,6 +178,8 @@ def _digest(key: str, path: Path) -> str:
         (f for f in weights if f.is_file()), weights[0] if path.is_dir() else path
     )
     try:
-        return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+        return hashlib.sha256(read_regular(file, 64 << 30)).hexdigest()[:16]
     except OSError as error:
         raise UserError(f"{key}: {file}: {error.strerror}") from None
+    except UserError as error:
+        raise UserError(f"{key}: {error}") from None

@@ -129,6 +129,8 @@ def read_record(path: Path) -> dict[str, Any]:
     try:
         result = json.loads(read_regular(path, 256 << 20))
         schema, status = result["schema"], result["status"]
+    except UserError:
+        raise
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(
             f"{path}: not a result ({error!r}); delete it to go on"

@@ -195,3 +195,8 @@ def test_a_network_without_gates_is_told_so(train, run_dirs, command, capsys):
     capsys.readouterr()
     assert command("inspect", f"run={run}") == 2
     assert "this network has no SE blocks" in capsys.readouterr().err
+
+
+def test_no_run_at_all(command, capsys):
+    assert command("inspect", "run=[]") == 2
+    assert "run: expected" in capsys.readouterr().err
