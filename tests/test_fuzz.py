@@ -150,6 +150,9 @@ class Evil:
     def __reduce__(self) -> tuple[Callable, tuple]:
         return os.system, (f"touch {TRAP}",)
 
+    def __deepcopy__(self, memo: Any) -> Evil:  # that would call it here
+        return self
+
 
 @contextmanager
 def watched(folder: Path) -> Iterator[None]:
