@@ -92,6 +92,7 @@ def located(path: str, name: str) -> Any:
     Raises:
         UserError: there is no such module or name, or importing it failed.
     """
+    check(path, name, str)
     parts = name.split(".")
     if len(parts) < 2 or not all(part.isidentifier() for part in parts):
         raise UserError(f"{path}: expected module.Name, got {name!r}")

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 from torch import nn
 
@@ -263,3 +264,13 @@ def test_a_run_may_lie_in_a_folder_of_any_name(copy):
     moved = copy.rename(copy.with_name("it's mine: {a} #1, - 'x'"))
     path = load_config(moved).callbacks.history.path
     assert path == f"{moved}/metrics.csv"
+
+
+@pytest.mark.parametrize("target", [None, 3, [], "ResNet"])
+def test_a_network_of_no_name(copy, target):
+    """A run's configuration as a stranger has edited it."""
+    cfg = yaml.safe_load((copy / "config.yaml").read_text())
+    cfg["model"]["_target_"] = target
+    (copy / "config.yaml").write_text(yaml.safe_dump(cfg))
+    with pytest.raises(UserError, match=r"model\._target_: expected"):
+        resnet_se.load(copy)
