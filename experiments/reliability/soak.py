@@ -31,7 +31,7 @@ from typing import Any
 import torch
 from attempts import PLACES, TINY, VARIANTS, attempt, differences, run_of
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).resolve().parent
 
 
 # --- trials ------------------------------------------------------
