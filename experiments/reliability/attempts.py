@@ -24,7 +24,7 @@ import lightning as L
 import numpy as np
 import torch
 
-HERE = Path(__file__).resolve().parent
+HERE = Path(__file__).parent
 TINY = (
     "data=synthetic",
     "data.source.num_train=240",
