@@ -52,6 +52,12 @@ def damage_said(d: dict) -> str:
 
 
 def fuzz_said(f: dict) -> str:
+    """All readers of the soak, by their counts; those that were not run by name."""
+    soak = (FOLDER / "soak.py").read_text()
+    names = set(re.findall(r"test_\w+\.py::test_ten_thousand_\w+", soak))
+    assert f["readers"].keys() <= names
+    missing = sorted(name.rpartition("_")[2] for name in names - f["readers"].keys())
+    left = f" Not run at this size: {', '.join(missing)}." if missing else ""
     readers = ", ".join(
         f"{c['passing']:,} {name.rpartition('_')[2]}"
         for name, c in f["readers"].items()
@@ -59,7 +65,7 @@ def fuzz_said(f: dict) -> str:
     failing = sum(c["failing"] for c in f["readers"].values())
     return (
         f"Random inputs a reader, by hypothesis: {readers}; **{failing} with a "
-        "traceback, a hang, a file outside the target or code run**."
+        f"traceback, a hang, a file outside the target or code run**.{left}"
     )
 
 

@@ -49,9 +49,9 @@ class Trials:
         self, name: str, trial: Callable[[], dict[str, Any]], so_far: bool = False
     ) -> None:
         if not so_far and name not in self.done:
-            from resnet_se.machine import git_state
+            from resnet_se.machine import environment
 
-            commit = (git_state(HERE) or {}).get("commit")
+            commit = (environment()["git"] or {}).get("commit")
             self.done[name] = {"name": name, "commit": commit, **trial()}
             with self.path.open("a") as file:
                 file.write(json.dumps(self.done[name]) + "\n")
