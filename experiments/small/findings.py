@@ -126,7 +126,7 @@ def _survives(family: Family) -> str:
         return "**Whether SE adds about 10 % of accuracy is not decided** (n = 1)."
     answers = "; ".join(
         f"{c.name} is {gain(c.mean, c.interval)} points with {images(c.pairs[0][0])} "
-        f"images (n = {c.n})"
+        f"images (n{NBSP}={NBSP}{c.n})"
         for c in of_se
     )
     refuted = all(c.interval[1] < CLAIMED for c in of_se)
