@@ -23,7 +23,7 @@ def text() -> str:
 
 
 def test_the_closing_table_is_the_records(text):
-    record = json.loads((ROOT / "experiments/quickstart/cpu4.seed0.json").read_text())
+    record = json.loads((ROOT / "experiments/quickstart/cpu1.seed0.json").read_text())
     test, fit = record["test"], record["train"]
     minutes, seconds = divmod(round(fit["seconds"]), 60)
     for shown in (
@@ -36,6 +36,13 @@ def test_the_closing_table_is_the_records(text):
         f"{fit['images_per_second']:,.0f}",
     ):
         assert f" {shown} │" in text
+
+
+def test_the_recipe_before_is_its_record(text):
+    record = json.loads((ROOT / "experiments/quickstart/cpu4.seed0.json").read_text())
+    minutes, seconds = divmod(round(record["train"]["seconds"]), 60)
+    assert f"took {minutes} min {seconds:02d} s on four" in text
+    assert f"reached {100 * record['test']['acc_tta']:.2f} % with TTA" in text
 
 
 def test_the_notebook_cell_runs(text, finished, tmp_path, monkeypatch, capsys):

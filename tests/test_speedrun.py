@@ -44,15 +44,39 @@ def test_cost_is_that_of_the_records():
     assert f"`experiment=speedrun`: {macs / 1e6:.1f} MMAC" in text
 
 
-@pytest.mark.parametrize(
-    ("start", "name"), [("| Muon, batch", "muon"), ("| SGD as speedrun", "sgd")]
-)
+TRIALS = {
+    "| Muon, batch": "trial_muon.cpu1.seed0.json",
+    "| SGD as speedrun": "trial_sgd.cpu1.seed0.json",
+    "| Muon, `se_airbench` (`trial": "trial_muon_plain.cpu1.seed0.json",
+    "| Muon, `se_airbench`, stem": "../quickstart/cpu1.seed0.json",
+    "| SGD, what quickstart was": "../quickstart/cpu4.seed0.json",
+}
+
+
+@pytest.mark.parametrize(("start", "name"), TRIALS.items())
 def test_the_trials_of_muon_are_those_of_the_records(start, name):
-    [run] = records(f"trial_{name}.cpu1.seed0.json")
-    assert run["choices"]["optimizer"] == {"muon": "muon", "sgd": "sgd_nesterov"}[name]
-    accuracy, seconds = f"{100 * run['val']['acc']:.2f} %", run["train"]["seconds"]
-    steps = str(run["train"]["steps"])
-    assert row(start)[1:] == ["1", steps, accuracy, f"{seconds:,.0f}"]
+    run = json.loads((FOLDER / name).read_text())
+    epochs, steps = run["train"]["epochs"], run["train"]["steps"]
+    pflop = 6 * run["model"]["macs"] * epochs * run["data"]["train"] / 1e15
+    accuracy = f"{100 * run['val']['acc']:.2f} %"
+    assert row(start)[1:] == [
+        "1", str(epochs), f"{steps:,}", f"{pflop:.3f}", accuracy
+    ]  # fmt: skip
+
+
+def test_what_is_said_of_quickstart_is_in_its_records():
+    text = (FOLDER / "README.md").read_text()
+    new, old = (
+        json.loads((FOLDER.parent / f"quickstart/{name}.seed0.json").read_text())
+        for name in ("cpu1", "cpu4")
+    )
+    tests = [100 * run["test"][key] for run in (new, old) for key in ("acc", "acc_tta")]
+    said = "Its test: {:.2f} %, {:.2f} % with TTA, where SGD's\nhad {:.2f} and {:.2f} %"
+    assert said.format(*tests) in text
+    losses = [run["val"]["loss"] for run in (new, old)]
+    assert "(losses {:.3f} and {:.3f})".format(*losses) in text
+    share = new["train"]["epochs"] / old["train"]["epochs"]
+    assert f"needs {100 * share:.0f} % of the operations" in text
 
 
 def test_the_picture_s_points_are_those_of_the_records():

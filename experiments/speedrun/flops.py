@@ -19,7 +19,8 @@ HERE = Path(__file__).parent
 SERIES = {
     "speedrun": "speedrun/cpu1.seed?.json",
     "speedrun, 64/128/256": "speedrun/wide.cpu1.seed?.json",
-    "quickstart": "quickstart/*.json",
+    "quickstart (Muon)": "quickstart/cpu1.seed?.json",
+    "quickstart before (SGD)": "quickstart/cpu4.seed?.json",
     "airbench94's recipe, rebuilt": "speedrun/reference.cpu1.seed?.json",
 }
 # On the original CIFAR-10, with TTA but for the ResNet-18; PFLOP and accuracy as the
@@ -68,7 +69,7 @@ def draw(found: list[dict[str, Any]]) -> None:
     figure, axes = plt.subplots(figsize=(8, 4.8), layout="constrained")
     colours = plt.get_cmap("tab10").colors
     for (series, mark), colour in zip(
-        zip(SERIES, "osD^", strict=True), colours, strict=False
+        zip(SERIES, "osDd^", strict=True), colours, strict=False
     ):
         xs, ys = zip(
             *((p["pflop"], 100 * p["acc_tta"]) for p in found if p["series"] == series),
