@@ -155,13 +155,12 @@ class FreezeStem(L.Callback):
                 "does not have; add model.whiten=true, or set that callback to null"
             )
 
-    def on_train_epoch_start(self, trainer: L.Trainer, *_: Any) -> None:
+    # Not `on_train_epoch_start`, which a resume in mid-epoch does not have.
+    def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
         # DDP waits for gradients of all that had one when it was made.
         if trainer.current_epoch >= self.epochs and trainer.world_size == 1:
             for bias in self.biases:
                 bias.requires_grad_(False)
-
-    on_train_start = on_train_epoch_start  # which a resume in mid-epoch has not
 
     def on_before_optimizer_step(self, trainer: L.Trainer, *_: Any) -> None:
         if trainer.current_epoch >= self.epochs:

@@ -191,10 +191,11 @@ def test_another_directory_is_another_run(runs, tmp_path):
     assert len({run.options["id"] for run in runs}) == 2
 
 
-def compose_logger(*overrides: str):
+def compose_logger(*overrides: str, run_dir: Path | None = None):
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("train", list(overrides))
     check_config(cfg)
+    cfg.run_dir = run_dir and str(run_dir)
     return cfg
 
 
@@ -203,7 +204,7 @@ def test_the_variables_of_wandb_keep_their_meaning(wandb, monkeypatch, tmp_path)
     for name in ("PROJECT", "RUN_GROUP", "NAME", "RUN_ID", "TAGS"):
         monkeypatch.setenv(f"WANDB_{name}", f"my-{name.lower()}")
     monkeypatch.setenv("WANDB_DIR", str(tmp_path))
-    cfg = compose_logger("logger=wandb", f"run_dir={tmp_path}/e/seed0-1")
+    cfg = compose_logger("logger=wandb", run_dir=tmp_path / "e/seed0-1")
     run = instantiate(cfg.logger.wandb, offline=True).experiment
     assert (run.project, run.group, run.name, run.id, run.tags) == (
         "my-project", "my-run_group", "my-name", "my-run_id", ("my-tags",),
@@ -337,7 +338,7 @@ def test_a_server_that_dies_in_the_middle_stops_nothing(
 
 
 def test_csv_of_an_earlier_start_stays(tmp_path):
-    cfg = compose_logger("logger=csv", f"run_dir={tmp_path}")
+    cfg = compose_logger("logger=csv", run_dir=tmp_path)
     for loss in (2.0, 1.0):
         logger = instantiate(cfg.logger.csv)
         logger.log_metrics({"loss": loss}, step=1)

@@ -37,8 +37,9 @@ def build(tmp_path):
     def call(*overrides: str):
         quiet()
         with initialize_config_dir(str(CONF), version_base="1.3"):
-            cfg = compose("train", [*TINY, f"run_dir={tmp_path}", *overrides])
+            cfg = compose("train", [*TINY, *overrides])
         check_config(cfg)
+        cfg.run_dir = str(tmp_path)
         data = build_data(cfg)
         data.setup()
         model = build_classifier(cfg, data.num_classes)
