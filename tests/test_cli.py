@@ -110,7 +110,7 @@ def test_bash_completes_commands_groups_choices_and_keys(tmp_path):
         ask "resnet-se tr"
         ask "resnet-se train model=vanilla_resnet2"
         ask "resnet-se train model=se_resnet20 model.se_p"
-        ask "./resnet-se plan experiment=m"
+        ask "./resnet-se plan experiment=mi"
         ask "resnet-se predict r"
         ask "resnet-se report r"
     """
@@ -128,7 +128,7 @@ def test_bash_completes_commands_groups_choices_and_keys(tmp_path):
         "resnet-se train model=vanilla_resnet2> model=vanilla_resnet20 "
         "model=vanilla_resnet20w4",
         "resnet-se train model=se_resnet20 model.se_p> model.se_position=",
-        "./resnet-se plan experiment=m> experiment=mine",
+        "./resnet-se plan experiment=mi> experiment=mine",
         "resnet-se predict r> run=",
         "resnet-se report r> ",
     ]
