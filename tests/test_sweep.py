@@ -120,11 +120,15 @@ def test_a_sweep_over_nothing(train, capsys, typed, answer):
 
 
 def test_a_sweep_keeps_no_configuration_of_a_job_that_is_over(train, monkeypatch):
+    def alive():
+        return [kept for kept in gc.get_objects() if type(kept) is JobReturn]
+
     jobs: list[JobReturn] = []
+    earlier = alive()  # of other tests
     end = SweepTable.on_multirun_end
 
     def count(table, config, **more):
-        jobs.extend(kept for kept in gc.get_objects() if type(kept) is JobReturn)
+        jobs.extend(job for job in alive() if all(job is not e for e in earlier))
         end(table, config, **more)
 
     monkeypatch.setattr(SweepTable, "on_multirun_end", count)
