@@ -15,7 +15,7 @@ import pytest
 from resnet_se.errors import UserError
 from resnet_se.identity import NOT_HASHED
 from resnet_se.record import SCHEMA
-from resnet_se.report.runs import IDLE, Run, load, load_runs
+from resnet_se.report.runs import IDLE, Run, frame, load, load_runs
 from tests.records import old, record, swept, unfinished, write
 
 DATA = Path(__file__).parent / "data"
@@ -137,6 +137,13 @@ def test_where_keeps_what_is_asked_and_names_the_nearest(plant):
 
 
 # --- the table ---------------------------------------------------
+
+
+def test_a_number_beyond_64_bits_is_kept_as_it_is():
+    huge = [record("a", seed=1), record("a", seed=2 << 62), record("a", seed=-(2**70))]
+    table = frame(Run(str(i), r) for i, r in enumerate(huge))
+    assert list(table["seed"]) == [1, 1 << 63, -(2**70)]
+    assert frame([Run("", huge[0])])["seed"].dtype == "Int64"
 
 
 def test_a_row_a_run_with_typed_columns(plant):

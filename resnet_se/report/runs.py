@@ -315,7 +315,10 @@ def frame(runs: Iterable[Run]) -> pd.DataFrame:
 
 def _dtype(column: pd.Series) -> str:
     """Of pandas' own that can be null: the narrowest that holds every value."""
-    kinds = {type(value) for value in column if value is not None and value == value}
+    values = [value for value in column if value is not None and value == value]
+    kinds = {type(value) for value in values}
+    if int in kinds and any(abs(v) >= 1 << 63 for v in values if type(v) is int):
+        return "object"  # what no machine counts, a stranger may write
     narrow = [({bool}, "boolean"), ({int}, "Int64"), ({int, float}, "Float64")]
     narrow.append(({str}, "string"))
     return next((d for k, d in narrow if kinds and kinds <= k), "object")
