@@ -9,11 +9,12 @@ time.  All 50,000 training images, no validation.
 
     OMP_NUM_THREADS=3 taskset -c 0-2 \\
         python experiments/speedrun/reference.py --seeds 0 1 2 --out FILE
+
+On a GPU where there is one.
 """
 
 import argparse
 import json
-import time
 from pathlib import Path
 
 import torch
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 
 from resnet_se.data.augment import channel_statistics, normalise
 from resnet_se.data.sources import CIFAR10
-from resnet_se.machine import environment, hardware
+from resnet_se.machine import accelerator, environment, hardware, now
 from resnet_se.resnet import WhiteningStem, forward_macs
 
 WIDTHS = (64, 256, 256)
@@ -86,8 +87,8 @@ def views(net: nn.Module, x: Tensor) -> Tensor:
 def accuracy(net: nn.Module, images: Tensor, labels: Tensor) -> tuple[float, float]:
     """Plain, and with the six views."""
     net.eval()
-    hits = torch.zeros(2)
-    with torch.autocast("cpu", torch.bfloat16):
+    hits = torch.zeros(2, device=images.device)
+    with torch.autocast(images.device.type, torch.bfloat16):
         for x, y in zip(images.split(500), labels.split(500), strict=True):
             for i, logits in enumerate((net(x), views(net, x))):
                 hits[i] += (logits.argmax(dim=1) == y).sum()
@@ -97,8 +98,9 @@ def accuracy(net: nn.Module, images: Tensor, labels: Tensor) -> tuple[float, flo
 def train(images: Tensor, labels: Tensor, seed: int) -> tuple[nn.Module, float, int]:
     """The trained network, seconds of training, optimizer steps."""
     torch.manual_seed(seed)
-    started = time.perf_counter()
-    net = Reference()
+    device = images.device
+    started = now(device)
+    net = Reference().to(device)
     net.stem.fit(images[:5000])
     net.to(memory_format=torch.channels_last)
     biases = [m.bias for m in net.modules() if isinstance(m, nn.BatchNorm2d)]
@@ -126,21 +128,21 @@ def train(images: Tensor, labels: Tensor, seed: int) -> tuple[nn.Module, float, 
     state = net.state_dict()
     slow = {k: v.clone() for k, v in state.items() if v.is_floating_point()}
     padded = F.pad(images, (PAD,) * 4, mode="reflect")
-    coin = torch.rand(len(images)) < 0.5
-    rows = torch.arange(32)
+    coin = torch.rand(len(images), device=device) < 0.5
+    rows = torch.arange(32, device=device)
     step = epoch = 0
     while step < total:
         if epoch == WHITEN_BIAS_EPOCHS:
             net.stem.conv.bias.requires_grad_(False)
-        order = torch.randperm(len(images))
+        order = torch.randperm(len(images), device=device)
         for batch in order.split(BATCH)[:per_epoch]:
-            shift = torch.randint(0, 2 * PAD + 1, (2, BATCH, 1))
+            shift = torch.randint(0, 2 * PAD + 1, (2, BATCH, 1), device=device)
             mirrored = (coin[batch] ^ (epoch % 2 == 1))[:, None]
             y = (shift[0] + rows)[:, :, None]
             x = (shift[1] + torch.where(mirrored, 31 - rows, rows))[:, None, :]
             x = padded.permute(0, 2, 3, 1)[batch[:, None, None], y, x]
             x = x.permute(0, 3, 1, 2)  # (B, 3, 32, 32), channels last
-            with torch.autocast("cpu", torch.bfloat16):
+            with torch.autocast(device.type, torch.bfloat16):
                 logits = net(x)
             loss = F.cross_entropy(
                 logits.float(), labels[batch], label_smoothing=SMOOTHING
@@ -161,13 +163,13 @@ def train(images: Tensor, labels: Tensor, seed: int) -> tuple[nn.Module, float, 
         epoch += 1
         print(
             f"seed {seed} epoch {epoch} step {step}/{total} loss {loss.item():.3f} "
-            f"{time.perf_counter() - started:.0f} s",
+            f"{now(device) - started:.0f} s",
             flush=True,
         )
     with torch.no_grad():
         for name, value in slow.items():
             state[name].copy_(value)
-    return net, time.perf_counter() - started, step
+    return net, now(device) - started, step
 
 
 def main() -> None:
@@ -176,14 +178,16 @@ def main() -> None:
     parser.add_argument("--root", default="data", help="where the images are")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
+    device = torch.device(accelerator("auto"))
     data = CIFAR10(options.root).load()
     statistics = channel_statistics(data.train_images)
-    images = normalise(data.train_images, *statistics)
-    test = normalise(data.test_images, *statistics)
+    images = normalise(data.train_images, *statistics).to(device)
+    test = normalise(data.test_images, *statistics).to(device)
+    labels, test_labels = data.train_labels.to(device), data.test_labels.to(device)
     runs = []
     for seed in options.seeds:
-        net, seconds, steps = train(images, data.train_labels, seed)
-        plain, tta = accuracy(net, test, data.test_labels)
+        net, seconds, steps = train(images, labels, seed)
+        plain, tta = accuracy(net, test, test_labels)
         runs.append(
             {
                 "seed": seed,
@@ -199,7 +203,7 @@ def main() -> None:
         record = {
             **environment(),
             "hardware": {
-                **hardware(torch.device("cpu"), "bf16-mixed"),
+                **hardware(device, "bf16-mixed"),
                 "threads": torch.get_num_threads(),
             },
             "data": {"origin": data.origin, "fingerprint": data.fingerprint},
