@@ -1,75 +1,171 @@
-"""What a GPU should measure first, as much as fits into the minutes that it is lent.
+"""What a GPU should measure, as much as fits into the minutes that it is lent.
 
-    python experiments/gpu.py --out experiments/gpu --minutes 30
-    python experiments/gpu.py --out /tmp/gpu --dry-run        # seconds, on a CPU
+    python experiments/gpu.py --out OUT --minutes 30
+    python experiments/gpu.py --out OUT --minutes 5 --only small speedrun --jobs 15
+    python experiments/gpu.py --out OUT --dry-run          # a minute or two, on a CPU
 
-Most valuable first: the benchmark of `se_resnet80`, eager, compiled and with CUDA
-graphs; speedrun with three seeds; then SE with and without at `budget=short`, several
-jobs side by side.  Every finished step leaves one small JSON file; typed again, it
-goes on with what is missing.  No GPU has run it yet: it was dry-run on a CPU.
+The parts, most valuable first: `benchmark` of `se_resnet80`, eager, compiled and with
+CUDA graphs; `turns`, speedrun, Muon and the reference one after the other; `small`, the
+small study; `speedrun`, the variants of Muon's recipe; `best`, an hour of two cores'
+work.  What publishes seconds has the card for itself, the others share it.  Each step
+leaves a record below OUT; typed again, the command goes on with what is missing.
 """
 
 from __future__ import annotations
 
 import argparse
-import shutil
-import subprocess
+import multiprocessing
+import os
+import runpy
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+HERE = Path(__file__).parent
+SEEDS = range(5)
 PAIRS = ("e14_final", "e21_vanilla", "e07_se_resnet80", "e03_vanilla_resnet80")
-SEEDS = (0, 1, 2)
-DRY = ("budget=smoke", "trainer=cpu", "data=synthetic", "data.batch_size=32")
+MORE = ("e11_dropout_weight_decay", "e12_cosine", "e15_batch64", "e16_batch256")
+MORE += ("e22_se_resnet20w4",)
+REST = ("e01_vanilla_resnet20", "e02_vanilla_resnet56", "e04_vanilla_resnet_table")
+REST += ("e05_se_resnet20", "e06_se_resnet56", "e08_se_resnet_table", "e09_dropout")
+REST += ("e10_weight_decay", "e13_plateau", "e17_se_resnet74", "e18_se_resnet68")
+REST += ("e19_reduction4", "e20_reduction8")
+VARIANTS = {  # of `speedrun`: overrides, number of seeds
+    "muon": ("experiment=muon", 5),
+    "muon7": ("experiment=muon trainer.max_epochs=7", 5),
+    "muon_vanilla": ("experiment=muon model=vanilla_airbench", 5),
+    "muon7_vanilla": ("experiment=muon model=vanilla_airbench trainer.max_epochs=7", 5),
+    "quickstart": ("experiment=quickstart", 5),
+    "speedrun": ("experiment=speedrun", 3),
+    "sgd": ("experiment=speedrun model=se_airbench trainer.max_epochs=8", 3),
+    "muon_thawed": ("experiment=muon callbacks.freeze=null", 3),
+    "muon_se_lr20": ("experiment=muon optimizer.se_lr=20", 3),
+    "muon_se_lr330": ("experiment=muon optimizer.se_lr=330", 3),
+}
+LONG = "experiment=muon trainer.max_epochs=38"  # 1.3 PFLOP, as best_cpu
+BEST = {
+    "best_cpu": ("experiment=best_cpu", 2),
+    "muon38": (LONG, 2),
+    "muon38_cutmix": (f"{LONG} mixing=cutmix mixing.probability=0.5", 2),
+    "muon38_trivial": (f"{LONG} augment.policy=trivial", 2),
+}
+DRY = ("budget.limit_batches=2", "data=synthetic", "data.batch_size=32", "trainer=cpu")
+DRY += ("trainer.precision=32-true", "trainer.max_epochs=2")
+DRY_BENCHMARK = (
+    "model=se_resnet20 data=synthetic trainer=cpu trainer.precision=32-true "
+    "batch_size=8 rounds=1 steps=1"
+)
 
 
 class Step(NamedTuple):
-    """One command, and the JSON that it leaves."""
+    """A command: its record, a pattern below OUT, and what that says once whole."""
 
     name: str
-    command: list[str]
-    benchmark: bool = False
+    target: str  # a module, or a script
+    arguments: list[str]
+    record: str
+    whole: str
+    alone: bool = False  # its seconds are published
 
 
-def steps(out: Path, dry: bool) -> Iterator[Step]:
-    """All steps, most valuable first."""
-    python = [sys.executable, "-m"]
-    for compiled in ("off", "default", "cuda_graphs"):
-        name = f"benchmark-{compiled}"
-        command = [*python, "resnet_se.benchmark", "model=se_resnet80"]
-        command += [f"trainer.compile={compiled}", f"out={out / name}.json"]
-        small = ["model=se_resnet20", "rounds=1", "steps=1", "data=synthetic"]
-        small += ["batch_size=8", "trainer=cpu"]
-        if not (dry and compiled != "off"):  # a compiler takes minutes on a CPU
-            yield Step(name, command + (small if dry else []), benchmark=True)
-    train = [*python, "resnet_se.train", f"runs_dir={out / 'runs'}", "plots=false"]
-    for seed in SEEDS:
-        experiment = ["experiment=speedrun", f"seed={seed}"]
-        yield Step(
-            f"speedrun.seed{seed}", train + experiment + list(DRY if dry else ())
-        )
-    for seed in SEEDS:
-        for pair in PAIRS:
-            told = [f"experiment={pair}", f"seed={seed}", "budget=short"]
-            yield Step(f"{pair}.seed{seed}", train + told + list(DRY if dry else ()))
+def training(
+    folder: str, seed: int, told: str, out: Path, dry: bool, alone: bool = False
+) -> Step:
+    arguments = [f"runs_dir={out / folder}", f"seed={seed}", "plots=false"]
+    arguments += [*told.split(), *(DRY if dry else ())]
+    experiment = told.split()[0].removeprefix("experiment=")
+    record = f"{folder}/{experiment}/seed{seed}-*/result.json"
+    name = f"{folder}/{experiment}.seed{seed}"
+    whole = '"status": "finished"'
+    return Step(name, "resnet_se.train", arguments, record, whole, alone)
 
 
-def is_timed(step: Step) -> bool:
-    """Whether the step has the card for itself, since its seconds are published."""
-    return step.benchmark or step.name.startswith("speedrun")
+def benchmark(out: Path, dry: bool) -> Iterator[Step]:
+    told = DRY_BENCHMARK if dry else "model=se_resnet80 rounds=2 steps=20"
+    arguments = [*told.split(), f"out={out / 'benchmark.json'}"]
+    whole = '"complete": true'
+    target = "resnet_se.benchmark"
+    yield Step("benchmark", target, arguments, "benchmark.json", whole, True)
 
 
-def finish(step: Step, out: Path) -> bool:
-    """Whether the step's JSON is there, copied from its run directory."""
-    target = out / f"{step.name}.json"
-    if not target.is_file() and not step.benchmark:
-        experiment, _, seed = step.name.rpartition(".")
-        for path in out.glob(f"runs/{experiment}/{seed}-*/result.json"):
-            if '"status": "finished"' in path.read_text():
-                shutil.copyfile(path, target)
-    return target.is_file()
+def turns(out: Path, dry: bool) -> Iterator[Step]:
+    script = str(HERE / "speedrun/reference.py")
+    root = os.environ.get("RESNET_SE_DATA", "data")
+    for seed in SEEDS[:3]:
+        if not dry:  # it has no smaller size
+            name = f"turns/reference.seed{seed}.json"
+            told = ["--seeds", str(seed), "--root", root, "--out", str(out / name)]
+            yield Step(name, script, told, name, '"acc_tta"', True)
+        for experiment in ("muon", "speedrun"):
+            told = f"experiment={experiment}"
+            yield training("turns", seed, told, out, dry, alone=True)
+
+
+def small(out: Path, dry: bool) -> Iterator[Step]:
+    """The pairs, what SE adds against the images, the other pairs, the rest."""
+
+    def one(experiment: str, seed: int, images: int | None = None) -> Step:
+        told = f"experiment={experiment} budget=small"
+        if images:
+            told += f" budget.train_subset={images}"
+        return training(f"small/{images or 45_000}", seed, told, out, dry)
+
+    yield from (one(name, seed) for seed in SEEDS for name in PAIRS)
+    for images in (15_000, 5_000):
+        yield from (one(name, seed, images) for seed in SEEDS for name in PAIRS[:2])
+    yield from (one(name, seed) for seed in SEEDS for name in MORE)
+    yield from (one(name, seed) for seed in SEEDS[:2] for name in REST)
+
+
+def speedrun(out: Path, dry: bool) -> Iterator[Step]:
+    yield from _variants("speedrun", VARIANTS, out, dry)
+
+
+def best(out: Path, dry: bool) -> Iterator[Step]:
+    yield from _variants("best", BEST, out, dry)
+
+
+def _variants(
+    part: str, variants: dict[str, tuple[str, int]], out: Path, dry: bool
+) -> Iterator[Step]:
+    for name, (told, seeds) in variants.items():
+        for seed in range(seeds):
+            yield training(f"{part}/{name}", seed, told, out, dry)
+
+
+PARTS = {part.__name__: part for part in (benchmark, turns, small, speedrun, best)}
+
+
+def is_done(step: Step, out: Path) -> bool:
+    return any(step.whole in path.read_text() for path in out.glob(step.record))
+
+
+def begin(step: Step, out: Path, side_by_side: bool) -> multiprocessing.Process:
+    """In a fork of this process, which has imported all and not touched the card."""
+    log = out / "logs" / f"{step.name.replace('/', '_')}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+
+    def work() -> None:
+        with log.open("w") as file:
+            os.dup2(file.fileno(), 1)
+            os.dup2(file.fileno(), 2)
+        if side_by_side:
+            import torch
+
+            torch.set_num_threads(1)
+        sys.argv = [step.target, *step.arguments]
+        if step.target.endswith(".py"):
+            runpy.run_path(step.target, run_name="__main__")
+        else:
+            import importlib
+
+            importlib.import_module(step.target).main()
+
+    process = multiprocessing.get_context("fork").Process(target=work)
+    process.start()
+    return process
 
 
 def main() -> None:
@@ -77,32 +173,37 @@ def main() -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=30)
-    parser.add_argument("--jobs", type=int, default=3, help="trainings side by side")
+    parser.add_argument("--jobs", type=int, default=12, help="trainings side by side")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--dry-run", action="store_true")
     told = parser.parse_args()
     out, end = told.out.resolve(), time.monotonic() + 60 * told.minutes
-    out.mkdir(parents=True, exist_ok=True)
-    waiting = [s for s in steps(out, told.dry_run) if not finish(s, out)]
-    running: dict[subprocess.Popen, Step] = {}
+    import resnet_se.benchmark
+    import resnet_se.fit
+    import resnet_se.train  # noqa: F401  once for all
+
+    steps = [s for part in told.only for s in PARTS[part](out, told.dry_run)]
+    waiting = [step for step in steps if not is_done(step, out)]
+    running: dict[multiprocessing.Process, Step] = {}
     stopped = False
     while waiting or running:
         in_time = time.monotonic() < end
-        alone = any(is_timed(step) for step in running.values())
+        alone = any(step.alone for step in running.values())
         free = len(running) < told.jobs and not alone
-        if waiting and in_time and free and not (is_timed(waiting[0]) and running):
+        if waiting and in_time and free and not (waiting[0].alone and running):
             step = waiting.pop(0)
             print(f"begins: {step.name}", flush=True)
-            running[subprocess.Popen(step.command)] = step
+            running[begin(step, out, told.jobs > 1)] = step
             continue
         if not in_time and not stopped:
             waiting, stopped = [], True
             for process in running:
                 process.terminate()  # saved in mid-epoch; typed again it goes on
-        for process in [p for p in running if p.poll() is not None]:
+        for process in [p for p in running if not p.is_alive()]:
             step = running.pop(process)
-            word = "done" if finish(step, out) else f"status {process.returncode}"
+            word = "done" if is_done(step, out) else f"status {process.exitcode}"
             print(f"{word}: {step.name}", flush=True)
-        time.sleep(1)
+        time.sleep(0.2)
 
 
 if __name__ == "__main__":

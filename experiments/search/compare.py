@@ -1,7 +1,7 @@
 """Searches that stop trials early against searches that do not: best value, epochs.
 
     python experiments/search/compare.py --out search.json \
-        --seeds 0 1 2 --rules halving hyperband -- budget=small
+        --seeds 0 1 2 --rules halving hyperband --jobs 2 -- budget=small
 
 What follows `--` goes to every search.  A seed's searches have the same space and the
 same first proposals (Optuna's sampler draws from the seed and the trial's number); from
@@ -17,6 +17,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -64,21 +66,28 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--rules", nargs="+", default=["halving"])
+    parser.add_argument("--jobs", type=int, default=1, help="searches side by side")
     parser.add_argument("overrides", nargs="*")
     arguments = parser.parse_args()
     import torch
 
+    def one(case: tuple[int, str]) -> dict[str, Any]:
+        with tempfile.TemporaryDirectory() as folder:
+            return search(*case, arguments.overrides, Path(folder))
+
     found = []
-    for seed in arguments.seeds:
-        for rule in ("null", *arguments.rules):
-            with tempfile.TemporaryDirectory() as folder:
-                found.append(search(seed, rule, arguments.overrides, Path(folder)))
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    cases = product(arguments.seeds, ("null", *arguments.rules))
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        for result in pool.map(one, cases):
+            found.append(result)
             content = {
                 "overrides": arguments.overrides,
+                "jobs": arguments.jobs,
                 "summary": summary(found),
                 "searches": found,
                 **environment(),
-                "hardware": hardware(torch.device("cpu"), "32-true", 1),
+                "hardware": hardware(device, "32-true", 1),
             }
             arguments.out.write_text(json.dumps(content, indent=1) + "\n")
     print(json.dumps(summary(found), indent=1))
