@@ -15,6 +15,8 @@ On a GPU where there is one.
 
 import argparse
 import json
+from collections import deque
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -38,6 +40,7 @@ START, PEAK, END = 0.2, 0.23, 0.07  # the triangle: factors, and share of traini
 SMOOTHING = 0.2
 PAD = 2
 WHITEN_BIAS_EPOCHS = 3
+PRECISION = torch.bfloat16
 
 
 class Reference(nn.Module):
@@ -95,11 +98,10 @@ def accuracy(net: nn.Module, images: Tensor, labels: Tensor) -> tuple[float, flo
     return tuple((hits / len(labels)).tolist())
 
 
-def train(images: Tensor, labels: Tensor, seed: int) -> tuple[nn.Module, float, int]:
-    """The trained network, seconds of training, optimizer steps."""
+def steps(images: Tensor, labels: Tensor, seed: int) -> Iterator[nn.Module]:
+    """The network in training, after each of its steps; at the last step it is done."""
     torch.manual_seed(seed)
     device = images.device
-    started = now(device)
     net = Reference().to(device)
     net.stem.fit(images[:5000])
     net.to(memory_format=torch.channels_last)
@@ -142,7 +144,7 @@ def train(images: Tensor, labels: Tensor, seed: int) -> tuple[nn.Module, float, 
             x = (shift[1] + torch.where(mirrored, 31 - rows, rows))[:, None, :]
             x = padded.permute(0, 2, 3, 1)[batch[:, None, None], y, x]
             x = x.permute(0, 3, 1, 2)  # (B, 3, 32, 32), channels last
-            with torch.autocast(device.type, torch.bfloat16):
+            with torch.autocast(device.type, PRECISION, torch.float32 != PRECISION):
                 logits = net(x)
             loss = F.cross_entropy(
                 logits.float(), labels[batch], label_smoothing=SMOOTHING
@@ -152,24 +154,27 @@ def train(images: Tensor, labels: Tensor, seed: int) -> tuple[nn.Module, float, 
             optimizer.step()
             schedule.step()
             step += 1
-            if step % 5 == 0:
-                keep = 0.95**5 * (step / total) ** 3
-                with torch.no_grad():
+            with torch.no_grad():
+                if step % 5 == 0:
+                    keep = 0.95**5 * (step / total) ** 3
                     for name, value in slow.items():
                         value.lerp_(state[name], 1 - keep)
                         state[name].copy_(value)
+                if step == total:
+                    for name, value in slow.items():
+                        state[name].copy_(value)
+            yield net
             if step == total:
                 break
         epoch += 1
-        print(
-            f"seed {seed} epoch {epoch} step {step}/{total} loss {loss.item():.3f} "
-            f"{now(device) - started:.0f} s",
-            flush=True,
-        )
-    with torch.no_grad():
-        for name, value in slow.items():
-            state[name].copy_(value)
-    return net, now(device) - started, step
+        print(f"seed {seed} epoch {epoch} loss {loss.item():.3f}", flush=True)
+
+
+def train(images: Tensor, labels: Tensor, seed: int) -> tuple[nn.Module, float, int]:
+    """The trained network, seconds of training, optimizer steps."""
+    started = now(images.device)
+    [(n, net)] = deque(enumerate(steps(images, labels, seed), start=1), maxlen=1)
+    return net, now(images.device) - started, n
 
 
 def main() -> None:

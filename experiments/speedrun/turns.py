@@ -1,0 +1,124 @@
+"""A training's seconds of computing, ours against the reference, from steps in turns.
+
+    OMP_NUM_THREADS=1 python experiments/speedrun/turns.py --root DATA
+
+Where a whole training takes an hour, a step stands for it: each recipe in turns takes
+one step that is not counted and one that is, ours through the Trainer.  CPU seconds of
+the process, so that what else the machine does counts less; float32 for all, since not
+every processor has bf16.  A training is its steps, and ours its validations too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import runpy
+import statistics
+import time
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra import compose, initialize_config_dir
+
+from resnet_se import benchmark, builders, machine
+from resnet_se.config import CONF
+from resnet_se.data.augment import channel_statistics, normalise
+from resnet_se.data.sources import CIFAR10
+
+HERE = Path(__file__).parent
+OURS = {
+    "speedrun": [],
+    "speedrun without SE": ["model=vanilla_airbench"],
+}
+
+
+def seconds_of_steps(step: Any, counted: int) -> float:
+    """CPU seconds of a step after one that is not counted."""
+    step()
+    started = time.process_time()
+    for _ in range(counted):
+        step()
+    return (time.process_time() - started) / counted
+
+
+class Ours:
+    """A recipe through the Trainer."""
+
+    def __init__(self, overrides: list[str], root: Path):
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            told = ["experiment=speedrun", "trainer=cpu", "trainer.precision=32-true"]
+            told += [f"data.source.root={root}", "data.num_workers=0", *overrides]
+            self.cfg = compose("train", told)
+        self.data = builders.build_data(self.cfg)
+        self.data.locate()
+        self.data.setup()
+        self.model = builders.build_classifier(self.cfg, self.data.num_classes)
+        per_epoch = len(self.data.train_part[0]) // self.data.batch_size
+        self.steps = per_epoch * self.cfg.trainer.max_epochs
+        self.validations = self.cfg.trainer.max_epochs
+
+    def step(self) -> float:
+        trainer = builders.build_trainer(self.cfg, "32-true")
+        watch = benchmark.Stopwatch(torch.device("cpu"), 1, 1)
+        trainer.limit_train_batches, trainer.limit_val_batches = 2, 0
+        trainer.callbacks = [watch]
+        trainer.fit(self.model, datamodule=self.data)
+        return watch.seconds
+
+    @torch.inference_mode()
+    def validation(self) -> float:
+        self.model.eval()
+        images = normalise(self.data.val_part[0], *self.data.statistics)
+        started = time.process_time()
+        for part in images.split(500):
+            self.model(part)
+        self.model.train()
+        return time.process_time() - started
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--root", type=Path, default=Path("data"))
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--out", type=Path, default=HERE / "turns.json")
+    told = parser.parse_args()
+    machine.now = lambda device: time.process_time()
+    builders.quiet()
+    reference = runpy.run_path(str(HERE / "reference.py"))
+    reference["steps"].__globals__["PRECISION"] = torch.float32
+    images = CIFAR10(str(told.root)).load()
+    pixels = normalise(images.train_images, *channel_statistics(images.train_images))
+    theirs = reference["steps"](pixels, images.train_labels, 0)
+    ours = {name: Ours(overrides, told.root) for name, overrides in OURS.items()}
+    total = round(reference["EPOCHS"] * (len(pixels) // reference["BATCH"]))
+    figures = {"reference": {"steps": total, "step": []}}
+    for name, recipe in ours.items():
+        figures[name] = {"steps": recipe.steps, "validations": recipe.validations}
+        figures[name] |= {"step": [], "validation": []}
+    for _ in range(told.rounds):
+        took = seconds_of_steps(lambda: list(islice(theirs, 1)), 1)
+        figures["reference"]["step"].append(round(took, 2))
+        for name, recipe in ours.items():
+            figures[name]["step"].append(round(recipe.step(), 2))
+            figures[name]["validation"].append(round(recipe.validation(), 2))
+        print(json.dumps(figures), flush=True)
+    for figure in figures.values():
+        whole = figure["steps"] * statistics.median(figure["step"])
+        if "validations" in figure:
+            whole += figure["validations"] * statistics.median(figure["validation"])
+        figure["training"] = round(whole)
+        figure["share"] = round(whole / figures["reference"]["training"], 3)
+    record = {
+        **machine.environment(),
+        "hardware": machine.hardware(torch.device("cpu"), "32-true"),
+        "threads": torch.get_num_threads(),
+        "rounds": told.rounds,
+        "figures": figures,
+    }
+    told.out.write_text(json.dumps(record, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
