@@ -5,8 +5,8 @@
     python experiments/gpu.py --out OUT --dry-run          # a minute or two, on a CPU
 
 The parts, most valuable first: `benchmark` of `se_resnet80`, eager, compiled and with
-CUDA graphs; `turns`, speedrun, Muon and the reference one after the other; `small`, the
-small study; `speedrun`, the variants of Muon's recipe; `best`, an hour of two cores'
+CUDA graphs; `turns`, speedrun and the reference one after the other; `small`, the small
+study; `speedrun`, variants of its recipe; `best`, an hour of two cores'
 work.  What publishes seconds has the card for itself, the others share it.  Each step
 leaves a record below OUT; typed again, the command goes on with what is missing.
 """
@@ -32,24 +32,30 @@ REST = ("e01_vanilla_resnet20", "e02_vanilla_resnet56", "e04_vanilla_resnet_tabl
 REST += ("e05_se_resnet20", "e06_se_resnet56", "e08_se_resnet_table", "e09_dropout")
 REST += ("e10_weight_decay", "e13_plateau", "e17_se_resnet74", "e18_se_resnet68")
 REST += ("e19_reduction4", "e20_reduction8")
-VARIANTS = {  # of `speedrun`: overrides, number of seeds
-    "muon": ("experiment=muon", 5),
-    "muon7": ("experiment=muon trainer.max_epochs=7", 5),
-    "muon_vanilla": ("experiment=muon model=vanilla_airbench", 5),
-    "muon7_vanilla": ("experiment=muon model=vanilla_airbench trainer.max_epochs=7", 5),
+VARIANTS = {  # overrides of `experiment=speedrun` or another, number of seeds
+    "speedrun": ("experiment=speedrun", 5),
+    "seven": ("experiment=speedrun trainer.max_epochs=7", 5),
+    "vanilla": ("experiment=speedrun model=vanilla_airbench", 5),
+    "vanilla_seven": (
+        "experiment=speedrun model=vanilla_airbench trainer.max_epochs=7",
+        5,
+    ),
     "quickstart": ("experiment=quickstart", 5),
-    "speedrun": ("experiment=speedrun", 3),
-    "sgd": ("experiment=speedrun model=se_airbench trainer.max_epochs=8", 3),
-    "muon_thawed": ("experiment=muon callbacks.freeze=null", 3),
-    "muon_se_lr20": ("experiment=muon optimizer.se_lr=20", 3),
-    "muon_se_lr330": ("experiment=muon optimizer.se_lr=330", 3),
+    "sgd": (
+        "experiment=speedrun optimizer=sgd_nesterov scheduler=triangular callbacks=ema "
+        "data.batch_size=512",
+        3,
+    ),
+    "thawed": ("experiment=speedrun callbacks.freeze=null", 3),
+    "se_lr20": ("experiment=speedrun optimizer.se_lr=20", 3),
+    "se_lr330": ("experiment=speedrun optimizer.se_lr=330", 3),
 }
-LONG = "experiment=muon trainer.max_epochs=38"  # 1.3 PFLOP, as best_cpu
+LONG = "experiment=speedrun trainer.max_epochs=38"  # 1.3 PFLOP, as best_cpu
 BEST = {
     "best_cpu": ("experiment=best_cpu", 2),
-    "muon38": (LONG, 2),
-    "muon38_cutmix": (f"{LONG} mixing=cutmix mixing.probability=0.5", 2),
-    "muon38_trivial": (f"{LONG} augment.policy=trivial", 2),
+    "speedrun38": (LONG, 2),
+    "speedrun38_cutmix": (f"{LONG} mixing=cutmix mixing.probability=0.5", 2),
+    "speedrun38_trivial": (f"{LONG} augment.policy=trivial", 2),
 }
 DRY = ("budget.limit_batches=2", "data=synthetic", "data.batch_size=32", "trainer=cpu")
 DRY += ("trainer.precision=32-true", "trainer.max_epochs=2")
@@ -98,9 +104,7 @@ def turns(out: Path, dry: bool) -> Iterator[Step]:
             name = f"turns/reference.seed{seed}.json"
             told = ["--seeds", str(seed), "--root", root, "--out", str(out / name)]
             yield Step(name, script, told, name, '"acc_tta"', True)
-        for experiment in ("muon", "speedrun"):
-            told = f"experiment={experiment}"
-            yield training("turns", seed, told, out, dry, alone=True)
+        yield training("turns", seed, "experiment=speedrun", out, dry, alone=True)
 
 
 def small(out: Path, dry: bool) -> Iterator[Step]:

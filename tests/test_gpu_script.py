@@ -1,38 +1,58 @@
-"""experiments/gpu.py: nothing but its order and its commands can be tested here."""
+"""experiments/gpu.py: its order, its commands, and what counts as done."""
 
 from __future__ import annotations
 
 import runpy
 from pathlib import Path
 
+import pytest
+from hydra import compose, initialize_config_dir
+
 from resnet_se.config import CONF
 
 SCRIPT = Path(__file__).parents[1] / "experiments/gpu.py"
 
 
-def test_steps_come_in_order_and_name_experiments_that_exist(tmp_path):
-    script = runpy.run_path(str(SCRIPT))
-    steps = list(script["steps"](tmp_path, dry=False))
-    names = [step.name for step in steps]
+@pytest.fixture(scope="module")
+def script():
+    return runpy.run_path(str(SCRIPT))
+
+
+def steps(script, out):
+    return [s for part in script["PARTS"].values() for s in part(out, False)]
+
+
+def test_steps_come_in_order_and_are_told_apart(script, tmp_path):
+    found = steps(script, tmp_path)
+    names = [step.name for step in found]
     assert len(set(names)) == len(names)
-    assert [name.partition("-")[0] for name in names[:3]] == ["benchmark"] * 3
-    assert names[3:6] == [f"speedrun.seed{seed}" for seed in range(3)]
-    for step in steps[3:]:
-        (experiment,) = (o for o in step.command if o.startswith("experiment="))
-        name = experiment.removeprefix("experiment=")
-        assert (CONF / f"experiment/{name}.yaml").is_file()
-    timed = [script["is_timed"](step) for step in steps]
-    assert timed == sorted(timed, reverse=True)
+    assert len({step.record for step in found}) == len(names)
+    assert names[0] == "benchmark"
+    assert names[1:3] == ["turns/reference.seed0.json", "turns/speedrun.seed0"]
+    alone = [step.alone for step in found]
+    assert alone == sorted(alone, reverse=True)
 
 
-def test_only_a_finished_run_counts(tmp_path):
-    script = runpy.run_path(str(SCRIPT))
-    step = next(s for s in script["steps"](tmp_path, dry=False) if "e14" in s.name)
-    assert not script["finish"](step, tmp_path)
-    run = tmp_path / "runs/e14_final/seed0-00000000"
+def test_every_training_can_be_composed(script, tmp_path):
+    trainings = [s for s in steps(script, tmp_path) if s.target == "resnet_se.train"]
+    told = {tuple(a for a in s.arguments if "seed=" not in a) for s in trainings}
+    assert len(told) > 30
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        for overrides in told:
+            compose("train", list(overrides))
+
+
+def test_the_small_study_has_every_experiment_of_the_22(script, tmp_path):
+    names = {s.record.split("/")[2] for s in script["small"](tmp_path, False)}
+    assert names == {path.stem for path in (CONF / "experiment").glob("e[0-9]*.yaml")}
+
+
+def test_only_a_finished_run_counts(script, tmp_path):
+    step = next(s for s in steps(script, tmp_path) if "45000/e14" in s.name)
+    assert not script["is_done"](step, tmp_path)
+    run = tmp_path / "small/45000/e14_final/seed0-00000000"
     run.mkdir(parents=True)
     (run / "result.json").write_text('{"status": "running"}')
-    assert not script["finish"](step, tmp_path)
+    assert not script["is_done"](step, tmp_path)
     (run / "result.json").write_text('{"status": "finished"}')
-    assert script["finish"](step, tmp_path)
-    assert (tmp_path / "e14_final.seed0.json").is_file()
+    assert script["is_done"](step, tmp_path)

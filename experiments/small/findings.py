@@ -179,6 +179,23 @@ def noise(of: Study) -> str:
     )
 
 
+def again(of: Study) -> str:
+    """The same experiment and seed on another machine: test accuracy of both."""
+    first = {(run.config_hash, run.seed): run for run in of[0].runs}
+    rows = []
+    for run in load([str(HERE / "again")]).runs:
+        known = first[run.config_hash, run.seed]
+        rows.append(
+            {
+                "experiment": run.experiment,
+                "seed": str(run.seed),
+                known.hardware["accelerator"]: f"{100 * known.test['acc']:.2f}",
+                run.hardware["device"]: f"{100 * run.test['acc']:.2f}",
+            }
+        )
+    return _table(sorted(rows, key=lambda row: (row["experiment"], row["seed"])))
+
+
 def gates(of: Study) -> str:
     """What tests lose without gates: a table a file, of one network or of several."""
     trained = {(r.config_hash, r.seed): f"{r.data['train']:,}" for r in of[0].runs}
@@ -258,7 +275,7 @@ def blocks() -> tuple[dict[str, str], str]:
     """{name: text} of all that is written, and the figure."""
     of = study()
     caption, svg = figure(of)
-    parts = measured, claims, runs, noise, gates, verdicts
+    parts = measured, claims, runs, noise, again, gates, verdicts
     texts = {part.__name__: part(of) for part in parts}
     texts["length"] = f"![{caption}](length.svg)" if svg else "One length so far."
     return texts, svg

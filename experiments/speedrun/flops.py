@@ -17,9 +17,11 @@ from typing import Any
 HERE = Path(__file__).parent
 # Ours, on the JPEG copy of CIFAR-10: series → files, from experiments/.
 SERIES = {
-    "speedrun": "speedrun/cpu1.seed?.json",
-    "speedrun, 64/128/256": "speedrun/wide.cpu1.seed?.json",
-    "quickstart (Muon)": "quickstart/cpu1.seed?.json",
+    "speedrun": "speedrun/h200/speedrun/seed*/result.json",
+    "speedrun without SE": "speedrun/h200/vanilla/seed*/result.json",
+    "speedrun, 7 epochs": "speedrun/h200/seven/seed*/result.json",
+    "quickstart": "speedrun/h200/quickstart/seed*/result.json",
+    "speedrun before (SGD)": "speedrun/cpu1.seed?.json",
     "quickstart before (SGD)": "quickstart/cpu4.seed?.json",
     "airbench94's recipe, rebuilt": "speedrun/reference.cpu1.seed?.json",
 }
@@ -53,9 +55,12 @@ def points() -> Iterator[dict[str, Any]]:
 
 
 def _images(run: dict[str, Any]) -> float:
-    """Images that a training saw, one as often as there were epochs."""
-    if "data" in run:
-        return run["train"]["epochs"] * run["data"]["train"]
+    """Images that a training saw, one as often as there were epochs that used it."""
+    data = run.get("data", {})
+    if "batch_size" in data:
+        return run["train"]["steps"] * data["batch_size"]
+    if data:  # an older record
+        return run["train"]["epochs"] * data["train"]
     return run["train"]["images_per_second"] * run["train"]["seconds"]
 
 
@@ -69,13 +74,20 @@ def draw(found: list[dict[str, Any]]) -> None:
     figure, axes = plt.subplots(figsize=(8, 4.8), layout="constrained")
     colours = plt.get_cmap("tab10").colors
     for (series, mark), colour in zip(
-        zip(SERIES, "osDd^", strict=True), colours, strict=False
+        zip(SERIES, "osDdv<^", strict=True), colours, strict=False
     ):
         xs, ys = zip(
             *((p["pflop"], 100 * p["acc_tta"]) for p in found if p["series"] == series),
             strict=True,
         )
-        axes.plot(xs, ys, mark, color=colour, label=f"{series} (n = {len(xs)})")
+        axes.plot(
+            xs,
+            ys,
+            mark,
+            color=colour,
+            fillstyle="none",
+            label=f"{series} (n = {len(xs)})",
+        )
     xs, ys = zip(*PUBLISHED.values(), strict=True)
     axes.plot(xs, [100 * y for y in ys], "x", color="#777777",
               label="published, on the original images")  # fmt: skip
