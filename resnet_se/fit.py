@@ -44,6 +44,8 @@ def train_and_test(
     ckpt = _goes_on_from(cfg, run_dir, model)
     trainer = build_trainer(cfg, cfg.trainer.precision)
     device, world_size = trainer.strategy.root_device, trainer.world_size
+    if device.type == "cpu":
+        memory.keep_freed()
     data.fit_batch_size(world_size)
     if cfg.trainer.get("sync_batchnorm") and device.type == "cpu":
         collective.sync_batchnorm(model.net)

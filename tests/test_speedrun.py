@@ -2,15 +2,33 @@
 
 import json
 import runpy
+import statistics
 from pathlib import Path
 
 import pytest
+from hydra import compose, initialize_config_dir
+
+from resnet_se.config import CONF, resolved
+from resnet_se.identity import Facts, config_hash, setting
+from resnet_se.report.compare import compare
+from resnet_se.report.groups import sections
+from resnet_se.report.runs import load
+from resnet_se.report.statistics import mean_std
+from resnet_se.report.text import gain
 
 FOLDER = Path(__file__).parents[1] / "experiments" / "speedrun"
 ROWS = {  # first words of a table's row → the records it sums up
     "| reference |": "reference.cpu1.seed?.json",
-    "| speedrun |": "cpu1.seed?.json",
-    "| speedrun with widths 64/128/256": "wide.cpu1.seed?.json",
+    "| before |": "cpu1.seed?.json",
+    "| before, with widths 64/128/256": "wide.cpu1.seed?.json",
+}
+MEANS = {
+    "| reference (": "reference.cpu1.seed?.json",
+    "| **speedrun**": "h200/speedrun/seed*/result.json",
+    "| 7 epochs": "h200/seven/seed*/result.json",
+    "| without SE (": "h200/vanilla/seed*/result.json",
+    "| without SE, 7": "h200/vanilla_seven/seed*/result.json",
+    "| quickstart (": "h200/quickstart/seed*/result.json",
 }
 
 
@@ -38,10 +56,91 @@ def test_the_table_is_that_of_the_records(start, pattern):
     assert seconds == ", ".join(f"{run['train']['seconds']:,.0f}" for run in runs)
 
 
-def test_cost_is_that_of_the_records():
-    [macs] = {run["model"]["macs"] for run in records("cpu1.seed?.json")}
+@pytest.fixture(scope="module")
+def flops():
+    return runpy.run_path(str(FOLDER / "flops.py"))
+
+
+def percent(values):
+    mean, std = mean_std(values)
+    return f"{100 * mean:.2f} ± {100 * std:.2f}"
+
+
+@pytest.mark.parametrize(("start", "pattern"), MEANS.items())
+def test_means_are_those_of_the_records(start, pattern, flops):
+    runs = records(pattern)
+    [pflop] = {p["pflop"] for p in flops["points"]() if fits(p["file"], pattern)} or {
+        6 * run["model"]["macs"] * flops["_images"](run) / 1e15 for run in runs
+    }
+    val = [run["val"]["acc"] for run in runs if "val" in run]
+    assert row(start)[1:] == [
+        str(len(runs)),
+        f"{pflop:.3f}",
+        percent(val) if val else "",
+        percent([run["test"]["acc"] for run in runs]),
+        percent([run["test"]["acc_tta"] for run in runs]),
+    ]
+
+
+def fits(file, pattern):
+    return Path(file).match(f"speedrun/{pattern}")
+
+
+def test_the_recipe_is_the_one_that_was_measured():
+    """What the H200's records were made with is what `experiment=` composes today."""
+    for name, folder in (("speedrun", "speedrun"), ("quickstart", "quickstart")):
+        for run in records(f"h200/{folder}/seed*/result.json"):
+            with initialize_config_dir(str(CONF), version_base="1.3"):
+                cfg = compose("train", [f"experiment={name}"])
+            facts = Facts(run["setting"]["data.content"], "bf16-mixed", 1)
+            assert config_hash(setting(resolved(cfg), facts)) == run["config_hash"]
+
+
+def test_what_is_said_of_se_and_of_the_length_is_the_report_s():
+    [section] = sections(load([str(FOLDER / "h200")]).runs)
+    family = compare(section)
+    said = {c.name: f"{gain(c.mean, c.interval)}" for c in family.comparisons}
+    text = " ".join((FOLDER / "README.md").read_text().split())
+    for interval in said.values():
+        mean, _, rest = interval.partition(" ")
+        assert mean.lstrip("+") + " points" in text
+        assert rest in text
+
+
+def test_seconds_are_those_of_the_card_alone():
+    [reference] = records("h200/alone/reference.seed0.json")
+    [ours] = records("h200/alone/speedrun.seed0.json")
     text = (FOLDER / "README.md").read_text()
-    assert f"`experiment=speedrun`: {macs / 1e6:.1f} MMAC" in text
+    seconds = [run["train"]["seconds"] for run in (reference, ours)]
+    assert "the reference {:.2f} s, speedrun {:.2f} s".format(*seconds) in text
+    assert f"reference's seed 0 has {100 * reference['test']['acc_tta']:.2f} %" in text
+
+
+def test_the_time_is_that_of_the_steps_in_turns():
+    figures = json.loads((FOLDER / "turns.json").read_text())["figures"]
+    for start, name in (
+        ("| reference, batch", "reference"),
+        ("| speedrun, batch", "speedrun"),
+        ("| without SE, batch", "speedrun without SE"),
+    ):
+        figure = figures[name]
+        low, high = min(figure["step"]), max(figure["step"])
+        median = statistics.median(figure["step"])
+        assert row(start)[1:] == [
+            str(len(figure["step"])),
+            f"{median:.2f} ({low:.2f}–{high:.2f})",
+            str(figure["steps"]),
+            f"{figure['training']:,}",
+            f"{figure['share']:.2f}",
+        ]
+        whole = figure["steps"] * median
+        whole += figure.get("validations", 0) * statistics.median(
+            figure.get("validation", [0])
+        )
+        assert round(whole) == figure["training"]
+        assert figure["share"] == pytest.approx(
+            figure["training"] / figures["reference"]["training"], abs=1e-3
+        )
 
 
 TRIALS = {
@@ -54,10 +153,10 @@ TRIALS = {
 
 
 @pytest.mark.parametrize(("start", "name"), TRIALS.items())
-def test_the_trials_of_muon_are_those_of_the_records(start, name):
+def test_the_trials_of_muon_are_those_of_the_records(start, name, flops):
     run = json.loads((FOLDER / name).read_text())
     epochs, steps = run["train"]["epochs"], run["train"]["steps"]
-    pflop = 6 * run["model"]["macs"] * epochs * run["data"]["train"] / 1e15
+    pflop = 6 * run["model"]["macs"] * flops["_images"](run) / 1e15
     accuracy = f"{100 * run['val']['acc']:.2f} %"
     assert row(start)[1:] == [
         "1", str(epochs), f"{steps:,}", f"{pflop:.3f}", accuracy
@@ -65,22 +164,20 @@ def test_the_trials_of_muon_are_those_of_the_records(start, name):
 
 
 def test_what_is_said_of_quickstart_is_in_its_records():
-    text = (FOLDER / "README.md").read_text()
+    text = " ".join((FOLDER / "README.md").read_text().split())
     new, old = (
         json.loads((FOLDER.parent / f"quickstart/{name}.seed0.json").read_text())
         for name in ("cpu1", "cpu4")
     )
-    tests = [100 * run["test"][key] for run in (new, old) for key in ("acc", "acc_tta")]
-    said = "Its test: {:.2f} %, {:.2f} % with TTA, where SGD's\nhad {:.2f} and {:.2f} %"
-    assert said.format(*tests) in text
-    losses = [run["val"]["loss"] for run in (new, old)]
-    assert "(losses {:.3f} and {:.3f})".format(*losses) in text
-    share = new["train"]["epochs"] / old["train"]["epochs"]
-    assert f"needs {100 * share:.0f} % of the operations" in text
+    assert f"its one run had {100 * new['test']['acc_tta']:.2f} % with TTA" in text
+    runs = records("h200/quickstart/seed*/result.json")
+    tta = [run["test"]["acc_tta"] for run in runs]
+    assert f"it has {percent(tta)} %" in text
+    assert f"missed by {89 - 100 * mean_of(tta):.1f} points" in text.replace("**", "")
 
 
-def test_the_picture_s_points_are_those_of_the_records():
-    script = runpy.run_path(str(FOLDER / "flops.py"))
+def test_the_picture_s_points_are_those_of_the_records(flops):
+    script = flops
     kept = json.loads((FOLDER / "flops.json").read_text())
     assert list(script["points"]()) == kept["ours"]
     named = {p["name"]: (p["pflop"], p["acc"]) for p in kept["published"]}
@@ -91,7 +188,11 @@ def test_the_picture_s_points_are_those_of_the_records():
     }
     share = mean["speedrun"] / mean["airbench94's recipe, rebuilt"]
     text = (FOLDER / "README.md").read_text()
-    assert f"In FLOPs speedrun needs {share:.0%} of the".replace("%", " %") in text
+    assert f"with TTA for {share:.0%} of its operations".replace("%", " %") in text
+    smaller = mean["quickstart"] / mean["quickstart before (SGD)"]
+    assert f"operations it is {smaller:.0%} of".replace("%", " %") in " ".join(
+        text.split()
+    )
 
 
 def mean_of(values):

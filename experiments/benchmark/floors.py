@@ -6,13 +6,11 @@ A process for each network and allocator, whose parts take turns; CPU seconds of
 process, so that what else runs on the machine is left out as far as it can be.
 """
 
-import ctypes
 import json
 import statistics
 import subprocess
 import sys
 import time
-from contextlib import suppress
 from pathlib import Path
 from types import MethodType
 
@@ -21,7 +19,7 @@ import torch.nn.functional as F
 from hydra import compose, initialize_config_dir
 from torch.profiler import ProfilerActivity, profile
 
-from resnet_se import config, machine, resnet
+from resnet_se import config, machine, memory, resnet
 from resnet_se.benchmark import training_step
 from resnet_se.builders import build_classifier
 
@@ -96,22 +94,9 @@ def operators(step) -> dict[str, float]:
     return {key: value for key, value in ranked if value > 0.005}
 
 
-def keep_freed_memory() -> None:
-    """Has glibc's allocator keep what is freed, for the next tensor of that size.
-
-    It maps a block over 32 MB anew each time, and the system fills every page of it
-    with zeros; what that costs varies (experiments/benchmark).
-    """
-    mmap_max, trim_threshold = -4, -1  # of mallopt(3)
-    with suppress(OSError, AttributeError, TypeError):  # no glibc
-        libc = ctypes.CDLL(None)
-        libc.mallopt(mmap_max, 0)
-        libc.mallopt(trim_threshold, -1)  # never
-
-
 def measure(name: str, allocator: str, parts: list[str]) -> dict:
     if allocator == "kept":
-        keep_freed_memory()
+        memory.keep_freed()
     torch.manual_seed(0)
     steps, flops = {}, 0
     for part in parts:
@@ -153,7 +138,7 @@ def pools() -> dict:
         x = x.reshape(b, h // 2, 2, w // 2, 2, c).amax((2, 4))
         return x.permute(0, 3, 1, 2)
 
-    keep_freed_memory()
+    memory.keep_freed()
     result = {}
     for shape in ((512, 32, 31, 31), (512, 128, 15, 15), (512, 256, 7, 7)):
         x = torch.randn(shape).bfloat16().to(memory_format=torch.channels_last)

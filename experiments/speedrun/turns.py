@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from hydra import compose, initialize_config_dir
 
-from resnet_se import benchmark, builders, machine
+from resnet_se import benchmark, builders, machine, memory
 from resnet_se.config import CONF
 from resnet_se.data.augment import channel_statistics, normalise
 from resnet_se.data.sources import CIFAR10
@@ -78,6 +78,16 @@ class Ours:
         return time.process_time() - started
 
 
+def add_trainings(figures: dict[str, dict[str, Any]]) -> None:
+    """Seconds of a whole training, and their share of the reference's."""
+    for figure in figures.values():
+        whole = figure["steps"] * statistics.median(figure["step"])
+        if "validations" in figure:
+            whole += figure["validations"] * statistics.median(figure["validation"])
+        figure["training"] = round(whole)
+        figure["share"] = round(whole / figures["reference"]["training"], 3)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--root", type=Path, default=Path("data"))
@@ -93,29 +103,28 @@ def main() -> None:
     theirs = reference["steps"](pixels, images.train_labels, 0)
     ours = {name: Ours(overrides, told.root) for name, overrides in OURS.items()}
     total = round(reference["EPOCHS"] * (len(pixels) // reference["BATCH"]))
-    figures = {"reference": {"steps": total, "step": []}}
-    for name, recipe in ours.items():
-        figures[name] = {"steps": recipe.steps, "validations": recipe.validations}
-        figures[name] |= {"step": [], "validation": []}
-    for _ in range(told.rounds):
-        took = seconds_of_steps(lambda: list(islice(theirs, 1)), 1)
-        figures["reference"]["step"].append(round(took, 2))
+    found = {}
+    for allocator in ("default", "kept"):  # in this order, there is no way back
+        if allocator == "kept":
+            memory.keep_freed()
+        found[allocator] = figures = {"reference": {"steps": total, "step": []}}
         for name, recipe in ours.items():
-            figures[name]["step"].append(round(recipe.step(), 2))
-            figures[name]["validation"].append(round(recipe.validation(), 2))
-        print(json.dumps(figures), flush=True)
-    for figure in figures.values():
-        whole = figure["steps"] * statistics.median(figure["step"])
-        if "validations" in figure:
-            whole += figure["validations"] * statistics.median(figure["validation"])
-        figure["training"] = round(whole)
-        figure["share"] = round(whole / figures["reference"]["training"], 3)
+            counts = {"steps": recipe.steps, "validations": recipe.validations}
+            figures[name] = {**counts, "step": [], "validation": []}
+        for _ in range(told.rounds):
+            took = seconds_of_steps(lambda: list(islice(theirs, 1)), 1)
+            figures["reference"]["step"].append(round(took, 2))
+            for name, recipe in ours.items():
+                figures[name]["step"].append(round(recipe.step(), 2))
+                figures[name]["validation"].append(round(recipe.validation(), 2))
+            print(allocator, json.dumps(figures), flush=True)
+        add_trainings(figures)
     record = {
         **machine.environment(),
         "hardware": machine.hardware(torch.device("cpu"), "32-true"),
         "threads": torch.get_num_threads(),
         "rounds": told.rounds,
-        "figures": figures,
+        "figures": found,
     }
     told.out.write_text(json.dumps(record, indent=1) + "\n")
 

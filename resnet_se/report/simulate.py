@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 
 from resnet_se.files import atomic_file
+from resnet_se.machine import environment
 from resnet_se.report.statistics import (
     ALPHA,
     contrast,
@@ -187,7 +188,7 @@ def main() -> None:
     asked = parser.parse_args()
     if asked.studies < 1:
         parser.error(f"--studies: at least 1 expected, got {asked.studies}")
-    result = simulate(asked.studies)
+    result = {**environment(), **simulate(asked.studies)}
     print("n   false alarms      95 % covers       power for +1.0")
     print("     before   after    before   after    before   after")
     for n, of in result["null"].items():

@@ -100,9 +100,7 @@ def _escaped(text: str) -> str:
 
 
 def markdown_table(table: Table) -> str:
-    columns = list(table.cells.columns)
-    rows = [columns, *table.cells.to_numpy().tolist()]
-    lines = [[_escaped(cell) for cell in row] for row in rows]
-    lines.insert(1, [":--" if table.is_left(c) else "--:" for c in columns])
-    text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    cells = table.cells.rename(columns=_escaped).map(_escaped)
+    sides = ["left" if table.is_left(c) else "right" for c in table.cells.columns]
+    text = cells.to_markdown(index=False, colalign=sides, disable_numparse=True)
     return f"{_escaped(table.caption)}\n\n{text}" if table.caption else text
