@@ -1,13 +1,15 @@
-"""What is known of the machine: honest git, hardware, memory, the device."""
+"""The machine: honest git, hardware, the device, memory, which is kept on a CPU."""
 
+import ctypes
 import os
 import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from resnet_se import machine
+from resnet_se import machine, memory
 from resnet_se.errors import UserError
 from resnet_se.machine import (
     environment,
@@ -127,3 +129,31 @@ def test_peak_memory_can_be_counted_afresh():
     del block
     reset_peak_memory(cpu)
     assert peak_memory_mb(cpu) < high - 200
+
+
+def test_freed_memory_is_kept_for_the_next_tensor_of_that_size():
+    """Pages are mapped anew for every large tensor, and no more once they are kept."""
+    resource = pytest.importorskip("resource")
+    libc = ctypes.CDLL(None)
+    if not hasattr(libc, "gnu_get_libc_version"):
+        pytest.skip("not glibc")
+    huge = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    if huge.is_file() and "[always]" in huge.read_text():
+        pytest.skip("few faults anyway: pages are large")
+
+    def faults() -> int:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        torch.ones(16_000_000)  # 64 MB
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    libc.mallopt(-4, 65_536)  # M_MMAP_MAX, glibc's default
+    assert min(faults() for _ in range(3)) > 10_000
+    memory.keep_freed()
+    for _ in range(20):  # the heap grows until an aligned block fits into a freed one
+        faults()
+    assert min(faults() for _ in range(3)) < 1_000
+
+
+def test_freed_memory_may_be_kept_anywhere(monkeypatch):
+    monkeypatch.setattr(memory.ctypes, "CDLL", lambda name: object())  # no glibc
+    memory.keep_freed()

@@ -12,6 +12,7 @@ from PIL import Image
 
 from resnet_se.__main__ import COMMANDS
 from resnet_se.config import CONF
+from resnet_se.report.statistics import mean_std
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -43,6 +44,16 @@ def test_the_recipe_before_is_its_record(text):
     minutes, seconds = divmod(round(record["train"]["seconds"]), 60)
     assert f"took {minutes} min {seconds:02d} s on four" in text
     assert f"reached {100 * record['test']['acc_tta']:.2f} % with TTA" in text
+
+
+def test_the_seeds_on_a_card_are_their_records(text):
+    folder = ROOT / "experiments/speedrun/h200"
+    runs = [json.loads(p.read_text()) for p in folder.glob("quickstart/*/result.json")]
+    mean, std = mean_std([run["test"]["acc_tta"] for run in runs])
+    assert len(runs) == 5
+    assert f"have {100 * mean:.2f} ± {100 * std:.2f} % with TTA" in text
+    alone = json.loads((folder / "alone/quickstart.seed0.json").read_text())
+    assert f"with TTA, after {alone['train']['seconds']:.0f} s" in text
 
 
 def test_the_notebook_cell_runs(text, finished, tmp_path, monkeypatch, capsys):
