@@ -6,9 +6,10 @@
 
 The parts, most valuable first: `benchmark` of `se_resnet80`, eager, compiled and with
 CUDA graphs; `turns`, speedrun and the reference one after the other; `small`, the small
-study; `speedrun`, variants of its recipe; `best`, an hour of two cores'
-work.  What publishes seconds has the card for itself, the others share it.  Each step
-leaves a record below OUT; typed again, the command goes on with what is missing.
+study; `speedrun`, variants of its recipe; `short`, the study's first pairs at full
+size; `best`, an hour of two cores. What publishes seconds has the card alone, the
+others share it.  Each step leaves a record below OUT; typed again, the command goes on
+with what is missing.
 """
 
 from __future__ import annotations
@@ -123,6 +124,14 @@ def small(out: Path, dry: bool) -> Iterator[Step]:
     yield from (one(name, seed) for seed in SEEDS[:2] for name in REST)
 
 
+def short(out: Path, dry: bool) -> Iterator[Step]:
+    """The pairs at full size, a tenth of the paper's epochs."""
+    for seed in SEEDS[:3]:
+        for name in PAIRS:
+            told = f"experiment={name} budget=short"
+            yield training("short", seed, told, out, dry)
+
+
 def speedrun(out: Path, dry: bool) -> Iterator[Step]:
     yield from _variants("speedrun", VARIANTS, out, dry)
 
@@ -139,7 +148,9 @@ def _variants(
             yield training(f"{part}/{name}", seed, told, out, dry)
 
 
-PARTS = {part.__name__: part for part in (benchmark, turns, small, speedrun, best)}
+PARTS = {
+    part.__name__: part for part in (benchmark, turns, small, speedrun, short, best)
+}
 
 
 def is_done(step: Step, out: Path) -> bool:

@@ -171,13 +171,16 @@ class Runner:
         self.trainer = builders.build_trainer(cfg, cfg.trainer.precision)
         self.device = self.trainer.strategy.root_device
         self._start("torchvision")  # an epoch that is too short shows now
+        self._built: dict[Variant, Classifier] = {}
 
-    def build(self, variant: Variant) -> tuple[Classifier, float | None]:
-        """The variant's network, and the seconds that compiling it took.
+    def model(self, variant: Variant, about: dict[str, Any]) -> Classifier:
+        """The variant's network; what compiling it took goes into `about`.
 
         Raises:
             UserError: `variant.compile` does not work here.
         """
+        if variant in self._built:
+            return self._built[variant]
         cfg = self.cfg.copy()
         cfg.trainer.compile = variant.compile
         model = builders.build_classifier(cfg, self.data.num_classes)
@@ -186,10 +189,13 @@ class Runner:
             model.net.to(memory_format=torch.contiguous_format)
         trainer = builders.build_trainer(cfg, variant.precision)
         shape = self.data.batch_size, 3, *self.data.image_size
-        return model, builders.compile_net(cfg, model, trainer, shape)
+        about["compile_seconds"] = builders.compile_net(cfg, model, trainer, shape)
+        self._built[variant] = model
+        return model
 
-    def train(self, model: Classifier, variant: Variant) -> float:
+    def train(self, variant: Variant, about: dict[str, Any]) -> float:
         """Images per second of a turn, which is an epoch of a Trainer."""
+        model = self.model(variant, about)
         watch, batches = self._start(variant.engine)
         if variant.trainer:  # a new one: a used one may be at its last epoch
             trainer = builders.build_trainer(self.cfg, variant.precision)
@@ -209,8 +215,9 @@ class Runner:
         return self.data.batch_size / watch.time(batches, self._on_device)
 
     @torch.inference_mode()
-    def infer(self, model: Classifier, n: int) -> float:
+    def infer(self, variant: Variant, n: int) -> float:
         """Images per second forward, n at a time; eager, channels last."""
+        model = self.model(variant, {})
         images = torch.zeros(n, 3, *self.data.image_size, device=self.device)
         model.to(self.device).eval()
         with autocast(self.device, self.cfg.trainer.precision):
@@ -236,27 +243,27 @@ class Runner:
         return self.data.on_after_batch_transfer((images, labels), 0)
 
 
-def training_cases(runner: Runner, result: dict[str, Any]) -> dict[str, Case]:
-    """The roof, the variants, either data path alone, and inference."""
+def training_cases(runner: Runner) -> dict[str, Case]:
+    """The roof, the variants, either data path alone, and inference.
+
+    What is compiled comes last: on a GPU that takes minutes, which may not be there.
+    """
     trainer, device = runner.cfg.trainer, runner.device
+    ways = variants(trainer.precision, device.type == "cuda")
     cases = {
         f"roof {p}": Case("FLOP/s", partial(roof, device, p), {}) for p in PRECISIONS
     }
-    for letter, variant in variants(trainer.precision, device.type == "cuda").items():
-        try:
-            model, seconds = runner.build(variant)
-        except UserError as error:
-            if variant.compile == "off":
-                raise
-            result["skipped"][letter] = str(error)
-            continue
-        about = {**asdict(variant), "compile_seconds": seconds}
-        cases[letter] = Case("images/s", partial(runner.train, model, variant), about)
+    trained = {}
+    for letter, way in ways.items():
+        about = asdict(way)
+        trained[letter] = Case("images/s", partial(runner.train, way, about), about)
+    cases |= {k: v for k, v in trained.items() if v.about["compile"] == "off"}
     for engine in ("torchvision", "batched"):
         cases[f"data, {engine}"] = Case("images/s", partial(runner.load, engine), {})
     for n in (1, 128, 1024):
-        cases[f"inference, {n}"] = Case("images/s", partial(runner.infer, model, n), {})
-    return cases
+        sample = partial(runner.infer, ways["f"], n)
+        cases[f"inference, {n}"] = Case("images/s", sample, {})
+    return cases | trained
 
 
 def scaling_cases(
@@ -304,14 +311,23 @@ def scaling_cases(
 # --- figures -----------------------------------------------------
 
 
-def take_turns(cases: dict[str, Case], rounds: int, result: dict[str, Any]) -> None:
-    """`result` is at any time true to what is done."""
+def take_turns(cases: dict[str, Case], result: dict[str, Any]) -> None:
+    """`result`, and the file of it, are at any time true to what is done."""
     device = torch.device(result["hardware"]["accelerator"])
-    figures = result["figures"]
-    for number in range(rounds):
+    figures, skipped = result["figures"], result["skipped"]
+    for number in range(result["settings"]["rounds"]):
         for name, case in cases.items():
+            if name in skipped:
+                continue
             machine.reset_peak_memory(device)
-            samples = [*figures.get(name, {}).get("samples", []), case.sample()]
+            try:
+                sample = case.sample()
+            except UserError as error:
+                if case.about.get("compile", "off") == "off":
+                    raise
+                skipped[name] = str(error)  # no compiler here
+                continue
+            samples = [*figures.get(name, {}).get("samples", []), sample]
             figures[name] = case.about | {
                 "unit": case.unit,
                 "median": statistics.median(samples),
@@ -320,6 +336,7 @@ def take_turns(cases: dict[str, Case], rounds: int, result: dict[str, Any]) -> N
                 "peak_memory_mb": machine.peak_memory_mb(device),
             }
             say(f"{number + 1}  {name}: {samples[-1]:,.4g} {case.unit}")
+            write(result["settings"]["out"], result)
 
 
 def compare(result: dict[str, Any]) -> None:
@@ -403,8 +420,8 @@ def benchmark(cfg: DictConfig) -> None:
                 dist.init_process_group()
                 cases = scaling_cases(cfg, data, own["steps"])
             else:
-                cases = training_cases(Runner(cfg, data, own["steps"]), result)
-            take_turns(cases, own["rounds"], result)
+                cases = training_cases(Runner(cfg, data, own["steps"]))
+            take_turns(cases, result)
             result["complete"] = True
     except SystemExit:  # Lightning's for Ctrl-C, after which it ignores further ones
         signal.signal(signal.SIGINT, signal.default_int_handler)

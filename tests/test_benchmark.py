@@ -109,7 +109,7 @@ def test_shares_and_ratios_by_hand():
     assert figures["one whole"]["efficiency"] == pytest.approx(0.75)
 
 
-def test_turns_go_round_and_keep_every_sample(capsys):
+def test_turns_go_round_and_keep_every_sample(tmp_path):
     order = []
 
     def sample(name, values):
@@ -123,8 +123,11 @@ def test_turns_go_round_and_keep_every_sample(capsys):
         "x": Case("images/s", sample("x", [3.0, 1.0, 2.0]), {"name": "first"}),
         "y": Case("s", sample("y", [5.0, 6.0, 7.0]), {}),
     }
-    result = {"hardware": {"accelerator": "cpu"}, "figures": {}}
-    take_turns(cases, 3, result)
+    settings = {"rounds": 3, "out": str(tmp_path / "figures.json")}
+    result = {"hardware": {"accelerator": "cpu"}, "settings": settings}
+    result |= {"figures": {}, "skipped": {}}
+    take_turns(cases, result)
+    assert json.loads((tmp_path / "figures.json").read_text()) == result
     assert "".join(order) == "xyxyxy"
     x = result["figures"]["x"]
     assert x.pop("peak_memory_mb") > 0
@@ -171,11 +174,11 @@ def test_a_benchmark_writes_every_figure(command, capsys, compiler, small_roof):
 def test_ctrl_c_keeps_what_was_measured(command, compiler, small_roof, monkeypatch):
     real, turns = module.Runner.train, []
 
-    def train(self, model, variant):
-        turns.append(variant)
-        if len(turns) == 7:  # a to d and f in the first round, b in the second
+    def train(self, *told):
+        turns.append(told)
+        if len(turns) == 8:  # a to f in the first round, b in the second
             raise SystemExit(1)  # what Lightning makes of Ctrl-C
-        return real(self, model, variant)
+        return real(self, *told)
 
     monkeypatch.setattr(module.Runner, "train", train)
     assert command("benchmark", *OVERRIDES) == 130
