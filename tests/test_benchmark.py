@@ -11,8 +11,9 @@ import torch
 
 import resnet_se.benchmark as module
 from resnet_se import builders, machine
-from resnet_se.benchmark import Case, Stopwatch, compare, roof, take_turns
+from resnet_se.benchmark import roof
 from resnet_se.errors import UserError
+from resnet_se.timing import Case, Stopwatch, compare, take_turns
 from tests.conftest import TINY
 
 EXPERIMENTS = Path(__file__).parent.parent / "experiments"

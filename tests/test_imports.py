@@ -29,7 +29,7 @@ LAYERS = (
     # a trained network
     "predictions bundles pretrained distill",
     # what commands share
-    "builders scoring cost screen fit sweep search",
+    "builders scoring cost screen timing fit sweep search",
 )
 COMMANDS, ENTRY = len(LAYERS), len(LAYERS) + 1  # what is not listed is a command
 LAYER = {name: i for i, names in enumerate(LAYERS) for name in names.split()}

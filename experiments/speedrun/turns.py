@@ -22,10 +22,11 @@ from typing import Any
 import torch
 from hydra import compose, initialize_config_dir
 
-from resnet_se import benchmark, builders, machine, memory
+from resnet_se import builders, machine, memory
 from resnet_se.config import CONF
 from resnet_se.data.augment import channel_statistics, normalise
 from resnet_se.data.sources import CIFAR10
+from resnet_se.timing import Stopwatch
 
 HERE = Path(__file__).parent
 OURS = {
@@ -61,7 +62,7 @@ class Ours:
 
     def step(self) -> float:
         trainer = builders.build_trainer(self.cfg, "32-true")
-        watch = benchmark.Stopwatch(torch.device("cpu"), 1, 1)
+        watch = Stopwatch(torch.device("cpu"), 1, 1)
         trainer.limit_train_batches, trainer.limit_val_batches = 2, 0
         trainer.callbacks = [watch]
         trainer.fit(self.model, datamodule=self.data)
