@@ -193,7 +193,31 @@ def again(of: Study) -> str:
                 run.hardware["device"]: f"{100 * run.test['acc']:.2f}",
             }
         )
-    return _table(sorted(rows, key=lambda row: (row["experiment"], row["seed"])))
+    table = _table(sorted(rows, key=lambda row: (row["experiment"], row["seed"])))
+    return f"{table}\n\n{_mixed(of[1])}"
+
+
+def _mixed(family: Family) -> str:
+    """The pairs of runs that are of two kinds of machine, and the mean without them."""
+    said = []
+    for c in sorted(family.comparisons, key=_place):
+        first, second = (group.seeds for group in c.pairs[0])
+        gains = {
+            seed: (
+                first[seed].test["acc"] - second[seed].test["acc"],
+                first[seed].hardware["device"] == second[seed].hardware["device"],
+            )
+            for seed in sorted(set(first) & set(second))
+        }
+        mixed = [str(seed) for seed, (_, alike) in gains.items() if not alike]
+        if mixed:
+            rest = [value for value, alike in gains.values() if alike]
+            said.append(
+                f"in {c.name} with {images(c.pairs[0][0])} images seed "
+                f"{', '.join(mixed)} (without: {points(sum(rest) / len(rest))} points, "
+                f"n{NBSP}={NBSP}{len(rest)})"
+            )
+    return _prose(f"Pairs of two kinds of machine: {'; '.join(said) or 'none'}.")
 
 
 def gates(of: Study) -> str:
