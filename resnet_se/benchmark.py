@@ -34,7 +34,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from resnet_se import builders, machine, memory, ranks
+from resnet_se import builders, machine, ranks
 from resnet_se.checks import check_config
 from resnet_se.classifier import Classifier
 from resnet_se.config import run
@@ -290,7 +290,7 @@ def benchmark(cfg: DictConfig) -> None:
     net = builders.build_classifier(cfg, data.num_classes).net
     device = torch.device(machine.accelerator(cfg.trainer.accelerator))
     if device.type == "cpu":
-        memory.keep_freed()  # as training does
+        machine.keep_freed_memory()  # as training does
     result: dict[str, Any] = {
         "complete": False,
         **machine.environment(),

@@ -22,7 +22,12 @@ from resnet_se.config import resolved
 from resnet_se.data.module import ImageDataModule
 from resnet_se.distill import criterion
 from resnet_se.errors import UserError
-from resnet_se.machine import hardware, peak_memory_mb, reset_peak_memory
+from resnet_se.machine import (
+    hardware,
+    keep_freed_memory,
+    peak_memory_mb,
+    reset_peak_memory,
+)
 from resnet_se.mixing import Mixing
 from resnet_se.pruning import Pruner
 from resnet_se.record import short, write_result
@@ -45,7 +50,7 @@ def train_and_test(
     trainer = build_trainer(cfg, cfg.trainer.precision)
     device, world_size = trainer.strategy.root_device, trainer.world_size
     if device.type == "cpu":
-        memory.keep_freed()
+        keep_freed_memory()
     data.fit_batch_size(world_size)
     if cfg.trainer.get("sync_batchnorm") and device.type == "cpu":
         collective.sync_batchnorm(model.net)

@@ -1,29 +1,14 @@
-"""Memory of a CPU kept for the next step; out of memory, which batch would fit."""
+"""Out of memory: which batch would have fitted."""
 
 from __future__ import annotations
 
 import copy
-import ctypes
 import gc
-from contextlib import suppress
 from typing import Any
 
 import torch
 
 from resnet_se.errors import UserError
-
-
-def keep_freed() -> None:
-    """Has glibc's allocator keep what is freed, for the next tensor of that size.
-
-    It maps a block over 32 MB anew each time, and the system fills every page of it
-    with zeros: up to a sixth of a step (experiments/speedrun).  For the whole process.
-    """
-    mmap_max, trim_threshold = -4, -1  # of mallopt(3)
-    with suppress(OSError, AttributeError, TypeError):  # no glibc
-        libc = ctypes.CDLL(None)
-        libc.mallopt(mmap_max, 0)
-        libc.mallopt(trim_threshold, -1)  # never
 
 
 def explain(error: Exception, trainer: Any, model: Any, data: Any) -> None:

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from hydra import compose, initialize_config_dir
 from torch.profiler import ProfilerActivity, profile
 
-from resnet_se import config, machine, memory, resnet
+from resnet_se import config, machine, resnet
 from resnet_se.benchmark import training_step
 from resnet_se.builders import build_classifier
 
@@ -96,7 +96,7 @@ def operators(step) -> dict[str, float]:
 
 def measure(name: str, allocator: str, parts: list[str]) -> dict:
     if allocator == "kept":
-        memory.keep_freed()
+        machine.keep_freed_memory()
     torch.manual_seed(0)
     steps, flops = {}, 0
     for part in parts:
@@ -138,7 +138,7 @@ def pools() -> dict:
         x = x.reshape(b, h // 2, 2, w // 2, 2, c).amax((2, 4))
         return x.permute(0, 3, 1, 2)
 
-    memory.keep_freed()
+    machine.keep_freed_memory()
     result = {}
     for shape in ((512, 32, 31, 31), (512, 128, 15, 15), (512, 256, 7, 7)):
         x = torch.randn(shape).bfloat16().to(memory_format=torch.channels_last)

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from hydra import compose, initialize_config_dir
 
-from resnet_se import builders, machine, memory
+from resnet_se import builders, machine
 from resnet_se.config import CONF
 from resnet_se.data.augment import channel_statistics, normalise
 from resnet_se.data.sources import CIFAR10
@@ -107,7 +107,7 @@ def main() -> None:
     found = {}
     for allocator in ("default", "kept"):  # in this order, there is no way back
         if allocator == "kept":
-            memory.keep_freed()
+            machine.keep_freed_memory()
         found[allocator] = figures = {"reference": {"steps": total, "step": []}}
         for name, recipe in ours.items():
             counts = {"steps": recipe.steps, "validations": recipe.validations}
