@@ -283,11 +283,14 @@ def verdicts(of: Study) -> str:
 
 
 def figure(of: Study) -> tuple[str, str]:
-    """Caption and SVG of the one pair that was trained for several lengths."""
-    drawn = {name: rest for name, *rest in differences(of[1], EQUIVALENCE)}
-    if "length-1" not in drawn:
+    """Caption and SVG of what SE adds under the final recipe, against the images."""
+    drawn = [
+        rest for name, *rest in differences(of[1], EQUIVALENCE) if "length" in name
+    ]
+    drawn = [rest for rest in drawn if rest[0].startswith(SE[0])]
+    if not drawn:
         return "", ""
-    caption, picture = drawn["length-1"]
+    [(caption, picture)] = drawn
     title = f"<title>{escape(caption)}</title>\n <metadata>"
     return caption, draw(picture).replace("<metadata>", title, 1)
 
