@@ -15,7 +15,6 @@ import json
 import runpy
 import statistics
 import time
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -29,19 +28,11 @@ from resnet_se.data.sources import CIFAR10
 from resnet_se.timing import Stopwatch
 
 HERE = Path(__file__).parent
+CPU = torch.device("cpu")
 OURS = {
     "speedrun": [],
     "speedrun without SE": ["model=vanilla_airbench"],
 }
-
-
-def seconds_of_steps(step: Any, counted: int) -> float:
-    """CPU seconds of a step after one that is not counted."""
-    step()
-    started = time.process_time()
-    for _ in range(counted):
-        step()
-    return (time.process_time() - started) / counted
 
 
 class Ours:
@@ -62,7 +53,7 @@ class Ours:
 
     def step(self) -> float:
         trainer = builders.build_trainer(self.cfg, "32-true")
-        watch = Stopwatch(torch.device("cpu"), 1, 1)
+        watch = Stopwatch(CPU, 1, 1)
         trainer.limit_train_batches, trainer.limit_val_batches = 2, 0
         trainer.callbacks = [watch]
         trainer.fit(self.model, datamodule=self.data)
@@ -113,7 +104,7 @@ def main() -> None:
             counts = {"steps": recipe.steps, "validations": recipe.validations}
             figures[name] = {**counts, "step": [], "validation": []}
         for _ in range(told.rounds):
-            took = seconds_of_steps(lambda: list(islice(theirs, 1)), 1)
+            took = Stopwatch(CPU, 1, 1).time(theirs, lambda net: None)
             figures["reference"]["step"].append(round(took, 2))
             for name, recipe in ours.items():
                 figures[name]["step"].append(round(recipe.step(), 2))
@@ -122,7 +113,7 @@ def main() -> None:
         add_trainings(figures)
     record = {
         **machine.environment(),
-        "hardware": machine.hardware(torch.device("cpu"), "32-true"),
+        "hardware": machine.hardware(CPU, "32-true"),
         "threads": torch.get_num_threads(),
         "rounds": told.rounds,
         "figures": found,
