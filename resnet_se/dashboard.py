@@ -114,12 +114,14 @@ def _start(
         return init()  # WANDB_MODE or `wandb offline` has decided
     if not _offline:
         try:
-            if wandb.login(prompt=False):
+            # Unverified: a check under way keeps teardown waiting for ever, at times.
+            if wandb.login(prompt=False, verify=False):
                 return init()
             _stay_offline("no account on this machine; `wandb login` adds one")
         except (wandb.errors.CommError, wandb.errors.AuthenticationError) as error:
+            server = wandb.setup().settings.base_url
             wandb.teardown()  # what is left of the attempt holds the run's id
-            _stay_offline(str(error).splitlines()[0].rstrip("."))
+            _stay_offline(f"{server}: {str(error).splitlines()[0].rstrip('.')}")
     return init(mode="offline")
 
 

@@ -246,7 +246,8 @@ def test_an_unreachable_server_costs_seconds_and_is_said_once(
         run = dashboard.WandbRun(run_dir, "p").experiment
         assert run.offline
         dashboard.finish("finished")
-    assert time.perf_counter() - began < 60
+    # One attempt, of wandb.init alone: wandb.login's check waits 10 s and more.
+    assert time.perf_counter() - began < 10
     for run_dir in run_dirs:
         assert list(run_dir.glob("wandb/offline-run-*/*.wandb"))
     shown = capsys.readouterr()
