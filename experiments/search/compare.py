@@ -1,9 +1,9 @@
 """Searches that stop trials early against searches that do not: best value, epochs.
 
-    python experiments/search/compare.py --out search.json \
+    python experiments/search/compare.py --runs searches --out search.json \
         --seeds 0 1 2 --rules halving hyperband --jobs 2 -- budget=small
 
-What follows `--` goes to every search.  A seed's searches have the same space and the
+What follows `--` goes to every search.  The same command goes on where it was stopped.  A seed's searches have the same space and the
 same first proposals (Optuna's sampler draws from the seed and the trial's number); from
 there on each learns from its own trials.  The test set has no say.
 """
@@ -15,8 +15,6 @@ import json
 import statistics
 import subprocess
 import sys
-import tempfile
-import time
 from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from pathlib import Path
@@ -29,15 +27,13 @@ from resnet_se.machine import environment, hardware
 
 def search(seed: int, rule: str, overrides: list[str], runs: Path) -> dict[str, Any]:
     """One search to its end: the fields of its `optimization_results.yaml`."""
-    started = time.perf_counter()
     command = [sys.executable, "-m", "resnet_se.train", "hparams_search=optuna"]
     command += [f"seed={seed}", f"hydra.sweeper.pruner={rule}", f"runs_dir={runs}"]
     subprocess.run([*command, "plots=false", *overrides], check=True)
     (file,) = runs.glob("searches/*/optimization_results.yaml")
     results = yaml.safe_load(file.read_text())
     del results["command"], results["name"]  # it has this machine's folders
-    seconds = round(time.perf_counter() - started, 1)
-    return {"seed": seed, "pruner": rule, "seconds": seconds, **results}
+    return {"seed": seed, "pruner": rule, **results}
 
 
 def summary(searches: list[dict[str, Any]]) -> dict[str, Any]:
@@ -63,6 +59,7 @@ def summary(searches: list[dict[str, Any]]) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runs", type=Path, required=True, help="kept, to go on from")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--rules", nargs="+", default=["halving"])
@@ -72,8 +69,8 @@ def main() -> None:
     import torch
 
     def one(case: tuple[int, str]) -> dict[str, Any]:
-        with tempfile.TemporaryDirectory() as folder:
-            return search(*case, arguments.overrides, Path(folder))
+        folder = arguments.runs / "seed{}-{}".format(*case)
+        return search(*case, arguments.overrides, folder)
 
     found = []
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
