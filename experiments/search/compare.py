@@ -3,9 +3,10 @@
     python experiments/search/compare.py --runs searches --out search.json \
         --seeds 0 1 2 --rules halving hyperband --jobs 2 -- budget=small
 
-What follows `--` goes to every search.  The same command goes on where it was stopped.  A seed's searches have the same space and the
-same first proposals (Optuna's sampler draws from the seed and the trial's number); from
-there on each learns from its own trials.  The test set has no say.
+What follows `--` goes to every search.  The same command goes on where it was stopped.
+A seed's searches have the same space and the same first proposals (Optuna's sampler
+draws from the seed and the trial's number); from there on each learns from its own
+trials.  The test set has no say.
 """
 
 from __future__ import annotations
