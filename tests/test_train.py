@@ -430,6 +430,7 @@ def test_the_number_of_classes_is_the_datas(train, run_dirs, capsys):
     assert "10 classes, got 7" in capsys.readouterr().err
 
 
+@pytest.mark.slow  # decodes 60,000 files
 @pytest.mark.skipif(
     "RESNET_SE_DATA" not in os.environ, reason="RESNET_SE_DATA names no CIFAR-10"
 )
