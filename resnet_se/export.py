@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from resnet_se.builders import quiet, run_data
 from resnet_se.config import run
 from resnet_se.cost import milliseconds
-from resnet_se.data.augment import normalise
+from resnet_se.data.kernels import normalise
 from resnet_se.data.module import ImageDataModule
 from resnet_se.errors import UserError, nearest
 from resnet_se.fold import folded, mean_gates, with_mean_gates

@@ -28,7 +28,7 @@ from torchvision.transforms.v2.functional import resize
 
 from resnet_se import bundles, checkpoint, checks
 from resnet_se.config import CONF, load_config
-from resnet_se.data.augment import normalise
+from resnet_se.data.kernels import normalise
 from resnet_se.data.pictures import batches, find_pictures, to_pixels
 from resnet_se.errors import UserError, nearest
 from resnet_se.kinds import located

@@ -12,12 +12,11 @@ from scipy import stats
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as TF
 
-from resnet_se.data.augment import (
+from resnet_se.data.augment import Augmentation, Cutout
+from resnet_se.data.kernels import (
     BRIGHTNESS,
     CONTRAST,
     SATURATION,
-    Augmentation,
-    Cutout,
     channel_statistics,
     normalise,
 )

@@ -12,7 +12,8 @@ import torch
 from torch.utils.data import DataLoader
 
 from resnet_se.data import loaders
-from resnet_se.data.augment import Augmentation, normalise
+from resnet_se.data.augment import Augmentation
+from resnet_se.data.kernels import normalise
 from resnet_se.data.loaders import (
     AugmentedImages,
     ImagesInOrder,

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from resnet_se.data.augment import Augmentation, normalise_
+from resnet_se.data.augment import Augmentation
+from resnet_se.data.kernels import normalise_
 from resnet_se.errors import UserError
 from resnet_se.seeds import derive_seed, kept_stream
 

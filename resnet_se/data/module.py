@@ -26,8 +26,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from resnet_se import lightning_internals as internals
-from resnet_se.data.augment import Augmentation, channel_statistics, normalise
+from resnet_se.data.augment import Augmentation
 from resnet_se.data.images import DataNotFound, ImageSet
+from resnet_se.data.kernels import channel_statistics, normalise
 from resnet_se.data.loaders import (
     EVAL_BATCH_SIZE,
     AugmentedImages,
