@@ -13,34 +13,36 @@ directory asks the same questions, of the parts that it needs.
 from __future__ import annotations
 
 import functools
-import inspect
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
-from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from resnet_se.allowed import (
     ARGUMENTS_OF,
     FOREIGN,
-    GIVEN,
     KEYS,
     NULLABLE,
-    OWN_KEYS,
-    PLACES,
+)
+from resnet_se.arguments import (
+    HYDRA_KEYS,
+    check_arguments,
+    plain,
+    signature_of,
+    value_at,
 )
 from resnet_se.config import CONF
 from resnet_se.errors import UserError, nearest
-from resnet_se.hints import check, hints_of
-from resnet_se.kinds import check_kind, located, place_of, targets
+from resnet_se.hints import check
+from resnet_se.kinds import check_kind, located, targets
 
 if TYPE_CHECKING:
     from torch import nn
     from torch.optim import Optimizer
 
-HYDRA_KEYS = {"_target_", "_partial_", "_convert_", "_recursive_", "_args_"}
 # Chosen to change others' keys; they leave none of their own.
 NO_KEYS = {"hydra", "experiment", "debug", "hparams_search"}
 
@@ -61,12 +63,12 @@ def check_config(cfg: DictConfig) -> None:
     _drop_preset_keys(cfg)
     for path, node in targets(cfg, ""):
         if path != "optimizer.cls":
-            _check_arguments(path, node, located(path, node["_target_"]))
+            check_arguments(path, node, located(path, node["_target_"]))
     for path in ARGUMENTS_OF:
         node = OmegaConf.select(cfg, path)
         if node is not None:
-            check("scheduler.plateau", _plain(node), dict)
-            _check_arguments(path, node, located(path, ARGUMENTS_OF[path]))
+            check("scheduler.plateau", plain(node), dict)
+            check_arguments(path, node, located(path, ARGUMENTS_OF[path]))
     _check_together(cfg)
     _rehearse(cfg)
 
@@ -97,7 +99,7 @@ def build_net(node: DictConfig, num_classes: int) -> Any:
     _check_builds("model", node)
     target = located("model._target_", node["_target_"])
     try:
-        signature = _signature(target, node)
+        signature = signature_of(target, node)
         told = signature.open_ended or "num_classes" in signature.parameters
     except (TypeError, ValueError):  # written in C: it will say
         told = True
@@ -120,18 +122,18 @@ def check_saved(cfg: DictConfig) -> None:
     Raises:
         UserError: one is missing, of another kind, or has a value out of its range.
     """
-    check("seed", _value("seed", cfg), KEYS["train"]["seed"])
+    check("seed", value_at("seed", cfg), KEYS["train"]["seed"])
     for group in ("model", "data", "trainer"):
-        check(group, _plain(cfg.get(group)), dict)
+        check(group, plain(cfg.get(group)), dict)
     hints = FOREIGN["lightning.pytorch.trainer.trainer.Trainer"]
     for key in ("limit_val_batches", "limit_test_batches"):
         check(f"trainer.{key}", cfg.trainer.get(key), hints[key])
     if cfg.get("tta"):
-        check("tta", _plain(cfg.tta), dict)
+        check("tta", plain(cfg.tta), dict)
     for group in ("model", "data", "tta"):
         for path, node in targets(cfg.get(group), group):
             check_kind(path, node)
-            _check_arguments(path, node, located(path, node["_target_"]))
+            check_arguments(path, node, located(path, node["_target_"]))
 
 
 # --- keys --------------------------------------------------------
@@ -152,7 +154,7 @@ def check_keys(cfg: DictConfig, config_name: str = "train") -> None:
         parent = OmegaConf.select(cfg, path.rpartition(".")[0]) if "." in path else cfg
         key = path.rpartition(".")[2]
         if isinstance(parent, DictConfig) and key in parent:
-            check(path, _plain(_value(path, parent)), hint)
+            check(path, plain(value_at(path, parent)), hint)
     if config_name == "train":
         _check_groups(cfg)
 
@@ -197,7 +199,7 @@ def _check_entry(path: str, node: Any) -> None:
     if node is None:  # a preset's, left out
         return
     if not isinstance(node, DictConfig):
-        got = _plain(node)
+        got = plain(node)
         raise UserError(
             f"{path}: expected a mapping with a _target_, or null, got {got!r}"
         )
@@ -220,122 +222,6 @@ def _top_level() -> tuple[dict[str, Any], dict[str, list[str]]]:
         if not str(key).startswith("override")
     }
     return {str(key): value for key, value in primary.items()}, groups
-
-
-def _value(path: str, node: DictConfig) -> Any:
-    key = path.rpartition(".")[2]
-    if key not in node or OmegaConf.is_missing(node, key):
-        raise UserError(f"{path}: expected a value, got ??? (none is set)")
-    return node[key]
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, DictConfig | ListConfig):
-        return OmegaConf.to_container(value, resolve=True)
-    return value
-
-
-# --- values ------------------------------------------------------
-
-
-class Signature(NamedTuple):
-    """What a target takes: parameters and their hints; whether it takes any other."""
-
-    name: str
-    parameters: dict[str, inspect.Parameter]
-    hints: dict[str, Any]
-    open_ended: bool
-
-    @property
-    def shown(self) -> str:
-        """`Net(hidden: int, depth: int = 3)`."""
-        listed = inspect.Signature(list(self.parameters.values()))
-        return f"{self.name}{listed}"
-
-
-def _signature(target: Callable[..., Any], node: DictConfig) -> Signature:
-    """Raises ValueError, TypeError where Python cannot tell."""
-    parameters = dict(inspect.signature(target).parameters)
-    kinds = inspect.Parameter
-    open_ended = any(p.kind is kinds.VAR_KEYWORD for p in parameters.values())
-    hints = hints_of(target)
-    name = target.__name__
-    cls = node.get("cls")
-    if open_ended and isinstance(cls, DictConfig) and "path" in cls:
-        options = located("optimizer.cls.path", cls["path"])  # make_optimizer's
-        theirs = dict(inspect.signature(options).parameters)
-        parameters = {
-            n: p for n, p in parameters.items() if p.kind is not kinds.VAR_KEYWORD
-        }
-        parameters |= {n: p for n, p in theirs.items() if n not in parameters}
-        hints = _with_foreign(options, hints_of(options)) | hints
-        name, open_ended = options.__name__, False
-    hints = _with_foreign(target, hints)
-    many = (kinds.VAR_KEYWORD, kinds.VAR_POSITIONAL)
-    return Signature(
-        name,
-        {n: p for n, p in parameters.items() if p.kind not in many},
-        hints,
-        open_ended,
-    )
-
-
-def _with_foreign(target: Any, hints: dict[str, Any]) -> dict[str, Any]:
-    """Other people's hints, which say less than they take, made narrower."""
-    for cls in reversed(inspect.getmro(target) if inspect.isclass(target) else ()):
-        narrower = FOREIGN.get(f"{cls.__module__}.{cls.__qualname__}", {})
-        hints = hints | {n: h for n, h in narrower.items() if n in hints}
-    return hints
-
-
-def _check_arguments(path: str, node: DictConfig, target: Any) -> None:
-    try:
-        signature = _signature(target, node)
-    except (TypeError, ValueError):  # written in C, and silent about it
-        return
-    place = place_of(path)
-    # Those of what is nested in a place come from nowhere else.
-    given = GIVEN.get(path, ()) if place else ()
-    for key in node:
-        name = f"{path}.{key}"
-        if name in OWN_KEYS or key in HYDRA_KEYS:
-            continue
-        if key not in signature.parameters and not signature.open_ended:
-            hint = nearest(str(key), set(signature.parameters) - set(given))
-            raise UserError(
-                f"{name}: {_called(node, signature)} has no such argument; {hint}"
-            )
-        value = _plain(_value(name, node))
-        parameter = signature.parameters.get(key)
-        null = value is None and (parameter is None or parameter.default is None)
-        if name in PLACES and not (null or _holds_target(value)):
-            strings = isinstance(value, str) and path == "trainer"
-            if not strings:  # its names of profilers and strategies
-                raise UserError(
-                    f"{name}: expected a mapping with a _target_, got {value!r}"
-                )
-        if key in signature.hints and not _holds_target(value):
-            check(name, value, signature.hints[key])
-    if "_args_" in node or (node.get("_partial_") and path not in GIVEN):
-        return
-    for key, parameter in signature.parameters.items():
-        needed = parameter.default is parameter.empty
-        if needed and key not in node and key not in given:
-            raise UserError(
-                f"{path}.{key}: {signature.shown} needs it; add +{path}.{key}=…"
-            )
-
-
-def _called(node: DictConfig, signature: Signature) -> str:
-    return (
-        signature.name if "cls" in node else str(node.get("_target_", signature.name))
-    )
-
-
-def _holds_target(value: Any) -> bool:
-    if isinstance(value, dict):
-        return "_target_" in value or any(map(_holds_target, value.values()))
-    return isinstance(value, list) and any(map(_holds_target, value))
 
 
 # --- a preset whose target was replaced --------------------------
@@ -371,7 +257,7 @@ def _drop(path: str, node: DictConfig, old: DictConfig, typed: set[str]) -> None
     """Removes what stands there as the preset has it and the target does not take."""
     target = located(f"{path}._target_", node["_target_"])
     try:
-        takes = set(_signature(target, node).parameters)
+        takes = set(signature_of(target, node).parameters)
     except (TypeError, ValueError):  # Python cannot tell: the constructor will
         return
     ours = OmegaConf.to_container(node)

@@ -25,7 +25,7 @@ LAYERS = (
     # Lightning
     "classifier callbacks sam pruning dashboard progress",
     # a configuration
-    "habits foreign identity config allowed kinds checks ranks",
+    "habits foreign identity config allowed kinds arguments checks ranks",
     # a trained network
     "predictions bundles pretrained distill",
     # what commands share
