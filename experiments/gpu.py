@@ -42,12 +42,14 @@ VARIANTS = {  # overrides of `experiment=speedrun` or another, number of seeds
         5,
     ),
     "quickstart": ("experiment=quickstart", 5),
+    "quickstart10": ("experiment=quickstart trainer.max_epochs=10", 5),
     "sgd": (
         "experiment=speedrun optimizer=sgd_nesterov scheduler=triangular callbacks=ema "
         "data.batch_size=512",
         3,
     ),
     "thawed": ("experiment=speedrun callbacks.freeze=null", 3),
+    "jitter": ("experiment=speedrun augment.jitter=0.1", 3),
     "se_lr20": ("experiment=speedrun optimizer.se_lr=20", 3),
     "se_lr330": ("experiment=speedrun optimizer.se_lr=330", 3),
 }

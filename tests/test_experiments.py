@@ -109,6 +109,12 @@ def test_the_header_says_what_is_counted(configs, name):
     assert ("beyond the 22" in text) == (name in BEYOND)
 
 
+@pytest.mark.parametrize("path", sorted(CONF.glob("experiment/*.yaml")))
+def test_the_command_in_the_header_is_the_experiments(path):
+    command = f"# Command:   python -m resnet_se.train experiment={path.stem}"
+    assert re.search(rf"^{re.escape(command)}( |$)", path.read_text(), re.MULTILINE)
+
+
 @pytest.mark.parametrize("name", THE_22 + BEYOND)
 def test_what_it_is_against_stands_in_its_own_file(name):
     """Not inherited: e15 has not e14's comparisons."""

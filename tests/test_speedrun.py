@@ -1,6 +1,7 @@
 """experiments/speedrun: its tables say what its records say."""
 
 import json
+import re
 import runpy
 import statistics
 from pathlib import Path
@@ -175,6 +176,18 @@ def test_the_trials_of_muon_are_those_of_the_records(start, name, flops):
     assert row(start)[1:] == [
         "1", str(epochs), f"{steps:,}", f"{pflop:.3f}", accuracy
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["speedrun", "quickstart"])
+def test_the_header_expects_what_was_measured(name):
+    text = (CONF / f"experiment/{name}.yaml").read_text()
+    runs = records(f"h200/{name}/seed*/result.json")
+    plain, tta = (
+        f"{100 * statistics.mean(run['test'][key] for run in runs):.1f} %"
+        for key in ("acc", "acc_tta")
+    )
+    told = rf"^# Expected:  {plain}(,| and) {tta} with TTA"
+    assert re.search(told, text, re.MULTILINE)
 
 
 def test_what_is_said_of_quickstart_is_in_its_records():
