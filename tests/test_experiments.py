@@ -173,7 +173,7 @@ def test_noise_families(configs):
 def test_sgd_at_full_rate_warms_up(configs):
     for budget in configs.values():
         for name, cfg in budget.items():
-            if cfg.optimizer.cls.path == "torch.optim.SGD":
+            if OmegaConf.select(cfg, "optimizer.cls.path") == "torch.optim.SGD":
                 assert cfg.scheduler.warmup_epochs == 1, name
                 assert cfg.scheduler.warmup_start == 0.1
                 text = (CONF / f"experiment/{name}.yaml").read_text()

@@ -258,6 +258,26 @@ def _over_seeds(entries: list[dict]) -> list[dict[str, str]]:
     return rows
 
 
+def rates(of: Study) -> str:
+    """Muon's rates that were tried, by what they gave on validation."""
+    trials = []
+    for path in (HERE / "trial").glob("*/seed*/result.json"):
+        record = json.loads(path.read_text())
+        setting = record["setting"]
+        if setting["optimizer._target_"].endswith("make_muon"):
+            lr = setting["optimizer.lr"]
+            trials.append((lr * setting["optimizer.bias_lr"], lr, record["val"]["acc"]))
+    rows = [
+        {
+            "rate of convolutions": f"{lr:g}",
+            "of all else": f"{rest:g}",
+            "validation %": f"{100 * accuracy_:.2f}",
+        }
+        for rest, lr, accuracy_ in sorted(trials)
+    ]
+    return _table(rows)
+
+
 def _table(rows: list[dict[str, str]], *left: str) -> str:
     return markdown_table(Table("", pd.DataFrame(rows), set(left)))
 
@@ -302,7 +322,7 @@ def blocks() -> tuple[dict[str, str], str]:
     """{name: text} of all that is written, and the figure."""
     of = study()
     caption, svg = figure(of)
-    parts = measured, claims, runs, noise, again, gates, verdicts
+    parts = measured, claims, runs, noise, again, rates, gates, verdicts
     texts = {part.__name__: part(of) for part in parts}
     texts["length"] = f"![{caption}](length.svg)" if svg else "One length so far."
     return texts, svg
