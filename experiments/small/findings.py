@@ -28,6 +28,7 @@ from resnet_se.report.compare import Comparison, Family, compare
 from resnet_se.report.differences import NBSP, differences
 from resnet_se.report.gates import KINDS, ablation_rows
 from resnet_se.report.groups import Group, Section, sections
+from resnet_se.report.notes import identical
 from resnet_se.report.runs import load
 from resnet_se.report.statistics import mean_std, pooled
 from resnet_se.report.text import (
@@ -88,11 +89,18 @@ def measured(of: Study) -> str:
         }
         for c in sorted(family.comparisons, key=_place)
     ]
-    return f"{_table(rows, 'comparison', 'answer')}\n\n{_not_run(section)}"
+    parts = _table(rows, "comparison", "answer"), _identical(section), _not_run(section)
+    return "\n\n".join(filter(None, parts))
 
 
 def _place(c: Comparison) -> tuple[str, int]:
     return c.name, c.pairs[0][0].data["train"]
+
+
+def _identical(section: Section) -> str:
+    """Experiments that trained the same network to the last digit."""
+    said = "; ".join(identical(section))
+    return _prose(f"{said[0].upper()}{said[1:]}.") if said else ""
 
 
 def _not_run(section: Section) -> str:
@@ -108,13 +116,17 @@ def _not_run(section: Section) -> str:
 
 
 def claims(of: Study) -> str:
-    """The paper's claims beside what was measured of them with all images."""
+    """The paper's claims beside what was measured of them with the most images."""
     section, family = of
-    rows = [
-        {k: v for k, v in row.items() if k != "where"}
-        for row in claim_rows([(section, family)], EQUIVALENCE)
-        if row["where"] in ("", "counted", section.name)
-    ]
+    most: dict[str, tuple[int, dict[str, str]]] = {}
+    for row in claim_rows([(section, family)], EQUIVALENCE):
+        where = row.pop("where")
+        part = re.search(r"train_subset=(\d+)", where)
+        size = int(part[1]) if part else WHOLE if where.startswith(section.name) else 0
+        row["images"] = f"{size:,}" if size else ""
+        if size >= most.get(row["claim"], (0, {}))[0]:
+            most[row["claim"]] = size, row
+    rows = [row for _, row in most.values()]
     return f"{_survives(family)}\n\n{_table(rows, 'claimed', 'measured')}"
 
 

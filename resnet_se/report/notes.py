@@ -47,7 +47,7 @@ def notes(loaded: Loaded, compared: list[tuple[Section, Family]]) -> list[str]:
         if not conflict:
             lines.append(f"duplicate: {run.path} is not counted, {first.path} is")
     for section, family in compared:
-        lines += _early(section) + _identical(section) + _few_seeds(section)
+        lines += _early(section) + identical(section) + _few_seeds(section)
         lines += _unlike(family.comparisons)
     for what in ("commit", "software"):
         of = Counter(getattr(run, what) for run in loaded.runs)
@@ -82,7 +82,7 @@ def _early(section: Section) -> list[str]:
     return lines
 
 
-def _identical(section: Section) -> list[str]:
+def identical(section: Section) -> list[str]:
     """Settings whose runs were the same to the last digit: what differs did nothing."""
     alike: dict[tuple, list[str]] = defaultdict(list)
     for group in section.groups:
