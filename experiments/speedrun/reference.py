@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from resnet_se.data.augment import channel_statistics, normalise
+from resnet_se.data.kernels import channel_statistics, normalise
 from resnet_se.data.sources import CIFAR10
 from resnet_se.machine import accelerator, environment, hardware, now
 from resnet_se.resnet import WhiteningStem, forward_macs

@@ -23,7 +23,7 @@ from hydra import compose, initialize_config_dir
 
 from resnet_se import builders, machine
 from resnet_se.config import CONF
-from resnet_se.data.augment import channel_statistics, normalise
+from resnet_se.data.kernels import channel_statistics, normalise
 from resnet_se.data.sources import CIFAR10
 from resnet_se.timing import Stopwatch
 
