@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -159,6 +160,22 @@ def test_what_a_function_imports_is_no_start(tmp_path):
     sample.write_text(text)
     assert set(imports(sample, at_start=True)) == {"a", "d", "resnet_se.data.module.x"}
     assert {"b", "c"} < set(imports(sample))
+
+
+@pytest.mark.parametrize(
+    "path",
+    sorted((Path(__file__).parents[1] / "experiments").rglob("*.py")),
+    ids=lambda path: path.stem,
+)
+def test_what_a_script_imports_of_ours_is_there(path):
+    """No other test runs all of them."""
+    for name in imports(path):
+        module, _, attribute = name.rpartition(".")
+        if module.partition(".")[0] == "resnet_se":
+            try:
+                import_module(name)
+            except ModuleNotFoundError:
+                assert hasattr(import_module(module), attribute), name
 
 
 def test_private_names_of_lightning_stand_in_one_file():
