@@ -109,7 +109,9 @@ def test_the_header_says_what_is_counted(configs, name):
     assert ("beyond the 22" in text) == (name in BEYOND)
 
 
-@pytest.mark.parametrize("path", sorted(CONF.glob("experiment/*.yaml")))
+@pytest.mark.parametrize(
+    "path", sorted(CONF.glob("experiment/*.yaml")), ids=lambda path: path.stem
+)
 def test_the_command_in_the_header_is_the_experiments(path):
     command = f"# Command:   python -m resnet_se.train experiment={path.stem}"
     assert re.search(rf"^{re.escape(command)}( |$)", path.read_text(), re.MULTILINE)

@@ -282,7 +282,7 @@ def rates(of: Study) -> str:
     rows = [
         {
             "rate of convolutions": f"{lr:g}",
-            "of all else": f"{rest:g}",
+            "of biases, SE, head": f"{rest:g}",
             "validation %": f"{100 * accuracy_:.2f}",
         }
         for rest, lr, accuracy_ in sorted(trials)
