@@ -1,13 +1,14 @@
 """What a GPU should measure, as much as fits into the minutes that it is lent.
 
     python experiments/gpu.py --out OUT --minutes 30
-    python experiments/gpu.py --out OUT --minutes 5 --only small speedrun --jobs 15
+    python experiments/gpu.py --out OUT --minutes 5 --only best speedrun --jobs 8
     python experiments/gpu.py --out OUT --dry-run          # a minute or two, on a CPU
 
 The parts, most valuable first: `benchmark` of `se_resnet80`, eager, compiled and with
-CUDA graphs; `turns`, speedrun and the reference one after the other; `small`, the small
-study; `speedrun`, variants of its recipe; `short`, the study's first pairs at full
-size; `best`, an hour of two cores. What publishes seconds has the card alone, the
+CUDA graphs; `turns`, speedrun and the reference one after the other; `rivals` of
+`best_cpu`, and trials on validation, from which it is chosen (`best`); `speedrun`,
+variants of its recipe; `seven`, trials of seven epochs; `small`, the small study;
+`short`, its first pairs at full size.  What publishes seconds has the card alone, the
 others share it.  Each step leaves a record below OUT; typed again, the command goes on
 with what is missing.
 """
@@ -15,6 +16,7 @@ with what is missing.
 from __future__ import annotations
 
 import argparse
+import itertools
 import multiprocessing
 import os
 import runpy
@@ -34,14 +36,6 @@ REST += ("e05_se_resnet20", "e06_se_resnet56", "e08_se_resnet_table", "e09_dropo
 REST += ("e10_weight_decay", "e13_plateau", "e17_se_resnet74", "e18_se_resnet68")
 REST += ("e19_reduction4", "e20_reduction8")
 VARIANTS = {  # overrides of `experiment=speedrun` or another, number of seeds
-    "speedrun": ("experiment=speedrun", 5),
-    "seven": ("experiment=speedrun trainer.max_epochs=7", 5),
-    "vanilla": ("experiment=speedrun model=vanilla_airbench", 5),
-    "vanilla_seven": (
-        "experiment=speedrun model=vanilla_airbench trainer.max_epochs=7",
-        5,
-    ),
-    "quickstart": ("experiment=quickstart", 5),
     "quickstart10": ("experiment=quickstart trainer.max_epochs=10", 5),
     "sgd": (
         "experiment=speedrun optimizer=sgd_nesterov scheduler=triangular callbacks=ema "
@@ -49,17 +43,41 @@ VARIANTS = {  # overrides of `experiment=speedrun` or another, number of seeds
         3,
     ),
     "thawed": ("experiment=speedrun callbacks.freeze=null", 3),
-    "jitter": ("experiment=speedrun augment.jitter=0.1", 3),
     "se_lr20": ("experiment=speedrun optimizer.se_lr=20", 3),
     "se_lr330": ("experiment=speedrun optimizer.se_lr=330", 3),
 }
-LONG = "experiment=speedrun trainer.max_epochs=38"  # 1.3 PFLOP, as best_cpu
-BEST = {
-    "best_cpu": ("experiment=best_cpu", 2),
-    "speedrun38": (LONG, 2),
-    "speedrun38_cutmix": (f"{LONG} mixing=cutmix mixing.probability=0.5", 2),
-    "speedrun38_trivial": (f"{LONG} augment.policy=trivial", 2),
+HELD_OUT = "experiment=speedrun data.val_fraction=0.1"
+NETWORKS = {  # 1.1 PFLOP each: about an hour of two cores that have bf16
+    "base": "trainer.max_epochs=32",
+    "wide": "trainer.max_epochs=15 model.widths=[96,384,384]",
+    "deep": "trainer.max_epochs=19 model.depths=[2,2,2] model.residual=true",
 }
+MEANS = {  # of which `best_cpu` may be made, and on which networks each is tried
+    "plain": ("", "base wide deep"),
+    "cutout": ("augment.crop_padding=4 augment.cutout=12", "base wide deep"),
+    "cutmix": ("mixing.cutmix_alpha=1 mixing.probability=0.5", "base deep"),
+    "trivial": ("augment.policy=trivial", "base"),
+    "average": (
+        "+callbacks.weight_average={_target_:resnet_se.callbacks.WeightAverage,"
+        "decay:0.98}",
+        "deep",
+    ),
+    "vanilla": ("model.reduction=null", "base deep"),
+}
+TRIALS = {
+    f"{network}_{means}": (f"{HELD_OUT} {NETWORKS[network]} {told}", 2)
+    for means, (told, networks) in MEANS.items()
+    for network in networks.split()
+}
+TRIALS["sgd"] = ("experiment=best_cpu data.val_fraction=0.1 trainer.max_epochs=86", 1)
+RIVALS = {name: (f"experiment=rival_{name}", 3) for name in ("e14", "resnet18")}
+SEVEN = f"{HELD_OUT} trainer.max_epochs=7"
+FACTORS = (  # a half of 2⁴, the last the product of the others
+    "mixing.smoothing=0.1",
+    "augment.jitter=0.1",
+    "optimizer.lr=0.32",
+    "data.batch_size=1500",
+)
 DRY = ("budget.limit_batches=2", "data=synthetic", "data.batch_size=32", "trainer=cpu")
 DRY += ("trainer.precision=32-true", "trainer.max_epochs=2")
 DRY_BENCHMARK = (
@@ -138,20 +156,38 @@ def speedrun(out: Path, dry: bool) -> Iterator[Step]:
     yield from _variants("speedrun", VARIANTS, out, dry)
 
 
+def rivals(out: Path, dry: bool) -> Iterator[Step]:
+    """Before `best`: of their seconds more are the processor's than the card's."""
+    yield from _variants("rivals", RIVALS, out, dry)
+
+
 def best(out: Path, dry: bool) -> Iterator[Step]:
-    yield from _variants("best", BEST, out, dry)
+    """Trials for `experiment=best_cpu`, seed by seed, on validation."""
+    yield from _variants("best", TRIALS, out, dry)
+
+
+def seven(out: Path, dry: bool) -> Iterator[Step]:
+    """Trials for a speedrun of seven epochs, as one design."""
+    designs = {}
+    for on in itertools.product((False, True), repeat=3):
+        levels = (*on, sum(on) % 2 == 1)
+        told = " ".join(itertools.compress(FACTORS, levels))
+        designs["".join("01"[level] for level in levels)] = (f"{SEVEN} {told}", 2)
+    yield from _variants("seven", designs, out, dry)
 
 
 def _variants(
     part: str, variants: dict[str, tuple[str, int]], out: Path, dry: bool
 ) -> Iterator[Step]:
-    for name, (told, seeds) in variants.items():
-        for seed in range(seeds):
-            yield training(f"{part}/{name}", seed, told, out, dry)
+    for seed in range(max(seeds for _, seeds in variants.values())):
+        for name, (told, seeds) in variants.items():
+            if seed < seeds:
+                yield training(f"{part}/{name}", seed, told, out, dry)
 
 
 PARTS = {
-    part.__name__: part for part in (benchmark, turns, small, speedrun, short, best)
+    part.__name__: part
+    for part in (benchmark, turns, rivals, best, speedrun, seven, small, short)
 }
 
 
