@@ -79,7 +79,8 @@ FACTORS = (  # a half of 2⁴, the last the product of the others
     "data.batch_size=1500",
 )
 DRY = ("budget.limit_batches=2", "data=synthetic", "data.batch_size=32", "trainer=cpu")
-DRY += ("trainer.precision=32-true", "trainer.max_epochs=2")
+DRY += ("trainer.precision=32-true", "trainer.max_epochs=2", "tta=none")
+DRY += ("data.source.num_train=800", "data.source.num_test=64")
 DRY_BENCHMARK = (
     "model=se_resnet20 data=synthetic trainer=cpu trainer.precision=32-true "
     "batch_size=8 rounds=1 steps=1"
