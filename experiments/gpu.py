@@ -5,12 +5,12 @@
     python experiments/gpu.py --out OUT --dry-run          # a minute or two, on a CPU
 
 The parts, most valuable first: `benchmark` of `se_resnet80`, eager, compiled and with
-CUDA graphs; `turns`, speedrun and the reference one after the other; `rivals` of
-`best_cpu`, and trials on validation, from which it is chosen (`best`); `speedrun`,
-variants of its recipe; `seven`, trials of seven epochs; `small`, the small study;
-`short`, its first pairs at full size.  What publishes seconds has the card alone, the
-others share it.  Each step leaves a record below OUT; typed again, the command goes on
-with what is missing.
+CUDA graphs; `turns`, speedrun and the reference one after the other; `short`, the small
+study's first pairs at full size; `best`, an hour of two cores, with rivals and without
+one of its means each; `speedrun`, its variants; `small`, the small study; `trials` and
+`factors`, what best and speedrun were chosen from.  What publishes seconds has the card
+alone, the others share it.  Each step leaves a record below OUT; typed again, the
+command goes on with what is missing.
 """
 
 from __future__ import annotations
@@ -35,49 +35,87 @@ REST = ("e01_vanilla_resnet20", "e02_vanilla_resnet56", "e04_vanilla_resnet_tabl
 REST += ("e05_se_resnet20", "e06_se_resnet56", "e08_se_resnet_table", "e09_dropout")
 REST += ("e10_weight_decay", "e13_plateau", "e17_se_resnet74", "e18_se_resnet68")
 REST += ("e19_reduction4", "e20_reduction8")
-VARIANTS = {  # overrides of `experiment=speedrun` or another, number of seeds
-    "quickstart10": ("experiment=quickstart trainer.max_epochs=10", 5),
-    "sgd": (
-        "experiment=speedrun optimizer=sgd_nesterov scheduler=triangular callbacks=ema "
-        "data.batch_size=512",
-        3,
+SGD = (
+    "experiment=speedrun optimizer=sgd_nesterov scheduler=triangular callbacks=ema "
+    "data.batch_size=512"
+)
+VARIANTS = {  # of speedrun's recipe, number of seeds
+    "speedrun": ("experiment=speedrun", 5),
+    "seven": ("experiment=speedrun trainer.max_epochs=7", 5),
+    "seven_1960": ("experiment=speedrun trainer.max_epochs=7 data.batch_size=1960", 5),
+    "se_lr83": ("experiment=speedrun optimizer.se_lr=83", 5),
+    "seven_se_lr83": (
+        "experiment=speedrun trainer.max_epochs=7 optimizer.se_lr=83",
+        5,
     ),
-    "thawed": ("experiment=speedrun callbacks.freeze=null", 3),
-    "se_lr20": ("experiment=speedrun optimizer.se_lr=20", 3),
     "se_lr330": ("experiment=speedrun optimizer.se_lr=330", 3),
+    "thawed": ("experiment=speedrun optimizer.se_lr=83 callbacks.freeze=null", 3),
+    "sgd": (SGD, 3),
+    "vanilla": (
+        "experiment=speedrun model=vanilla_airbench optimizer.se_lr=83",
+        5,
+    ),
+    "vanilla_seven": (
+        "experiment=speedrun model=vanilla_airbench optimizer.se_lr=83 "
+        "trainer.max_epochs=7",
+        5,
+    ),
+    "quickstart": ("experiment=quickstart", 5),
+    "quickstart9": ("experiment=quickstart trainer.max_epochs=9", 5),
 }
-HELD_OUT = "experiment=speedrun data.val_fraction=0.1"
-NETWORKS = {  # 1.1 PFLOP each: about an hour of two cores that have bf16
+BEST = {
+    "best_cpu": ("experiment=best_cpu", 3),
+    "rival_e14": ("experiment=rival_e14", 3),
+    "rival_resnet18": ("experiment=rival_resnet18", 3),
+    "without_se": ("experiment=ablation_best_se", 3),
+    "without_cutout": ("experiment=ablation_best_cutout", 3),
+    "without_width": ("experiment=ablation_best_width", 3),
+    "without_muon": ("experiment=ablation_best_muon", 3),
+}
+HELD_OUT = "experiment=speedrun data.val_fraction=0.1 optimizer.se_lr="
+NETWORKS = {  # 1.0 PFLOP each on the 45,000 images that are left
     "base": "trainer.max_epochs=32",
     "wide": "trainer.max_epochs=15 model.widths=[96,384,384]",
     "deep": "trainer.max_epochs=19 model.depths=[2,2,2] model.residual=true",
 }
-MEANS = {  # of which `best_cpu` may be made, and on which networks each is tried
-    "plain": ("", "base wide deep"),
-    "cutout": ("augment.crop_padding=4 augment.cutout=12", "base wide deep"),
-    "cutmix": ("mixing.cutmix_alpha=1 mixing.probability=0.5", "base deep"),
-    "trivial": ("augment.policy=trivial", "base"),
-    "average": (
-        "+callbacks.weight_average={_target_:resnet_se.callbacks.WeightAverage,"
-        "decay:0.98}",
-        "deep",
-    ),
-    "vanilla": ("model.reduction=null", "base deep"),
+CUTOUT = "augment.crop_padding=4 augment.cutout=12"
+AVERAGE = "+callbacks.weight_average._target_=resnet_se.callbacks.WeightAverage "
+AVERAGE += "+callbacks.weight_average.decay=0.98"
+MEANS = {  # of which `best_cpu` may be made: SE's rate, settings, networks
+    "plain": (83, "", "base wide deep"),
+    "cutout": (83, CUTOUT, "base wide deep"),
+    "cutout_se20": (20, CUTOUT, "base wide deep"),
+    "cutmix": (83, "mixing.cutmix_alpha=1 mixing.probability=0.5", "base deep"),
+    "trivial": (83, "augment.policy=trivial", "base"),
+    "trivial_cutout_se20": (20, f"{CUTOUT} augment.policy=trivial", "base"),
+    "average": (83, AVERAGE, "deep"),
+    "vanilla": (83, "model.reduction=null", "base deep"),
 }
 TRIALS = {
-    f"{network}_{means}": (f"{HELD_OUT} {NETWORKS[network]} {told}", 2)
-    for means, (told, networks) in MEANS.items()
+    f"{network}_{means}": (f"{HELD_OUT}{rate} {NETWORKS[network]} {told}", 2)
+    for means, (rate, told, networks) in MEANS.items()
     for network in networks.split()
 }
-TRIALS["sgd"] = ("experiment=best_cpu data.val_fraction=0.1 trainer.max_epochs=86", 1)
-RIVALS = {name: (f"experiment=rival_{name}", 3) for name in ("e14", "resnet18")}
-SEVEN = f"{HELD_OUT} trainer.max_epochs=7"
-FACTORS = (  # a half of 2⁴, the last the product of the others
+TRIALS["sgd"] = (
+    "experiment=speedrun model=se_resnet8_quick mixing=cutmix mixing.smoothing=0.1 "
+    "mixing.probability=0.5 augment.policy=trivial optimizer=sgd_nesterov "
+    "scheduler=triangular data.batch_size=512 data.val_fraction=0.1 "
+    f"callbacks.early_stopping=null callbacks.freeze=null {AVERAGE} "
+    "trainer.max_epochs=86",
+    1,
+)
+FACTORS = (  # of a speedrun of seven epochs
     "mixing.smoothing=0.1",
     "augment.jitter=0.1",
     "optimizer.lr=0.32",
     "data.batch_size=1500",
 )
+DESIGN = {}  # a half of 2⁴ combinations, the last factor the product of the others
+for on in itertools.product((False, True), repeat=3):
+    levels = (*on, sum(on) % 2 == 1)
+    told = " ".join(itertools.compress(FACTORS, levels))
+    name = "".join("01"[level] for level in levels)
+    DESIGN[name] = (f"{HELD_OUT}83 trainer.max_epochs=7 {told}", 2)
 DRY = ("budget.limit_batches=2", "data=synthetic", "data.batch_size=32", "trainer=cpu")
 DRY += ("trainer.precision=32-true", "trainer.max_epochs=2", "tta=none")
 DRY += ("data.source.num_train=800", "data.source.num_test=64")
@@ -150,6 +188,7 @@ def short(out: Path, dry: bool) -> Iterator[Step]:
     for seed in SEEDS[:3]:
         for name in PAIRS:
             told = f"experiment={name} budget=short"
+            told += "" if dry else " trainer.compile=cuda_graphs"  # five times as fast
             yield training("short", seed, told, out, dry)
 
 
@@ -157,24 +196,19 @@ def speedrun(out: Path, dry: bool) -> Iterator[Step]:
     yield from _variants("speedrun", VARIANTS, out, dry)
 
 
-def rivals(out: Path, dry: bool) -> Iterator[Step]:
-    """Before `best`: of their seconds more are the processor's than the card's."""
-    yield from _variants("rivals", RIVALS, out, dry)
-
-
 def best(out: Path, dry: bool) -> Iterator[Step]:
-    """Trials for `experiment=best_cpu`, seed by seed, on validation."""
-    yield from _variants("best", TRIALS, out, dry)
+    """best_cpu, its rivals, and without one of its means each."""
+    yield from _variants("best", BEST, out, dry)
 
 
-def seven(out: Path, dry: bool) -> Iterator[Step]:
-    """Trials for a speedrun of seven epochs, as one design."""
-    designs = {}
-    for on in itertools.product((False, True), repeat=3):
-        levels = (*on, sum(on) % 2 == 1)
-        told = " ".join(itertools.compress(FACTORS, levels))
-        designs["".join("01"[level] for level in levels)] = (f"{SEVEN} {told}", 2)
-    yield from _variants("seven", designs, out, dry)
+def trials(out: Path, dry: bool) -> Iterator[Step]:
+    """What best_cpu was chosen from, on validation."""
+    yield from _variants("trials", TRIALS, out, dry)
+
+
+def factors(out: Path, dry: bool) -> Iterator[Step]:
+    """What a speedrun of seven epochs might be helped by, on validation."""
+    yield from _variants("factors", DESIGN, out, dry)
 
 
 def _variants(
@@ -188,7 +222,7 @@ def _variants(
 
 PARTS = {
     part.__name__: part
-    for part in (benchmark, turns, rivals, best, speedrun, seven, small, short)
+    for part in (benchmark, turns, short, best, speedrun, small, trials, factors)
 }
 
 

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 from omegaconf import DictConfig
 
 from resnet_se import checkpoint, collective, dashboard, drawing, memory, ranks
@@ -87,9 +88,7 @@ def train_and_test(
         "images_per_second": history and short(history.images_per_second),
         "compile_seconds": short(compiled),
         "peak_memory_mb": round(peak_memory_mb(device), 1),
-        "stopped": "early_stopping"
-        if trainer.current_epoch < trainer.max_epochs
-        else "max_epochs",
+        "stopped": _stopped_by(trainer),
     }
     if any(isinstance(c, Pruner) and c.pruned for c in trainer.callbacks):
         result["train"]["stopped"] = result["status"] = "pruned"
@@ -105,6 +104,13 @@ def train_and_test(
         }
     if ranks.is_leader():
         _save_test(cfg, trainer, model, data, run_dir, best, result)
+
+
+def _stopped_by(trainer: L.Trainer) -> str:
+    if 0 < trainer.max_steps <= trainer.global_step:
+        return "max_steps"
+    early = trainer.current_epoch < trainer.max_epochs
+    return "early_stopping" if early else "max_epochs"
 
 
 def _identity(result: dict[str, Any]) -> dict[str, Any]:

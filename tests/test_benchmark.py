@@ -256,6 +256,32 @@ def test_the_usual_way_and_ours_are_told_as_measured():
         assert row in text
 
 
+def test_the_card_is_told_as_measured():
+    text, result = read("benchmark/h200.json")
+    text, figures = " ".join(text.split()), result["figures"]
+    for letter, figure in figures.items():
+        if len(letter) == 1:
+            low, high = figure["spread"]
+            ratio = figure["median"] / figures["a"]["median"]
+            row = f"| ({letter}) {figure['name']} | {figure['median']:,.0f} "
+            row += f"({low:,.0f}–{high:,.0f}) | {ratio:.2f} | "
+            assert row + f"{figure['peak_memory_mb']:,.0f} |" in text
+    graphs, roof = figures["g"], figures["roof bf16-mixed"]["median"] / 1e12
+    for said in (
+        f"{graphs['median'] / figures['a']['median']:.2f} times the usual way",
+        f"{45_000 / graphs['median']:.1f} s an epoch of 45,000 images",
+        f"{graphs['share_of_roof']:.1%} of the roof ({roof:.0f} TFLOP/s",
+        "took {:.0f} and {:.0f} s".format(
+            *(figures[n]["compile_seconds"] for n in "eg")
+        ),
+        f"{figures['data, batched']['median'] / 1e6:.1f} million images/s",
+        f"torchvision's {figures['data, torchvision']['median']:,.0f}",
+    ):
+        assert said in text
+    assert figures["d"]["median"] < figures["c"]["median"]
+    assert figures["f"]["spread"][0] < figures["d"]["spread"][1]
+
+
 def test_floors_are_told_as_measured():
     text, result = read("benchmark/floors.json")
     assert f"n = {result['settings']['rounds']} in turns" in text

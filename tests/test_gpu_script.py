@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import runpy
 from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
 
-from resnet_se.config import CONF
+from resnet_se.config import CONF, resolved
+from resnet_se.identity import Facts, config_hash, setting
 
 SCRIPT = Path(__file__).parents[1] / "experiments/gpu.py"
 
@@ -40,6 +42,30 @@ def test_every_training_can_be_composed(script, tmp_path):
     with initialize_config_dir(str(CONF), version_base="1.3"):
         for overrides in told:
             compose("train", list(overrides))
+
+
+MEASURED = {  # of its tables, the folder of the records
+    "VARIANTS": "speedrun/h200",
+    "DESIGN": "speedrun/factors",
+    "BEST": "best",
+    "TRIALS": "best/trials",
+}
+
+
+@pytest.mark.parametrize(("table", "folder"), MEASURED.items())
+def test_what_was_measured_is_what_it_would_do_today(script, table, folder):
+    """So is what `experiment=speedrun`, `quickstart` and `best_cpu` compose."""
+    known = script[table]
+    compared = set()
+    for path in sorted((SCRIPT.parent / folder).glob("*/seed*/result.json")):
+        run, name = json.loads(path.read_text()), path.parts[-3]
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            cfg = compose("train", known[name][0].split())
+        facts = Facts(run["setting"]["data.content"], run["setting"]["precision"], 1)
+        assert config_hash(setting(resolved(cfg), facts)) == run["config_hash"], name
+        compared.add(name)
+    folders = {p.parts[-3] for p in (SCRIPT.parent / folder).glob("*/seed*/*.json")}
+    assert compared == folders
 
 
 def test_the_small_study_has_every_experiment_of_the_22(script, tmp_path):

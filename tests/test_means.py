@@ -433,7 +433,12 @@ def test_the_best_networks_dry_run(command, run_dirs, experiment, epochs):
     assert command("train", f"experiment={experiment}", "budget=smoke", *small) == 0
     ((_, result),) = run_dirs().items()
     assert (result["status"], result["train"]["steps"]) == ("finished", 2 * epochs)
-    assert result["setting"]["augment.policy"] == "trivial"
+    means = (
+        {"augment.policy": "trivial"}
+        if experiment == "best"
+        else {"augment.cutout": 12}
+    )
+    assert means.items() <= result["setting"].items()
 
 
 @pytest.mark.parametrize("name", ["best", "best_cpu"])
@@ -444,8 +449,8 @@ def test_the_best_networks_are_small(name):
     text = (CONF / f"experiment/{name}.yaml").read_text()
     assert size["total"] < 5_000_000
     assert f"{size['macs'] / 1e6:.1f} MMAC" in text
-    assert "not measured" in text
     if name == "best":
+        assert "not measured" in text
         images = 49_000 * cfg.trainer.max_epochs
         flop = size["macs"] * 2 * 3 * 2 * images  # two a MAC, backward twice, SAM
         assert f"{flop / 1e15:.0f} PFLOP" in text

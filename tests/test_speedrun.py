@@ -7,15 +7,12 @@ import statistics
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
 
-from resnet_se.config import CONF, resolved
-from resnet_se.identity import Facts, config_hash, setting
+from resnet_se.config import CONF
 from resnet_se.report.compare import compare
 from resnet_se.report.groups import sections
 from resnet_se.report.runs import load
 from resnet_se.report.statistics import mean_std
-from resnet_se.report.text import gain
 
 FOLDER = Path(__file__).parents[1] / "experiments" / "speedrun"
 ROWS = {  # first words of a table's row → the records it sums up
@@ -27,9 +24,15 @@ MEANS = {
     "| reference (": "reference.cpu1.seed?.json",
     "| **speedrun**": "h200/speedrun/seed*/result.json",
     "| 7 epochs": "h200/seven/seed*/result.json",
+    "| SE's rate 83 (": "h200/se_lr83/seed*/result.json",
+    "| SE's rate 83, 7": "h200/seven_se_lr83/seed*/result.json",
+    "| SE's rate 330": "h200/se_lr330/seed*/result.json",
+    "| SE's rate 83, stem": "h200/thawed/seed*/result.json",
+    "| SGD for Muon": "h200/sgd/seed*/result.json",
     "| without SE (": "h200/vanilla/seed*/result.json",
     "| without SE, 7": "h200/vanilla_seven/seed*/result.json",
     "| quickstart (": "h200/quickstart/seed*/result.json",
+    "| quickstart, 9": "h200/quickstart9/seed*/result.json",
 }
 
 
@@ -87,25 +90,48 @@ def fits(file, pattern):
     return Path(file).match(f"speedrun/{pattern}")
 
 
-def test_the_recipe_is_the_one_that_was_measured():
-    """What the H200's records were made with is what `experiment=` composes today."""
-    for name, folder in (("speedrun", "speedrun"), ("quickstart", "quickstart")):
-        for run in records(f"h200/{folder}/seed*/result.json"):
-            with initialize_config_dir(str(CONF), version_base="1.3"):
-                cfg = compose("train", [f"experiment={name}"])
-            facts = Facts(run["setting"]["data.content"], "bf16-mixed", 1)
-            assert config_hash(setting(resolved(cfg), facts)) == run["config_hash"]
-
-
-def test_what_is_said_of_se_and_of_the_length_is_the_report_s():
-    [section] = sections(load([str(FOLDER / "h200")]).runs)
-    family = compare(section)
-    said = {c.name: f"{gain(c.mean, c.interval)}" for c in family.comparisons}
+@pytest.mark.parametrize(
+    ("folders", "factors"),
+    [
+        (
+            "vanilla,vanilla_seven,se_lr83,seven_se_lr83",
+            ["model", "trainer.max_epochs"],
+        ),
+        ("speedrun,seven,se_lr83,seven_se_lr83", ["optimizer.se_lr"]),
+    ],
+)
+def test_what_is_said_of_se_and_of_the_length_is_the_report_s(folders, factors):
+    """The report's command as the README has it; of each factor the comparison."""
     text = " ".join((FOLDER / "README.md").read_text().split())
-    for interval in said.values():
-        mean, _, rest = interval.partition(" ")
-        assert mean.lstrip("+") + " points" in text
-        assert rest in text
+    assert f"experiments/speedrun/h200/{{{folders}}} --factor {factors[0]} " in text
+    paths = [str(FOLDER / "h200" / name) for name in folders.split(",")]
+    [section] = sections(load(paths).runs)
+    family = compare(section, factors=[factors[0], "trainer.max_epochs"])
+    said = {c.question.split(",")[0]: c for c in family.comparisons}
+    for factor in factors:
+        c = said[factor]
+        low, high = sorted(x if c.mean > 0 else -x for x in c.interval)
+        interval = f"[{100 * low:+.2f}, {100 * high:+.2f}]".replace("-", "−")
+        assert f"{100 * abs(c.mean):.2f} points better" in text
+        assert interval in text
+
+
+def test_what_is_said_of_seven_epochs_by_other_means_is_in_their_records():
+    folders = sorted((FOLDER / "factors").iterdir())
+    accuracy = {  # of one seed, by the design's levels: "0110" has the second and third
+        (folder.name, seed): json.loads(path.read_text())["val"]["acc"]
+        for folder in folders
+        for seed, path in enumerate(sorted(folder.glob("seed*/result.json")))
+    }
+    assert len(accuracy) == 8 * 2
+    text = " ".join((FOLDER / "README.md").read_text().split())
+    words = ("makes", "jitter of 0.1", "rate of 0.32", "batches of 1,500")
+    for factor, word in enumerate(words):
+        high, low = (
+            mean_of([a for (name, _), a in accuracy.items() if name[factor] == level])
+            for level in "10"
+        )
+        assert f"{word} {100 * (high - low):.2f}".replace("-", "−") in text
 
 
 def test_seconds_are_those_of_the_card_alone():
@@ -149,8 +175,12 @@ def test_what_is_said_of_the_time_follows_from_it():
     )
     se = kept["speedrun"]["training"] / kept["speedrun without SE"]["training"] - 1
     shares = [kept[name]["share"] for name in ("speedrun", "speedrun without SE")]
+    seven = 7 * statistics.median(kept["speedrun"]["validation"])
+    seven += 168 * statistics.median(kept["speedrun"]["step"])
+    seven /= kept["reference"]["training"]
     text = " ".join((FOLDER / "README.md").read_text().split())
     for said in (
+        f"Seven epochs take {seven:.0%},",
         f"{ours:.0%} less for speedrun, {theirs:.0%} for the reference",
         f"SE costs {se:.1%} of the time",
         "takes {:.0%} of the reference's, {:.0%} without SE".format(*shares),
@@ -196,8 +226,14 @@ def test_what_is_said_of_quickstart_is_in_its_records():
     assert f"its one run had {100 * new['test']['acc_tta']:.2f} % with TTA" in text
     runs = records("h200/quickstart/seed*/result.json")
     tta = [run["test"]["acc_tta"] for run in runs]
-    assert f"it has {percent(tta)} %" in text
-    assert f"missed by {89 - 100 * mean_of(tta):.1f} points" in text.replace("**", "")
+    assert f"**{percent(tta)} % over five seeds" in text
+    nine = [
+        run["test"]["acc_tta"] for run in records("h200/quickstart9/seed*/result.json")
+    ]
+    assert (
+        f"by {89 - 100 * mean_of(nine):.1f} points over five seeds, so it has ten"
+        in text
+    )
 
 
 def test_the_picture_s_points_are_those_of_the_records(flops):

@@ -72,6 +72,20 @@ def test_a_run_leaves_its_record(finished):
     }
 
 
+@pytest.mark.parametrize(
+    ("more", "by"),
+    [
+        ((), "max_epochs"),
+        (("+trainer.max_steps=12",), "max_steps"),  # as many as two epochs have
+        (("+trainer.max_steps=9",), "max_steps"),
+    ],
+)
+def test_what_ended_a_training_is_recorded(train, run_dirs, more, by):
+    assert train("plots=false", *more) == 0
+    _, result = only(run_dirs())
+    assert result["train"]["stopped"] == by
+
+
 def test_the_stored_predictions_give_the_published_figures(finished):
     test, stored = finished.result["test"], np.load(finished.folder / "predictions.npz")
     assert test["images"] == len(stored["labels"]) == 60

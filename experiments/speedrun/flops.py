@@ -20,6 +20,7 @@ SERIES = {
     "speedrun": "speedrun/h200/speedrun/seed*/result.json",
     "speedrun without SE": "speedrun/h200/vanilla/seed*/result.json",
     "speedrun, 7 epochs": "speedrun/h200/seven/seed*/result.json",
+    "best_cpu": "best/best_cpu/seed*/result.json",
     "quickstart": "speedrun/h200/quickstart/seed*/result.json",
     "speedrun before (SGD)": "speedrun/cpu1.seed?.json",
     "quickstart before (SGD)": "quickstart/cpu4.seed?.json",
@@ -74,7 +75,7 @@ def draw(found: list[dict[str, Any]]) -> None:
     figure, axes = plt.subplots(figsize=(8, 4.8), layout="constrained")
     colours = plt.get_cmap("tab10").colors
     for (series, mark), colour in zip(
-        zip(SERIES, "osDdv<^", strict=True), colours, strict=False
+        zip(SERIES, "osDpdv<^", strict=True), colours, strict=False
     ):
         xs, ys = zip(
             *((p["pflop"], 100 * p["acc_tta"]) for p in found if p["series"] == series),
