@@ -38,9 +38,9 @@ from resnet_se import builders, machine, ranks
 from resnet_se.checks import check_config
 from resnet_se.classifier import Classifier
 from resnet_se.config import run
+from resnet_se.counts import describe
 from resnet_se.data.module import ImageDataModule
 from resnet_se.errors import UserError
-from resnet_se.resnet import describe
 from resnet_se.screen import console
 from resnet_se.timing import (
     WARMUP,

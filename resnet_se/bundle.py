@@ -23,10 +23,10 @@ from safetensors.torch import save
 
 from resnet_se import bundles
 from resnet_se.config import run
+from resnet_se.counts import parameter_counts
 from resnet_se.errors import UserError
 from resnet_se.files import atomic_file
 from resnet_se.pretrained import Pretrained, read
-from resnet_se.resnet import parameter_counts
 
 # Say where and how a run was made, on whose machine; no part of what it is.
 PRIVATE = (

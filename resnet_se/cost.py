@@ -11,11 +11,11 @@ import torch
 from omegaconf import DictConfig
 
 from resnet_se.builders import build_classifier
+from resnet_se.counts import describe
 from resnet_se.data.loaders import EVAL_BATCH_SIZE
 from resnet_se.data.module import ImageDataModule
 from resnet_se.distill import criterion
 from resnet_se.machine import accelerator, now, peak_memory_mb, reset_peak_memory
-from resnet_se.resnet import describe
 
 WARMUP_STEPS, TIMED_STEPS = 1, 2
 

@@ -20,6 +20,7 @@ from resnet_se.builders import (
 )
 from resnet_se.callbacks import Checkpoints, History
 from resnet_se.config import resolved
+from resnet_se.counts import describe
 from resnet_se.data.module import ImageDataModule
 from resnet_se.distill import criterion
 from resnet_se.errors import UserError
@@ -32,7 +33,6 @@ from resnet_se.machine import (
 from resnet_se.mixing import Mixing
 from resnet_se.pruning import Pruner
 from resnet_se.record import short, write_result
-from resnet_se.resnet import describe
 from resnet_se.scoring import save_predictions, score
 from resnet_se.screen import console, print_devices, print_header
 

@@ -25,7 +25,7 @@ def counts(model: DictConfig) -> dict[str, int]:
     """{trainable, non_trainable, total, macs, layers} of a composed `model`."""
     import torch
 
-    from resnet_se.resnet import describe
+    from resnet_se.counts import describe
 
     with torch.device("meta"):  # counts need no weights
         return describe(build("model", model))

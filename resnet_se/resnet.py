@@ -9,12 +9,11 @@
 One class, `ResNet`, is the whole family; the presets are `conf/model/*.yaml`.  The
 paper reproduced here counts as Keras does: every convolution and both SE layers have a
 bias, and the BatchNorm statistics are its "non-trainable parameters" (see
-`parameter_counts`).
+`counts.parameter_counts`).
 """
 
 from __future__ import annotations
 
-import copy
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,7 +23,6 @@ import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from resnet_se.errors import UserError
 from resnet_se.hints import Count, Positive, validated
@@ -385,47 +383,3 @@ def _init_identity(module: nn.Module) -> None:
     """Jordan 2024, arXiv 2404.00498, §3: the first C_in filters are the identity."""
     if isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3):
         nn.init.dirac_(module.weight.data[: module.in_channels])
-
-
-def parameter_counts(net: nn.Module) -> dict[str, int]:
-    """Parameters as Keras counts them: {trainable, non_trainable, total}.
-
-    The non-trainable ones are BatchNorm's running means and variances; the integer
-    counter that PyTorch keeps beside them is none.
-    """
-    trainable = sum(p.numel() for p in net.parameters() if p.requires_grad)
-    frozen = sum(p.numel() for p in net.parameters() if not p.requires_grad)
-    buffers = sum(b.numel() for b in net.buffers() if b.is_floating_point())
-    non_trainable = frozen + buffers
-    return {
-        "trainable": trainable,
-        "non_trainable": non_trainable,
-        "total": trainable + non_trainable,
-    }
-
-
-@torch.no_grad()
-def forward_macs(net: nn.Module, size: int = 32, in_channels: int = 3) -> int:
-    """Multiply-accumulates of one image's forward pass: convolutions, linear layers.
-
-    Counted from the operators that run, on the `meta` device: nothing is computed.
-    """
-    shadow = copy.deepcopy(net).to("meta").eval()
-    with FlopCounterMode(display=False) as counter:
-        shadow(torch.empty(1, in_channels, size, size, device="meta"))
-    return counter.get_total_flops() // 2  # a multiply and an add are two FLOPs
-
-
-def describe(net: nn.Module, size: int = 32) -> dict[str, int]:
-    """The `model` field of `result.json`: counts, MACs, weighted layers.
-
-    Layers are those of the longest path, where the network says so (`num_layers`); of
-    any other network all convolutions and linear layers.
-    """
-    weighted = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
-    layers = sum(isinstance(module, weighted) for module in net.modules())
-    return {
-        **parameter_counts(net),
-        "macs": forward_macs(net, size),
-        "layers": getattr(net, "num_layers", layers),
-    }

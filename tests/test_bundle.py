@@ -144,7 +144,7 @@ def test_the_card_may_be_edited(copy):
         "resnet_se.files.os.abort",
         "resnet_se.resnet.nn.Linear",
         "resnet_se.nowhere.ResNet",
-        "resnet_se.resnet.parameter_counts",
+        "resnet_se.resnet.get_args",
         None,
         ["resnet_se.resnet.ResNet"],
     ],

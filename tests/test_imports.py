@@ -20,7 +20,7 @@ LAYERS = (
     "completion errors hints seeds files machine record checkpoint lightning_internals "
     "memory",
     # the mathematics
-    "resnet gates fold muon optim mixing tta collective calibration drawing",
+    "resnet counts gates fold muon optim mixing tta collective calibration drawing",
     # images; records
     "data report",
     # Lightning

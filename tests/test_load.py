@@ -16,10 +16,10 @@ from torch import nn
 import resnet_se
 from resnet_se import checkpoint
 from resnet_se.config import load_config
+from resnet_se.counts import parameter_counts
 from resnet_se.data.pixels import to_rgb
 from resnet_se.errors import UserError
 from resnet_se.pretrained import Pretrained
-from resnet_se.resnet import parameter_counts
 from tests.conftest import Run
 
 

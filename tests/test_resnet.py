@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 from torchvision.ops import StochasticDepth
 
+from resnet_se.counts import forward_macs, parameter_counts
 from resnet_se.errors import UserError
 from resnet_se.resnet import (
     SE_POSITIONS,
@@ -19,8 +20,6 @@ from resnet_se.resnet import (
     ResNet,
     SqueezeExcite,
     WhiteningStem,
-    forward_macs,
-    parameter_counts,
 )
 
 # trainable, non-trainable, MMAC at 32×32, weighted layers

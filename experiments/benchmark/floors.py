@@ -22,6 +22,7 @@ from torch.profiler import ProfilerActivity, profile
 from resnet_se import config, machine, resnet
 from resnet_se.benchmark import training_step
 from resnet_se.builders import build_classifier
+from resnet_se.counts import describe
 
 HERE = Path(__file__).parent
 NETWORKS = {"se_resnet80": 128, "se_resnet8_quick": 512}  # batch sizes
@@ -58,7 +59,7 @@ def make_step(name: str, parts: str):
     images = torch.randn(batch, 3, 32, 32).to(memory_format=torch.channels_last)
     labels = torch.randint(10, (batch,))
     step = training_step(net, CPU, "bf16-mixed")
-    return lambda: step((images, labels)), resnet.describe(net.net)["macs"] * batch
+    return lambda: step((images, labels)), describe(net.net)["macs"] * batch
 
 
 def roof() -> float:

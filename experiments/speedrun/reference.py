@@ -23,10 +23,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from resnet_se.counts import forward_macs
 from resnet_se.data.kernels import channel_statistics, normalise
 from resnet_se.data.sources import CIFAR10
 from resnet_se.machine import accelerator, environment, hardware, now
-from resnet_se.resnet import WhiteningStem, forward_macs
+from resnet_se.resnet import WhiteningStem
 
 WIDTHS = (64, 256, 256)
 EPOCHS = 9.9
