@@ -292,6 +292,25 @@ def test_floors_are_told_as_measured():
             row = f"| {name} | {network['allocator']} | {part} | "
             row += f"{figure['median']:.3f} ({low:.3f}–{high:.3f}) | "
             assert row + f"{figure['share_of_roof']:.1%} |" in text
+    norm = ("native_batch_norm", "native_batch_norm_backward")
+    norm += ("threshold_backward", "clamp_min", "clamp_min_")
+    passes = (norm, (*norm, "mul", "add", "add_", "sum"))
+    would_be = {}
+    for network in result["networks"]:
+        now = network["step_seconds"]
+        if list(now) != ["as it is", "mean"]:
+            continue
+        for names in passes:
+            saved = sum(network["operators"].get(f"aten::{n}", 0) for n in names) / 2
+            share = 100 * now["as it is"]["share_of_roof"] / (1 - saved)
+            would_be[network["network"], names] = f"{share:.1f}"
+    flat = " ".join(text.split())
+    half, all_half = (
+        [would_be[name, names] for name in ("se_resnet80", "se_resnet8_quick")]
+        for names in passes
+    )
+    assert "at {} % and quickstart's network at {} %".format(*half) in flat
+    assert "in half its time at {} and {} %".format(*all_half) in flat
     for shape, ways in result["pools_ms"].items():
         rates = [
             f"{w['median']:.1f} ({w['spread'][0]:.1f}–{w['spread'][1]:.1f})"
