@@ -224,6 +224,10 @@ def test_what_is_said_of_quickstart_is_in_its_records():
     text = " ".join((FOLDER / "README.md").read_text().split())
     new = json.loads((FOLDER.parent / "quickstart/cpu1.seed0.json").read_text())
     assert f"its one run had {100 * new['test']['acc_tta']:.2f} % with TTA" in text
+    cpu = json.loads((FOLDER.parent / "quickstart/cpu2.seed0.json").read_text())
+    minutes, seconds = divmod(round(cpu["train"]["seconds"]), 60)
+    assert f"it took {minutes} min {seconds:02d} s" in text
+    assert f"{100 * cpu['test']['acc_tta']:.2f} % with TTA; n = 1" in text
     runs = records("h200/quickstart/seed*/result.json")
     tta = [run["test"]["acc_tta"] for run in runs]
     assert f"**{percent(tta)} % over five seeds" in text
