@@ -48,7 +48,7 @@ def make_step(name: str, way: str) -> Callable[[], None]:
 
 
 def shares(step: Callable[[], None]) -> dict[str, float]:
-    """Of a step's CPU time: convolutions, kernels with max-pooling in them, the rest."""
+    """Of a step: what convolutions take, and kernels with max-pooling in them."""
     with profile(activities=[ProfilerActivity.CPU]) as profiler:
         step()
     found = dict.fromkeys(("convolution", "max_pool"), 0.0)
