@@ -12,7 +12,7 @@ A search lies in `<runs_dir>/searches/<experiment>-seed<k>-<hash of what it sear
 setting explains: PED-ANOVA, Watanabe et al. 2023, arXiv 2304.10255).  Trials that are
 worse than others of their epoch stop early (`pruning`).  The same command goes on from
 there: trials that were running are run again, and training is idempotent.  Trial k
-draws from a generator of its own, (seed + k): an interrupted search proposes what an
+draws from a generator of its own, by (seed, k): an interrupted search proposes what an
 uninterrupted one would.
 """
 
@@ -40,6 +40,7 @@ from resnet_se.errors import UserError, nearest
 from resnet_se.files import atomic_file, exclusive
 from resnet_se.identity import Facts, config_hash, setting
 from resnet_se.pruning import FACTOR, METRICS, Rule, import_optuna, open_study
+from resnet_se.seeds import derive_seed
 from resnet_se.sweep import PRUNER, SweepTable, outcomes, print_outcomes
 
 if TYPE_CHECKING:
@@ -178,9 +179,8 @@ class OptunaSearch(Sweeper):
         while (started := len(study.trials)) < self.n_trials:
             batch = {}
             for number in range(started, self.n_trials)[: self.max_batch_size]:
-                study.sampler = optuna.samplers.TPESampler(
-                    seed=self.config.seed + number
-                )
+                seed = _proposal_seed(self.config.seed, number)
+                study.sampler = optuna.samplers.TPESampler(seed=seed)
                 batch[number] = study.ask(self.space).params
             yield batch
 
@@ -302,6 +302,11 @@ def _distribution(override: Override) -> BaseDistribution:
         return distributions.FloatDistribution(low, high, log=log)
     except ValueError as error:
         raise UserError(f"{override.input_line}: {error}") from None
+
+
+def _proposal_seed(seed: int, number: int) -> int:
+    """Of trial `number`'s proposals, in 0..2³² − 1; two seeds share none."""
+    return derive_seed("search", seed, number) % 2**32
 
 
 def _as_overrides(params: Mapping[str, Any]) -> list[str]:

@@ -437,6 +437,14 @@ def test_a_rule_finds_a_good_trial_in_fewer_epochs(tmp_path, rule, share, loss, 
     assert study.best_value > whole - loss  # the noise has a deviation of 0.01
 
 
+def test_searches_of_two_seeds_share_no_proposal():
+    from resnet_se.search import _proposal_seed
+
+    drawn = [_proposal_seed(seed, trial) for seed in range(10) for trial in range(100)]
+    assert len(set(drawn)) == len(drawn)
+    assert 0 <= min(drawn) <= max(drawn) < 2**32
+
+
 def test_importances_are_of_what_matters(tmp_path):
     pytest.importorskip("optuna", reason="extra optuna")
     from optuna.distributions import FloatDistribution
