@@ -47,9 +47,13 @@ class Run(NamedTuple):
 
 
 @pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    """Tensors this small are not worth a second one."""
+def _one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tensors this small are not worth a second one.
+
+    Processes that a test starts have as many: sums of other threads round otherwise.
+    """
     torch.set_num_threads(1)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session", autouse=True)

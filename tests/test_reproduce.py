@@ -42,9 +42,8 @@ def test_environments_that_differ_are_named():
 
 @pytest.mark.slow
 def test_a_run_is_the_same_again_and_an_edited_record_is_noticed(
-    train, command, run_dirs, capfd, monkeypatch
+    train, command, run_dirs, capfd
 ):
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # as this process has
     assert train() == 0
     ((run_dir, _),) = run_dirs().items()
     assert command("reproduce", str(run_dir)) == 0
