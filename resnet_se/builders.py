@@ -249,23 +249,23 @@ def _unchanged(net: torch.nn.Module) -> Iterator[None]:
 def settle_precision(cfg: DictConfig, data: ImageDataModule) -> str:
     """`trainer.precision`, with `auto` settled, once for a machine and a network.
 
-    A GPU takes bf16-mixed where its hardware has bf16.  On a CPU bf16 wins on some
-    processors and loses on others, so a few training steps of either are timed, and
-    what won is remembered in the cache folder: every seed of a sweep has the same.
+    bf16-mixed needs hardware that has bf16.  A GPU takes it then; on a CPU it wins with
+    some networks and loses with others, so a few training steps of either are timed,
+    and what won is remembered in the cache folder: every seed of a sweep has the same.
     """
     device = accelerator(cfg.trainer.accelerator)
     if cfg.trainer.precision != "auto":
         bf16 = str(cfg.trainer.precision).startswith("bf16")
-        if bf16 and device == "cpu" and not has_bf16(torch.device("cpu")):
+        if bf16 and device == "cpu" and not has_bf16(torch.device(device)):
             print(
                 f"precision: this processor emulates {cfg.trainer.precision}; "
                 "trainer.precision=32-true may be many times faster"
             )
         return cfg.trainer.precision
-    if device == "cuda":
-        return "bf16-mixed" if has_bf16(torch.device("cuda")) else "32-true"
-    if device != "cpu":
+    if not has_bf16(torch.device(device)):
         return "32-true"
+    if device == "cuda":
+        return "bf16-mixed"
     if ranks.in_group():  # each would measure, and not all the same
         print("precision: 32-true; torchrun's CPU processes do not measure")
         return "32-true"

@@ -264,7 +264,11 @@ def test_what_is_installed_is_no_source_of_ones_own():
 # --- the precision, settled once ---------------------------------
 
 
+BF16 = "torch.ops.mkldnn._is_mkldnn_bf16_supported"
+
+
 def test_every_seed_has_the_precision_that_was_timed_first(monkeypatch, tmp_path):
+    monkeypatch.setattr(BF16, lambda: True, raising=False)
     monkeypatch.setenv("RESNET_SE_CACHE", str(tmp_path))
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("train", [*TINY, "trainer.precision=auto"])
@@ -278,11 +282,18 @@ def test_every_seed_has_the_precision_that_was_timed_first(monkeypatch, tmp_path
     assert settle_precision(cfg, data) == "64-true"
 
 
+def test_without_bf16_in_hardware_nothing_is_timed(monkeypatch, tmp_path):
+    monkeypatch.setattr(BF16, lambda: False, raising=False)
+    monkeypatch.setenv("RESNET_SE_CACHE", str(tmp_path))
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("train", [*TINY, "trainer.precision=auto"])
+    assert settle_precision(cfg, build_data(cfg)) == "32-true"
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("has_bf16", [False, True])
 def test_an_emulated_bf16_is_said(has_bf16, monkeypatch, capsys):
-    monkeypatch.setattr(
-        "torch.ops.mkldnn._is_mkldnn_bf16_supported", lambda: has_bf16, raising=False
-    )
+    monkeypatch.setattr(BF16, lambda: has_bf16, raising=False)
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("train", [*TINY, "trainer.precision=bf16-mixed"])
     assert settle_precision(cfg, build_data(cfg)) == "bf16-mixed"
