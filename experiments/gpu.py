@@ -79,7 +79,7 @@ NETWORKS = {  # 1.0 PFLOP each on the 45,000 images that are left
     "deep": "trainer.max_epochs=19 model.depths=[2,2,2] model.residual=true",
 }
 CUTOUT = "augment.crop_padding=4 augment.cutout=12"
-AVERAGE = "+callbacks.weight_average._target_=resnet_se.callbacks.WeightAverage "
+AVERAGE = "+callbacks.weight_average._target_=resnet_se.averaging.WeightAverage "
 AVERAGE += "+callbacks.weight_average.decay=0.98"
 MEANS = {  # of which `best_cpu` may be made: SE's rate, settings, networks
     "plain": (83, "", "base wide deep"),

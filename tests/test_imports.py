@@ -24,7 +24,7 @@ LAYERS = (
     # images; records
     "data report",
     # Lightning
-    "classifier callbacks sam pruning dashboard progress",
+    "classifier callbacks averaging sam pruning dashboard progress",
     # a configuration
     "habits foreign identity config allowed kinds arguments checks ranks",
     # a trained network
