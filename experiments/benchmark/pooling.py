@@ -49,13 +49,13 @@ def _(gradient: Tensor, x: Tensor, places: Tensor) -> Tensor:
     return torch.empty_like(x)
 
 
-def _save(context, inputs, output) -> None:
-    context.save_for_backward(*inputs, output[1])
+def _save(ctx, inputs, output) -> None:
+    ctx.save_for_backward(*inputs, output[1])
 
 
-def _backward(context, gradient, _) -> Tensor:
+def _backward(ctx, gradient, _) -> Tensor:
     gradient = gradient.contiguous(memory_format=torch.channels_last)
-    return pool_backward(gradient, *context.saved_tensors)
+    return pool_backward(gradient, *ctx.saved_tensors)
 
 
 pool.register_autograd(_backward, setup_context=_save)
