@@ -282,6 +282,20 @@ def test_the_card_is_told_as_measured():
     assert figures["f"]["spread"][0] < figures["d"]["spread"][1]
 
 
+def test_what_pooling_costs_a_compiled_step_is_told_as_measured():
+    text, result = read("benchmark/pooling.json")
+    flat = " ".join(text.split())
+    settings, ratios = result["settings"], result["speed_of_eager"]
+    for way in ("compiled", "compiled, pooling apart"):
+        middle, (low, high) = ratios[way]["median"], ratios[way]["spread"]
+        assert f"{middle:.3f} ({low:.3f}–{high:.3f})" in flat
+    apart, whole = (1 - ratios[w]["median"] for w in list(ratios)[:0:-1])
+    assert 0.7 < (whole - apart) / whole < 0.8  # "three quarters of the loss"
+    said = f"(batch {settings['batch_size']}, {result['hardware']['precision']}, "
+    assert said + f"n = {settings['rounds']} in turns" in flat
+    assert f"`{settings['network']}`'s compiled step" in flat
+
+
 def test_floors_are_told_as_measured():
     text, result = read("benchmark/floors.json")
     assert f"n = {result['settings']['rounds']} in turns" in text
