@@ -4,6 +4,8 @@ import json
 import statistics
 from pathlib import Path
 
+from scipy import stats
+
 FOLDER = Path(__file__).parents[1] / "experiments" / "search"
 
 
@@ -27,6 +29,11 @@ def test_the_table_is_that_of_the_record():
     mean, deviation = statistics.mean(gains), statistics.stdev(gains)
     said = f"{mean:+.2f} ± {deviation:.2f} points".replace("-", "−")
     number = {2: "two", 3: "three"}[len(gains)]
+    half = stats.t.ppf(0.975, len(gains) - 1) * deviation / len(gains) ** 0.5
+    assert f"the interval of the mean of {number} is ± {half:.1f}" in text
+    best = record["summary"]["halving"]["best_mean"]
+    one = 100 * (best * (1 - best) / 2000) ** 0.5
+    assert f"2,000 images tell {100 * best:.0f} % to {one:.1f} points" in text
     assert f"{said} from the unpruned search's" in text
     assert f"deviation of {number} differences" in text
     assert share <= 0.4
