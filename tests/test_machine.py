@@ -42,6 +42,7 @@ def repository(tmp_path, monkeypatch):
     return git
 
 
+@pytest.mark.slow
 def test_git_state_is_the_commit_and_its_changes(tmp_path, repository):
     package = tmp_path / "package"
     repository("add", ".")
@@ -59,12 +60,14 @@ def test_git_state_is_the_commit_and_its_changes(tmp_path, repository):
     assert git_state(package) == {"commit": commit, "dirty": True}
 
 
+@pytest.mark.slow
 def test_a_repository_that_does_not_track_the_package_is_not_its_own(
     tmp_path, repository
 ):
     assert git_state(tmp_path / "package") is None
 
 
+@pytest.mark.slow
 def test_no_git_state_outside_a_repository(tmp_path, monkeypatch):
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     (tmp_path / "__init__.py").touch()
@@ -151,6 +154,7 @@ print(max(faults() for _ in range(3)))
 """
 
 
+@pytest.mark.slow
 def test_freed_memory_is_kept_for_the_next_tensor_of_that_size():
     """Pages are mapped anew for every large block, and no more once they are kept."""
     if not hasattr(ctypes.CDLL(None), "gnu_get_libc_version"):
