@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 
 RESULTS = "optimization_results.yaml"  # as Hydra's own sweepers call it
 IMPORTANCE = "importance.png"
-LEAST = 10  # complete trials that importances are told of
+LEAST = 10  # trials that importances are told of
 BEST = 0.3  # share of the trials; Optuna's 0.1 is two of twenty, which often mislead
 
 
@@ -267,15 +267,35 @@ class SearchTable(SweepTable):
 
 
 def _importances(study: optuna.Study) -> dict[str, float]:
-    """{setting: its share of what sets the best apart}, largest first; {} of few."""
+    """{setting: its share of what sets the best apart}, largest first; {} of few.
+
+    Only the order of the trials counts: pruned ones come after those that were trained
+    to their end, by how far they came, then by their values there.
+    """
     optuna = import_optuna()
-    complete = study.get_trials(states=[optuna.trial.TrialState.COMPLETE])
-    if len(complete) < LEAST or len({t.value for t in complete}) < 2:
+    states = optuna.trial.TrialState
+    trials = study.get_trials(states=[states.COMPLETE, states.PRUNED])
+    ended = [t for t in trials if t.value is not None]
+    if len(ended) < LEAST or len({t.value for t in ended}) < 2:
         return {}
+    sign = -1 if study.direction == optuna.study.StudyDirection.MINIMIZE else 1
+
+    def order(trial: Any) -> tuple[bool, int, float]:
+        whole = trial.state == states.COMPLETE
+        return whole, 0 if whole else trial.last_step or 0, sign * trial.value
+
+    ended.sort(key=order)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         evaluator = optuna.importance.PedAnovaImportanceEvaluator(target_quantile=BEST)
-    found = optuna.importance.get_param_importances(study, evaluator=evaluator)
+    ranked = optuna.create_study(direction="maximize")
+    for rank, t in enumerate(ended):
+        ranked.add_trial(
+            optuna.create_trial(
+                value=rank, params=t.params, distributions=t.distributions
+            )
+        )
+    found = optuna.importance.get_param_importances(ranked, evaluator=evaluator)
     return {name: round(float(share), 4) for name, share in found.items()}
 
 

@@ -469,6 +469,30 @@ def test_importances_are_of_what_matters(tmp_path):
     assert (tmp_path / "importance.png").stat().st_size > 1000
 
 
+@pytest.mark.parametrize("metric", ["val/acc", "val/loss"])
+def test_importances_count_trials_that_were_pruned(tmp_path, metric):
+    optuna = pytest.importorskip("optuna", reason="extra optuna")
+    from resnet_se.pruning import open_study
+    from resnet_se.search import _importances
+
+    study = open_study(tmp_path, metric)
+    study.sampler = optuna.samplers.RandomSampler(seed=0)
+    floats = optuna.distributions.FloatDistribution(0, 1)
+    for _ in range(20):
+        trial = study.ask({"idle": floats, "lr": floats})
+        lr = trial.params["lr"]
+        sign = 1 if metric == "val/acc" else -1
+        if lr > 0.8:  # trained to its end, where all have come down a little
+            trial.report(sign * lr / 2, 4)
+            study.tell(trial, sign * lr / 2)
+        else:  # further, the better it is
+            trial.report(sign * lr, 1 + (lr > 0.4))
+            study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+    found = _importances(study)
+    assert list(found) == ["lr", "idle"]
+    assert found["lr"] > 0.8
+
+
 @pytest.mark.slow
 def test_a_bad_trial_is_pruned_and_can_be_trained_to_its_end(
     train, command, run_dirs, study, capsys
