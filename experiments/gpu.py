@@ -79,7 +79,7 @@ NETWORKS = {  # 1.0 PFLOP each on the 45,000 images that are left
     "deep": "trainer.max_epochs=19 model.depths=[2,2,2] model.residual=true",
 }
 CUTOUT = "augment.crop_padding=4 augment.cutout=12"
-AVERAGE = "+callbacks.weight_average._target_=resnet_se.averaging.WeightAverage "
+AVERAGE = "+callbacks.weight_average._target_=resnet_se.training.callbacks.averaging.WeightAverage "
 AVERAGE += "+callbacks.weight_average.decay=0.98"
 MEANS = {  # of which `best_cpu` may be made: SE's rate, settings, networks
     "plain": (83, "", "base wide deep"),
@@ -152,7 +152,7 @@ def benchmark(out: Path, dry: bool) -> Iterator[Step]:
     told = DRY_BENCHMARK if dry else "model=se_resnet80 rounds=2 steps=20"
     arguments = [*told.split(), f"out={out / 'benchmark.json'}"]
     whole = '"complete": true'
-    target = "resnet_se.benchmark"
+    target = "resnet_se.commands.benchmark"
     yield Step("benchmark", target, arguments, "benchmark.json", whole, True)
 
 
@@ -266,9 +266,9 @@ def main() -> None:
     parser.add_argument("--dry-run", action="store_true")
     told = parser.parse_args()
     out, end = told.out.resolve(), time.monotonic() + 60 * told.minutes
-    import resnet_se.benchmark
-    import resnet_se.fit
-    import resnet_se.train  # noqa: F401  once for all
+    import resnet_se.commands.benchmark
+    import resnet_se.commands.train  # noqa: F401  once for all
+    import resnet_se.training.loop
 
     steps = [s for part in told.only for s in PARTS[part](out, told.dry_run)]
     waiting = [step for step in steps if not is_done(step, out)]

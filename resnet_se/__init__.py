@@ -13,12 +13,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from resnet_se.pretrained import build, load
-    from resnet_se.report.runs import load_runs
+    from resnet_se.analysis.report.runs import load_runs
+    from resnet_se.inference.pretrained import build, load
 
 __all__ = ["__version__", "build", "load", "load_runs"]
 
-_HOMES = {"build": "pretrained", "load": "pretrained", "load_runs": "report.runs"}
+_HOMES = {
+    "build": "inference.pretrained",
+    "load": "inference.pretrained",
+    "load_runs": "analysis.report.runs",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from importlib import import_module
 
-from resnet_se.errors import nearest
+from resnet_se.utils.errors import nearest
 
 COMMANDS = {
     "train": "train, test once, write the run directory",
@@ -25,6 +25,10 @@ COMMANDS = {
 }
 
 
+# Commands whose name is a module of the standard library, or another room.
+MODULES = {"inspect": "inspect_gates", "models": "model_table"}
+
+
 def main() -> None:
     """Hands the rest of the command line to the command's own `main`."""
     command = sys.argv[1] if len(sys.argv) > 1 else "--help"
@@ -35,7 +39,7 @@ def main() -> None:
             print(f"  {name:<{width}}  {what}")
         return
     if "install=bash" in sys.argv:  # Hydra's would complete for `resnet-se` alone
-        from resnet_se.completion import script
+        from resnet_se.commands.completion import script
 
         print(script(COMMANDS), end="")
         return
@@ -47,7 +51,8 @@ def main() -> None:
     sys.path.insert(0, "")
     # Hydra and argparse read what is left, as after `python -m`.
     sys.argv = [f"resnet-se {command}", *sys.argv[2:]]
-    import_module(f"resnet_se.{command}").main()
+    name = MODULES.get(command, command)
+    import_module(f"resnet_se.commands.{name}").main()
 
 
 if __name__ == "__main__":

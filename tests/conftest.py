@@ -18,6 +18,8 @@ from typing import NamedTuple
 import pytest
 import torch
 
+from resnet_se.__main__ import MODULES
+
 # A network and a data set small enough to train in a second or two.
 TINY = (
     "data=synthetic",
@@ -71,7 +73,7 @@ def call(folder: Path, name: str, *arguments: str) -> int:
         patch.setenv("HYDRA_FULL_ERROR", "0")  # a command sets it for Hydra
         patch.setattr(sys, "argv", [f"resnet-se {name}", *arguments])
         try:
-            import_module(f"resnet_se.{name}").main()
+            import_module(f"resnet_se.commands.{MODULES.get(name, name)}").main()
         except SystemExit as stop:
             return int(stop.code or 0)
         return 0

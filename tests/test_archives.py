@@ -23,10 +23,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from resnet_se.data import archives, sources
-from resnet_se.data.files import tree_files
-from resnet_se.data.images import ImageSet
+from resnet_se.data.image_set import ImageSet
+from resnet_se.data.image_tree import tree_files
 from resnet_se.data.sources import ImageFolder
-from resnet_se.errors import UserError
+from resnet_se.utils.errors import UserError
 
 
 @pytest.fixture(autouse=True)

@@ -12,16 +12,16 @@ from scipy import stats
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as TF
 
-from resnet_se.data.augment import Augmentation, Cutout
-from resnet_se.data.kernels import (
+from resnet_se.data.augmentation.kernels import (
     BRIGHTNESS,
     CONTRAST,
     SATURATION,
     channel_statistics,
     normalise,
 )
-from resnet_se.errors import UserError
-from resnet_se.seeds import derive_seed, kept_stream
+from resnet_se.data.augmentation.pipeline import Augmentation, Cutout
+from resnet_se.utils.errors import UserError
+from resnet_se.utils.random_streams import derive_seed, kept_stream
 
 PAPER = Augmentation(rotation=15, shift=0.1, shear=10, zoom=0.1, flip=0.5)
 ALL = replace(PAPER, crop_padding=4, jitter=0.2, cutout=5)

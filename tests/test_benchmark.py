@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
-import resnet_se.benchmark as module
-from resnet_se import builders, machine
-from resnet_se.benchmark import roof
-from resnet_se.errors import UserError
-from resnet_se.timing import Case, Stopwatch, compare, take_turns
+import resnet_se.commands.benchmark as module
+from resnet_se.analysis.timing import Case, Stopwatch, compare, take_turns
+from resnet_se.commands.benchmark import roof
+from resnet_se.config import build
+from resnet_se.utils import system
+from resnet_se.utils.errors import UserError
 from tests.conftest import TINY
 
 EXPERIMENTS = Path(__file__).parent.parent / "experiments"
@@ -40,7 +41,7 @@ def compiler(request, monkeypatch):
             return 12.5  # seconds
         raise UserError("trainer.compile: no compiler here")
 
-    monkeypatch.setattr(builders, "compile_net", compile_net)
+    monkeypatch.setattr(build, "compile_net", compile_net)
 
 
 @pytest.fixture
@@ -59,7 +60,7 @@ def written() -> dict:
 def clock(monkeypatch):
     """Seconds that pass only where a test says so."""
     passed = [0.0]
-    monkeypatch.setattr(machine, "now", lambda device: passed[0])
+    monkeypatch.setattr(system, "now", lambda device: passed[0])
     return passed
 
 
@@ -193,7 +194,7 @@ def test_ctrl_c_keeps_what_was_measured(command, compiler, small_roof, monkeypat
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(machine.usable_cores() < 2, reason="two processes on the CPU")
+@pytest.mark.skipif(system.usable_cores() < 2, reason="two processes on the CPU")
 def test_one_device_against_two(command):
     assert command("benchmark", *OVERRIDES, "devices=2") == 0
     result = written()

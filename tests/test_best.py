@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from resnet_se.report.compare import compare
-from resnet_se.report.groups import sections
-from resnet_se.report.runs import load
-from resnet_se.report.statistics import mean_std
+from resnet_se.analysis.report.compare import compare
+from resnet_se.analysis.report.groups import sections
+from resnet_se.analysis.report.runs import load
+from resnet_se.analysis.report.significance import mean_std
 
 FOLDER = Path(__file__).parents[1] / "experiments" / "best"
 FINAL = ("best_cpu", "without_se", "rival_resnet18", "rival_e14")

@@ -1,4 +1,4 @@
-"""`python -m resnet_se.bundle`: the same logits elsewhere, and safe from a stranger."""
+"""`resnet-se bundle`: the same logits elsewhere, and safe from a stranger."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import torch
 import yaml
 
 import resnet_se
-from resnet_se.errors import UserError
+from resnet_se.utils.errors import UserError
 from tests.conftest import Run, call
 
 IMAGES = torch.arange(2 * 3 * 32 * 32).remainder(251).view(2, 3, 32, 32).byte()
@@ -141,12 +141,12 @@ def test_the_card_may_be_edited(copy):
     [
         "os.system",
         "torch.nn.Linear",
-        "resnet_se.files.os.abort",
-        "resnet_se.resnet.nn.Linear",
+        "resnet_se.utils.files.os.abort",
+        "resnet_se.models.resnet.nn.Linear",
         "resnet_se.nowhere.ResNet",
-        "resnet_se.resnet.get_args",
+        "resnet_se.models.resnet.get_args",
         None,
-        ["resnet_se.resnet.ResNet"],
+        ["resnet_se.models.resnet.ResNet"],
     ],
 )
 def test_a_stranger_s_target_is_not_called(copy, target):

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torchmetrics.functional.classification import multiclass_calibration_error
 
-from resnet_se.calibration import fit_temperature, reliability
+from resnet_se.analysis.calibration import fit_temperature, reliability
 
 
 @pytest.mark.parametrize("scale", [0.1, 1, 30])

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from resnet_se import checkpoint
-from resnet_se.classifier import Classifier
-from resnet_se.errors import UserError
+from resnet_se.runs import checkpoint
+from resnet_se.training.module import Classifier
+from resnet_se.utils.errors import UserError
 
 EPOCHS = ("trainer.max_epochs=4", "plots=false")
 
@@ -76,7 +76,7 @@ def test_a_full_disk_leaves_the_one_that_was_there(sample, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     before = sample.read_bytes()
-    monkeypatch.setattr("resnet_se.files.os.fsync", no_room)
+    monkeypatch.setattr("resnet_se.utils.files.os.fsync", no_room)
     with pytest.raises(OSError, match="No space"):
         checkpoint.write(sample, {"state_dict": {"w": torch.ones(3)}})
     assert sample.read_bytes() == before

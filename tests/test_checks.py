@@ -16,15 +16,16 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from pydantic import Field
 from torch import nn
 
-from resnet_se import checks, hints
-from resnet_se.allowed import PLACES
-from resnet_se.builders import build_classifier
-from resnet_se.config import CONF, EXPECTED, load_config
-from resnet_se.errors import UserError
-from resnet_se.hints import Count, Unit, check, validated
-from resnet_se.kinds import check_kind
-from resnet_se.record import read_result
-from resnet_se.resnet import ResNet
+from resnet_se.config import CONF, validate
+from resnet_se.config.build import build_classifier
+from resnet_se.config.compose import EXPECTED, load_config
+from resnet_se.config.kinds import check_kind
+from resnet_se.config.schema import PLACES
+from resnet_se.models.resnet import ResNet
+from resnet_se.runs.record import read_result
+from resnet_se.utils import validation
+from resnet_se.utils.errors import UserError
+from resnet_se.utils.validation import Count, Unit, check, validated
 from tests.conftest import Run, call
 
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
@@ -35,9 +36,9 @@ HARMFUL = (
     "builtins.exec",
     "torch.hub.load",
     "torch.utils.cpp_extension.load",
-    "resnet_se.files.Path.write_text",
-    "resnet_se.builders.torch.load",
-    "resnet_se.files.atomic_file",
+    "resnet_se.utils.files.Path.write_text",
+    "resnet_se.config.build.torch.load",
+    "resnet_se.utils.files.atomic_file",
     "hydra.utils.instantiate",
     "hydra.utils.get_class",
 )
@@ -66,7 +67,7 @@ def composed() -> Any:
 def test_every_experiment_passes(composed, experiment):
     cfg = composed(f"experiment={experiment}")
     before = OmegaConf.to_container(cfg)
-    checks.check_config(cfg)
+    validate.check_config(cfg)
     assert OmegaConf.to_container(cfg) == before  # no preset was replaced
 
 
@@ -75,7 +76,7 @@ def test_every_experiment_passes(composed, experiment):
 )
 def test_every_choice_passes(composed, group):
     for path in sorted((CONF / group).glob("*.yaml")):
-        checks.check_config(composed(f"{group}={path.stem}"))
+        validate.check_config(composed(f"{group}={path.stem}"))
 
 
 @pytest.mark.parametrize(
@@ -88,16 +89,18 @@ def test_every_choice_passes(composed, group):
 )
 def test_a_network_of_a_named_package_replaces_a_preset(composed, target, more):
     cfg = composed(f"model._target_={target}", *more)
-    checks.check_config(cfg)
-    net = checks.build_net(cfg.model, 7)
+    validate.check_config(cfg)
+    net = validate.build_net(cfg.model, 7)
     assert net(torch.zeros(2, 3, 32, 32)).shape == (2, 7)
 
 
 def test_an_optimizer_class_replaces_a_preset(composed):
     cfg = composed("optimizer._target_=torch.optim.NAdam", "optimizer.lr=0.25")
-    checks.check_config(cfg)
+    validate.check_config(cfg)
     assert "cls" not in cfg.optimizer  # of the preset
-    optimizer = checks.build_optimizer(cfg.optimizer, cfg.optimizer.lr)(nn.Linear(2, 2))
+    optimizer = validate.build_optimizer(cfg.optimizer, cfg.optimizer.lr)(
+        nn.Linear(2, 2)
+    )
     assert type(optimizer) is torch.optim.NAdam
     assert optimizer.param_groups[0]["lr"] == 0.25
     assert isinstance(optimizer.param_groups[0]["betas"], list | tuple)
@@ -105,12 +108,12 @@ def test_an_optimizer_class_replaces_a_preset(composed):
 
 def test_another_class_of_optimizer_drops_what_it_does_not_take(composed):
     cfg = composed("optimizer.cls.path=torch.optim.NAdam")
-    checks.check_config(cfg)
+    validate.check_config(cfg)
     assert "fused" not in cfg.optimizer
     assert cfg.optimizer.eps == 1e-7  # NAdam takes it
     typed = composed("optimizer.cls.path=torch.optim.NAdam", "optimizer.fused=true")
     with pytest.raises(UserError, match=r"optimizer\.fused: NAdam has no such"):
-        checks.check_config(typed)
+        validate.check_config(typed)
 
 
 # --- what never passes -------------------------------------------
@@ -119,12 +122,12 @@ def test_another_class_of_optimizer_drops_what_it_does_not_take(composed):
 @pytest.mark.parametrize("place", [p for p in PLACES if p != "optimizer.cls"])
 @pytest.mark.parametrize("target", HARMFUL)
 def test_nothing_harmful_passes_anywhere(place, target, monkeypatch):
-    monkeypatch.setattr(checks, "instantiate", _never)
+    monkeypatch.setattr(validate, "instantiate", _never)
     node = OmegaConf.create({"_target_": target})
     with pytest.raises(UserError, match="expected"):
-        checks.build(place, node)
+        validate.build(place, node)
     with pytest.raises(UserError, match="expected"):  # nor deeper in it
-        checks.build(place, OmegaConf.create({"_target_": "nn", "x": [node]}))
+        validate.build(place, OmegaConf.create({"_target_": "nn", "x": [node]}))
 
 
 def _never(*_: Any, **__: Any) -> None:
@@ -135,9 +138,9 @@ def test_each_place_refuses_the_kind_of_another():
     kinds = {
         "model": "torch.nn.Linear",
         "data.source": "resnet_se.data.synthetic.Synthetic",
-        "mixing": "resnet_se.mixing.Mixing",
-        "tta": "resnet_se.tta.TTA",
-        "scheduler": "resnet_se.optim.Schedule",
+        "mixing": "resnet_se.training.mixing.Mixing",
+        "tta": "resnet_se.models.tta.TTA",
+        "scheduler": "resnet_se.training.optim.Schedule",
         "callbacks.x": "lightning.pytorch.callbacks.Timer",
         "logger.x": "lightning.pytorch.loggers.CSVLogger",
         "trainer": "lightning.Trainer",
@@ -158,12 +161,12 @@ def test_a_module_of_the_standard_library_is_not_even_imported():
     sys.modules.pop("this", None)  # importing it prints
     node = OmegaConf.create({"_target_": "this.Net"})
     with pytest.raises(UserError, match="expected a network"):
-        checks.build("model", node)
+        validate.build("model", node)
     assert "this" not in sys.modules
 
 
 def test_there_is_one_way_from_a_target_to_an_object():
-    package = Path(checks.__file__).parent
+    package = Path(validate.__file__).parent
     users = {
         path.name
         for path in package.rglob("*.py")
@@ -316,7 +319,7 @@ def _configuration(tmp_path: Path, finished: Run, data: st.DataObject) -> None:
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(plain))
     try:
         cfg = load_config(tmp_path)
-        checks.check_saved(cfg)
+        validate.check_saved(cfg)
         with torch.device("meta"):
             build_classifier(cfg, 10, training=False)
     except EXPECTED as error:
@@ -353,9 +356,9 @@ def test_a_class_that_is_checked_again_leaves_nothing_behind():
     """Annotations are texts: each reading makes new hints, and so new validators."""
     sizes = []
     for _ in range(3):
-        for name, hint in hints.hints_of(ResNet).items():
+        for name, hint in validation.hints_of(ResNet).items():
             if name == "reduction":
-                hints.check(name, 4, hint)
-            hints.plain(hint)
-        sizes.append(hints.plain.cache_info().currsize)
+                validation.check(name, 4, hint)
+            validation.plain(hint)
+        sizes.append(validation.plain.cache_info().currsize)
     assert sizes[0] == sizes[2]

@@ -10,11 +10,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
-from resnet_se.averaging import WeightAverage
-from resnet_se.builders import build_classifier, build_data, build_trainer, quiet
-from resnet_se.classifier import Diverged, _counted, _sums
 from resnet_se.config import CONF
-from resnet_se.errors import UserError
+from resnet_se.config.build import build_classifier, build_data, build_trainer, quiet
+from resnet_se.training.callbacks.averaging import WeightAverage
+from resnet_se.training.module import Diverged, _counted, _sums
+from resnet_se.utils.errors import UserError
 from tests.conftest import TINY
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 import resnet_se
-from resnet_se import models
-from resnet_se.__main__ import COMMANDS, main
+from resnet_se.__main__ import COMMANDS, MODULES, main
+from resnet_se.commands import model_table
 from tests.conftest import TINY
 
 ROOT = Path(__file__).parent.parent
@@ -42,7 +42,7 @@ def test_a_mistake_in_an_experiment_file(command, tmp_path, capsys, text, answer
 def test_models_prints_every_preset(model_rows, command, capsys, monkeypatch):
     assert model_rows["se_resnet80"]["total"] == 4_628_210
     few = {name: model_rows[name] for name in ("se_resnet20", "se_resnet80")}
-    monkeypatch.setattr(models, "presets", lambda *_: few)  # once is enough
+    monkeypatch.setattr(model_table, "presets", lambda *_: few)  # once is enough
     assert command("models") == 0
     shown = capsys.readouterr().out
     assert "4,628,210" in shown
@@ -75,8 +75,9 @@ def test_help_names_every_command(entry, capsys, arguments):
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_has_a_main_and_is_a_module_of_its_own(name):
-    assert callable(import_module(f"resnet_se.{name}").main)
-    path = Path(resnet_se.__file__).parent / name
+    name = MODULES.get(name, name)
+    assert callable(import_module(f"resnet_se.commands.{name}").main)
+    path = Path(resnet_se.__file__).parent / "commands" / name
     assert (path / "__main__.py").is_file() or path.with_suffix(".py").is_file()
 
 
@@ -138,9 +139,9 @@ def test_bash_completes_commands_groups_choices_and_keys(tmp_path):
 def test_the_wheel_finds_its_configuration(fresh_python, tmp_path):
     code = """
 import json, sys
-import resnet_se.config
+import resnet_se.config.compose
 from resnet_se.__main__ import main
-print(resnet_se.__version__, resnet_se.config.CONF)
+print(resnet_se.__version__, resnet_se.config.compose.CONF)
 sys.argv[1:] = ["models", "--json"]
 main()
 """

@@ -11,9 +11,9 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from resnet_se.checks import check_config
+from resnet_se.commands.model_table import counts
 from resnet_se.config import CONF
-from resnet_se.models import counts
+from resnet_se.config.validate import check_config
 
 GROUPS = ("model", "optimizer", "scheduler", "budget", "callbacks", "experiment")
 # Small twins by hand: depths, widths, reduction; a sixth, a half, a half.

@@ -23,10 +23,10 @@ from hydra.utils import instantiate
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import OmegaConf
 
-from resnet_se import dashboard
-from resnet_se.checks import check_config
-from resnet_se.classifier import METRICS, Classifier
 from resnet_se.config import CONF
+from resnet_se.config.validate import check_config
+from resnet_se.training import loggers
+from resnet_se.training.module import METRICS, Classifier
 
 KEY = "5ec2e7" * 8  # of the length that wandb wants
 
@@ -43,7 +43,7 @@ def wandb(monkeypatch, tmp_path):
     for name in ("CONFIG", "CACHE", "DATA"):
         monkeypatch.setenv(f"WANDB_{name}_DIR", str(tmp_path / "home"))
     monkeypatch.setenv("WANDB_SILENT", "true")
-    monkeypatch.setattr(dashboard, "_offline", [])
+    monkeypatch.setattr(loggers, "_offline", [])
     wandb.teardown()  # it reads its variables once a session
     yield wandb
     wandb.finish()
@@ -111,7 +111,7 @@ def test_two_jobs_one_failing_leave_two_runs_in_their_true_states(
 ):
     fail_at(monkeypatch, RuntimeError("a broken wire"), epoch=1, seed=1)
     overrides = (
-        "+callbacks.gradient_norm._target_=resnet_se.dashboard.GradientNorm",
+        "+callbacks.gradient_norm._target_=resnet_se.training.loggers.GradientNorm",
         "logger=wandb",
         "tags=[a]",
         "plots=true",
@@ -186,8 +186,8 @@ def test_a_sweep_that_is_typed_again_keeps_its_group(runs, train, monkeypatch):
 
 def test_another_directory_is_another_run(runs, tmp_path):
     for name in ("a/seed0-1234", "b/seed0-1234"):
-        dashboard.WandbRun(tmp_path / name, "p", offline=True)
-        dashboard.finish("finished")
+        loggers.WandbRun(tmp_path / name, "p", offline=True)
+        loggers.finish("finished")
     assert len({run.options["id"] for run in runs}) == 2
 
 
@@ -216,14 +216,14 @@ def test_an_agent_of_a_sweep_decides_on_id_and_project(runs, monkeypatch, tmp_pa
     monkeypatch.setenv("WANDB_SWEEP_ID", "sweep1")
     monkeypatch.setenv("WANDB_RUN_ID", "drawn7")
     monkeypatch.setenv("WANDB_PROJECT", "theirs")
-    dashboard.WandbRun(tmp_path / "e/seed0-1", "ours", offline=True)
+    loggers.WandbRun(tmp_path / "e/seed0-1", "ours", offline=True)
     (run,) = runs
     assert {"id", "project", "group"} & set(run.options) == set()
 
 
 def test_other_ranks_write_nothing(runs, monkeypatch, tmp_path):
     monkeypatch.setattr(rank_zero_only, "rank", 1)
-    logger = dashboard.WandbRun(tmp_path / "e/seed0-1", "p")
+    logger = loggers.WandbRun(tmp_path / "e/seed0-1", "p")
     logger.log_metrics({"a": 1.0}, step=1)
     logger.experiment.log({"a": 1})
     assert runs == []
@@ -243,9 +243,9 @@ def test_an_unreachable_server_costs_seconds_and_is_said_once(
     began = time.perf_counter()
     run_dirs = [tmp_path / "e" / name for name in ("seed0-1", "seed1-1")]
     for run_dir in run_dirs:
-        run = dashboard.WandbRun(run_dir, "p").experiment
+        run = loggers.WandbRun(run_dir, "p").experiment
         assert run.offline
-        dashboard.finish("finished")
+        loggers.finish("finished")
     # One attempt, of wandb.init alone: wandb.login's check waits 10 s and more.
     assert time.perf_counter() - began < 10
     for run_dir in run_dirs:
@@ -303,7 +303,7 @@ def test_a_server_that_dies_in_the_middle_stops_nothing(
     monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server.server_port}")
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     monkeypatch.setenv("WANDB_FINISH_TIMEOUT", "3")
-    start, finish = Classifier.on_train_epoch_start, dashboard.finish
+    start, finish = Classifier.on_train_epoch_start, loggers.finish
 
     def die(self):
         if self.current_epoch == 1:
@@ -319,7 +319,7 @@ def test_a_server_that_dies_in_the_middle_stops_nothing(
         finish(status)
         took.append(time.perf_counter() - began)
 
-    monkeypatch.setattr(dashboard, "finish", timed)
+    monkeypatch.setattr(loggers, "finish", timed)
     assert train("logger=wandb", "plots=true") == 0
     assert max(took) < 15
     ((run_dir, result),) = run_dirs().items()
@@ -401,7 +401,7 @@ def test_the_sweep_file_gives_commands_that_train_understands(end):
     }
     args = [f"{name}={value}" for name, value in values.items()]
     cfg = compose_logger(*command[4:], *args)
-    assert cfg.logger.wandb._target_ == "resnet_se.dashboard.WandbRun"
+    assert cfg.logger.wandb._target_ == "resnet_se.training.loggers.WandbRun"
     for name, value in values.items():
         assert OmegaConf.select(cfg, name) == value
 
@@ -415,7 +415,7 @@ def test_gradient_norms_are_the_steps_mean_and_maximum():
     logged = {}
     module.log_dict = lambda values, **_: logged.update(values)
     trainer = SimpleNamespace(num_training_batches=3)
-    callback = dashboard.GradientNorm()
+    callback = loggers.GradientNorm()
     callback.on_train_epoch_start(trainer, module)
     norms = []
     for i in range(3):

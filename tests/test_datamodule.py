@@ -12,17 +12,17 @@ import torch
 from torch.utils.data import DataLoader
 
 from resnet_se.data import loaders
-from resnet_se.data.augment import Augmentation
-from resnet_se.data.kernels import normalise
+from resnet_se.data.augmentation.kernels import normalise
+from resnet_se.data.augmentation.pipeline import Augmentation
+from resnet_se.data.datamodule import ImageDataModule
 from resnet_se.data.loaders import (
     AugmentedImages,
     ImagesInOrder,
     ShuffledBatches,
     stratified_split,
 )
-from resnet_se.data.module import ImageDataModule
 from resnet_se.data.sources import ImageSet
-from resnet_se.errors import UserError
+from resnet_se.utils.errors import UserError
 from tests.test_augment import ALL, PAPER, random_images
 
 CPU = torch.device("cpu")

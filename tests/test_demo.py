@@ -1,4 +1,4 @@
-"""`python -m resnet_se.demo`: what it shows, and a page clicked through in Chromium."""
+"""`resnet-se demo`: what it shows, and a page clicked through in Chromium."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ import torch.nn.functional as F
 from PIL import Image
 
 import resnet_se
-from resnet_se import demo
-from resnet_se.demo import drawing
-from resnet_se.demo.exhibits import NEAREST, Exhibit, Labelled, find_tests
+from resnet_se.commands import demo
+from resnet_se.commands.demo import drawing
+from resnet_se.commands.demo.exhibits import NEAREST, Exhibit, Labelled, find_tests
 from tests.conftest import Run, call
 
 needs_gradio = pytest.mark.skipif(
@@ -174,7 +174,7 @@ def getaddrinfo(host, *args, **kwargs):
         refuse(host)
     return real[1](host, *args, **kwargs)
 socket.socket.connect, socket.getaddrinfo = connect, getaddrinfo
-from resnet_se.demo import main
+from resnet_se.commands.demo import main
 main()
 """
 

@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 
-from resnet_se import drawing
-from resnet_se.data.augment import Augmentation
-from resnet_se.data.module import ImageDataModule
+from resnet_se.analysis import run_figures
+from resnet_se.data.augmentation.pipeline import Augmentation
+from resnet_se.data.datamodule import ImageDataModule
 from resnet_se.data.synthetic import Synthetic
 
 PICTURES = {"curves", "confusion", "per_class", "reliability", "mistakes", "augmented"}
@@ -25,7 +25,7 @@ def test_confusion_shows_torchmetrics_matrix_in_per_cent_of_the_row():
     torch.manual_seed(0)
     labels, predicted = torch.randint(4, (2, 200))
     labels[labels == 2] = 0  # a class that the test set lacks
-    figure = drawing.confusion(labels, predicted, "abcd")
+    figure = run_figures.confusion(labels, predicted, "abcd")
     counts = multiclass_confusion_matrix(predicted, labels, 4)
     expected = 100 * counts / counts.sum(1, keepdim=True).clamp_min(1)
     assert numbers(figure) == expected.round().int().flatten().tolist()
@@ -35,7 +35,7 @@ def test_confusion_shows_torchmetrics_matrix_in_per_cent_of_the_row():
 def test_mistakes_are_the_surest_wrong_ones_in_order():
     logits = torch.tensor([[9.0, 0], [2, 0], [0, 1], [5, 0]])
     images = torch.zeros(4, 3, 8, 8, dtype=torch.uint8)
-    figure = drawing.mistakes(
+    figure = run_figures.mistakes(
         images, torch.tensor([0, 1, 0, 1]), logits, ["cat", "dog"]
     )
     titles = [axis.get_title() for axis in figure.axes if axis.get_title()]
@@ -46,7 +46,7 @@ def test_mistakes_are_the_surest_wrong_ones_in_order():
 def test_plots_are_written_whatever_the_classes_are_called(tmp_path):
     history = [{"epoch": 0, "train/loss": 2.0, "train/lr": 0.1, "val/acc": 0.5}]
     before = plt.get_fignums()
-    drawing.save_run_plots(
+    run_figures.save_run_plots(
         tmp_path,
         history=history,
         images=torch.zeros(4, 3, 8, 8, dtype=torch.uint8),
@@ -64,7 +64,9 @@ def test_plots_are_written_whatever_the_classes_are_called(tmp_path):
 
 def test_confusion_of_many_classes_fits_into_memory():
     labels = torch.arange(500)
-    figure = drawing.confusion(labels, labels.flip(0), [f"class {i}" for i in labels])
+    figure = run_figures.confusion(
+        labels, labels.flip(0), [f"class {i}" for i in labels]
+    )
     assert max(figure.get_size_inches()) <= 50  # 6000 pixels, 150 MB to draw on
     plt.close(figure)
 
@@ -82,7 +84,7 @@ def history(losses, **columns):
 
 def test_the_best_epoch_is_marked_where_it_is():
     rows = history([3.0, 2.0, 1.0], loss=[2.5, 1.5, 1.75], acc=[0.1, 0.5, 0.6])
-    figure = drawing.curves(rows, best_epoch=1)
+    figure = run_figures.curves(rows, best_epoch=1)
     for axis, value in zip(figure.axes, (1.5, 0.5), strict=False):
         (star,) = [line for line in axis.lines if line.get_marker() == "*"]
         assert (list(star.get_xdata()), list(star.get_ydata())) == ([2], [value])
@@ -91,7 +93,7 @@ def test_the_best_epoch_is_marked_where_it_is():
 
 def test_a_soft_training_loss_is_told_apart_and_a_long_one_smoothed():
     losses = [float(i % 2) + 1 for i in range(40)]
-    figure = drawing.curves(history(losses, loss=losses), 0, soft_targets=True)
+    figure = run_figures.curves(history(losses, loss=losses), 0, soft_targets=True)
     axis = figure.axes[0]
     labels = [text.get_text() for text in axis.get_legend().get_texts()]
     assert labels[0] == "train, of soft targets: not comparable; bold: mean of 5 epochs"
@@ -103,7 +105,7 @@ def test_a_soft_training_loss_is_told_apart_and_a_long_one_smoothed():
 
 def test_loss_axes_survive_what_diverged_and_say_so():
     losses = [2.0, 1.5, 1e30, float("inf"), float("nan"), 1.0, 0.9, 0.02]
-    figure = drawing.curves(history(losses))
+    figure = run_figures.curves(history(losses))
     figure.canvas.draw()
     axis = figure.axes[0]
     low, high = axis.get_ylim()
@@ -114,7 +116,7 @@ def test_loss_axes_survive_what_diverged_and_say_so():
     crosses = [line for line in axis.lines if line.get_marker() == "x"]
     assert list(crosses[0].get_xdata()) == [3, 4, 5]
     plt.close(figure)
-    calm = drawing.curves(history([2.0, 1.5, 1.0]))
+    calm = run_figures.curves(history([2.0, 1.5, 1.0]))
     assert calm.axes[0].get_yscale() == "linear"
     assert calm.axes[0].get_ylabel() == ""
     plt.close(calm)

@@ -2,8 +2,8 @@
 
 from hydra.errors import InstantiationException
 
-from resnet_se.config import explain
-from resnet_se.errors import UserError, nearest
+from resnet_se.config.compose import explain
+from resnet_se.utils.errors import UserError, nearest
 
 
 def test_nearest_name_else_all():

@@ -11,10 +11,11 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from resnet_se.checks import check_config
-from resnet_se.config import CONF, resolved
-from resnet_se.identity import NOT_HASHED
-from resnet_se.models import counts
+from resnet_se.commands.model_table import counts
+from resnet_se.config import CONF
+from resnet_se.config.compose import resolved
+from resnet_se.config.validate import check_config
+from resnet_se.runs.run_hash import NOT_HASHED
 
 BEYOND = sorted(path.stem for path in CONF.glob("experiment/x*.yaml"))
 THE_22 = sorted(path.stem for path in CONF.glob("experiment/e*.yaml"))

@@ -1,4 +1,4 @@
-"""`python -m resnet_se.export` and `fold`: the file gives what the network gives."""
+"""`resnet-se export` and `fold`: the file gives what the network gives."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ import torch
 from torch import nn
 
 import resnet_se
-from resnet_se import export
-from resnet_se.cost import milliseconds
-from resnet_se.errors import UserError
-from resnet_se.fold import folded, mean_gates, with_mean_gates
-from resnet_se.resnet import POOLING, ResNet, SqueezeExcite
+from resnet_se.analysis.cost import milliseconds
+from resnet_se.commands import export
+from resnet_se.models.fold import folded, mean_gates, with_mean_gates
+from resnet_se.models.resnet import POOLING, ResNet, SqueezeExcite
+from resnet_se.utils.errors import UserError
 from tests.conftest import Run
 
 POSITIONS = ("standard", "pre", "post", "identity")

@@ -22,13 +22,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from resnet_se import checkpoint, ranks
-from resnet_se.classifier import Classifier
-from resnet_se.config import load_config
-from resnet_se.data.module import ImageDataModule
-from resnet_se.errors import UserError
-from resnet_se.files import exclusive
-from resnet_se.record import read_record
+from resnet_se.config.compose import load_config
+from resnet_se.data.datamodule import ImageDataModule
+from resnet_se.runs import checkpoint
+from resnet_se.runs.record import read_record
+from resnet_se.training.module import Classifier
+from resnet_se.utils import distributed
+from resnet_se.utils.errors import UserError
+from resnet_se.utils.files import exclusive
 from tests.conftest import TINY, Run, call, records
 from tests.records import record, write
 
@@ -114,7 +115,7 @@ def refuse(call: Callable, monkeypatch: pytest.MonkeyPatch, folder: Path) -> Non
             raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(dir))
         return call(*arguments, dir=dir, **options)
 
-    monkeypatch.setattr("resnet_se.files.tempfile.mkstemp", guarded)
+    monkeypatch.setattr("resnet_se.utils.files.tempfile.mkstemp", guarded)
 
 
 def test_a_disk_that_becomes_read_only(train, run_dirs, monkeypatch, capsys, tmp_path):
@@ -295,12 +296,12 @@ def test_impatience_prints_no_traceback(tmp_path):
 
 def test_a_rank_of_another_run_than_was_launched_says_so(monkeypatch):
     """A module of one's own was edited between the launch and the start."""
-    monkeypatch.setenv(ranks.RUN, "seed0-11111111")
-    ranks.check_same_run("seed0-22222222")  # no rank
-    monkeypatch.setenv(ranks.OURS, "1")
-    ranks.check_same_run("seed0-11111111")
+    monkeypatch.setenv(distributed.RUN, "seed0-11111111")
+    distributed.check_same_run("seed0-22222222")  # no rank
+    monkeypatch.setenv(distributed.OURS, "1")
+    distributed.check_same_run("seed0-11111111")
     with pytest.raises(UserError, match="changed in between; start it again"):
-        ranks.check_same_run("seed0-22222222")
+        distributed.check_same_run("seed0-22222222")
 
 
 def test_two_starts_at_once(train, run_dirs, capsys, monkeypatch):
@@ -342,7 +343,7 @@ def test_a_killed_loader_worker_is_an_error_and_the_run_goes_on(
 
 
 def test_out_of_memory_names_the_batch_that_fits(train, run_dirs, monkeypatch, capsys):
-    from resnet_se.resnet import ResNet
+    from resnet_se.models.resnet import ResNet
 
     forward = ResNet.forward
 

@@ -4,8 +4,8 @@ from contextlib import suppress
 
 import pytest
 
-from resnet_se.errors import UserError
-from resnet_se.files import Busy, atomic_file, exclusive
+from resnet_se.utils.errors import UserError
+from resnet_se.utils.files import Busy, atomic_file, exclusive
 
 
 def test_file_appears_only_when_it_is_whole(tmp_path):

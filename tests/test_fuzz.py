@@ -39,23 +39,18 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from PIL import Image
 
-from resnet_se import (
-    builders,
-    bundles,
-    checkpoint,
-    checks,
-    fit,
-    pretrained,
-    record,
-    screen,
-    train,
-)
-from resnet_se.config import RUN_DIR, load_config, saved_config
-from resnet_se.data.module import ImageDataModule
-from resnet_se.errors import UserError
-from resnet_se.evaluate import _print_table
-from resnet_se.identity import Facts
-from resnet_se.report.runs import load, load_runs
+from resnet_se.analysis.report.runs import load, load_runs
+from resnet_se.commands import train
+from resnet_se.commands.evaluate import _print_table
+from resnet_se.config import build, validate
+from resnet_se.config.compose import RUN_DIR, load_config, saved_config
+from resnet_se.data.datamodule import ImageDataModule
+from resnet_se.inference import pretrained
+from resnet_se.runs import bundle, checkpoint, record
+from resnet_se.runs.run_hash import Facts
+from resnet_se.training import loop
+from resnet_se.utils import console
+from resnet_se.utils.errors import UserError
 from tests.conftest import Run, call, records
 from tests.test_careless import tiny_beside
 
@@ -75,9 +70,9 @@ CALLS = [
     {"_target_": "builtins.eval", "_args_": [f"open({TRAP!r}, 'w')"]},
     {"_target_": "torch.load", "f": TRAP, "weights_only": False},
     {"_target_": "tests.test_fuzz.spring"},
-    {"_target_": "resnet_se.data.files.cache_file", "x": 3},
+    {"_target_": "resnet_se.data.image_tree.cache_file", "x": 3},
     {"_target_": 3},
-    {"_target_": "resnet_se.resnet.ResNet"},
+    {"_target_": "resnet_se.models.resnet.ResNet"},
 ]
 TEXTS = st.sampled_from(
     ["", "x", "${oc.env:HOME}", "${run_dir}", "${nope}", "${", "???", "/etc/passwd",
@@ -215,8 +210,8 @@ def read_as_record(content: bytes) -> None:
             assert result is not None
             if result["status"] == "finished":
                 record.check_finished(result, folder)
-                screen.print_closing_table(result, folder)
-                screen.print_closing_line(result, folder)
+                console.print_closing_table(result, folder)
+                console.print_closing_line(result, folder)
             figures = {"val": {"acc": 0.5, "loss": 1}, "test": dict.fromkeys(
                 ("acc", "acc_tta", "loss", "ece"), 0.5)}  # fmt: skip
             _print_table(SimpleNamespace(run="run", ckpt="best"), figures, result)
@@ -267,9 +262,9 @@ def small(tmp_path_factory) -> Path:
 def trained(small: Path) -> SimpleNamespace:
     """The parts of a reader that a checkpoint is poured into, and a whole one."""
     cfg = load_config(small)
-    data = builders.build_data(cfg, training=False)
+    data = build.build_data(cfg, training=False)
     data.setup()
-    model = builders.build_classifier(cfg, data.num_classes, training=False)
+    model = build.build_classifier(cfg, data.num_classes, training=False)
     whole = checkpoint.read(small / "checkpoints/best.ckpt")
     config = (small / "config.yaml").read_bytes()
     return SimpleNamespace(model=model, data=data, cfg=cfg, whole=whole, config=config)
@@ -308,7 +303,7 @@ def check_checkpoint(trained: Any, changes: list, damage: list) -> None:
         with suppress(UserError):
             checkpoint.choose(path.parent, "seed0-00000000")
         with suppress(UserError):
-            builders.load_weights(trained.model, trained.data, path)
+            build.load_weights(trained.model, trained.data, path)
         with suppress(UserError):
             pretrained.read(folder / "run")
 
@@ -361,9 +356,9 @@ def go_on(interrupted: Any, states: dict) -> None:
         plain["ckpt_path"] = str(folder / "theirs.ckpt")
         cfg = OmegaConf.create(plain)
         with watched(folder):
-            data = builders.build_data(cfg)
+            data = build.build_data(cfg)
             data.locate()
-            fit.train_and_test(cfg, data, Path(out), dict(interrupted.result))
+            loop.train_and_test(cfg, data, Path(out), dict(interrupted.result))
         assert {path.name for path in Path(out).iterdir()} <= MADE
 
 
@@ -450,7 +445,7 @@ def bundled(small: Path, tmp_path_factory) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in (folder / "b").iterdir()}
 
 
-BUNDLE_FILES = st.sampled_from([bundles.MANIFEST, bundles.CONFIG, bundles.RECORD])
+BUNDLE_FILES = st.sampled_from([bundle.MANIFEST, bundle.CONFIG, bundle.RECORD])
 
 
 def check_bundle(
@@ -459,13 +454,13 @@ def check_bundle(
     """A file of it changed as a stranger could, its checksum with it; then damage."""
     files = dict(bundled)
     files[name] = json_of(edited(json.loads(files[name]), changes))
-    if name != bundles.MANIFEST:
-        manifest = json.loads(files[bundles.MANIFEST])
+    if name != bundle.MANIFEST:
+        manifest = json.loads(files[bundle.MANIFEST])
         manifest["files"][name] = hashlib.sha256(files[name]).hexdigest()
-        files[bundles.MANIFEST] = json_of(manifest)
+        files[bundle.MANIFEST] = json_of(manifest)
     elif not zipped:
-        weights = damaged(files[bundles.WEIGHTS], damage)
-        files[bundles.WEIGHTS] = weights
+        weights = damaged(files[bundle.WEIGHTS], damage)
+        files[bundle.WEIGHTS] = weights
     if zipped:
         buffer = io.BytesIO()
         with zipfile.ZipFile(buffer, "w") as archive:
@@ -523,10 +518,10 @@ def check_configuration(configured: Any, changes: list, damage: list) -> None:
             train._check_directory(run, "00000000", configured.cfg, FACTS)
         with suppress(*SAID):  # as `evaluate` does
             cfg = read(run)
-            checks.check_saved(cfg)
-            data = builders.build_data(cfg, training=False)
+            validate.check_saved(cfg)
+            data = build.build_data(cfg, training=False)
             assert isinstance(data, ImageDataModule)
-            builders.build_classifier(cfg, 10, training=False)
+            build.build_classifier(cfg, 10, training=False)
 
 
 @some(15)

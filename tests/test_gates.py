@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from resnet_se.errors import UserError
-from resnet_se.gates import (
+from resnet_se.models.resnet import SE_POSITIONS, BasicBlock, ResNet
+from resnet_se.models.se_gates import (
     class_means,
     gate_values,
     grad_cam,
@@ -18,7 +18,7 @@ from resnet_se.gates import (
     shares,
     stages,
 )
-from resnet_se.resnet import SE_POSITIONS, BasicBlock, ResNet
+from resnet_se.utils.errors import UserError
 
 
 def network(**arguments: object) -> ResNet:

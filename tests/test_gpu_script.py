@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 
-from resnet_se.config import CONF, resolved
-from resnet_se.identity import Facts, config_hash, setting
+from resnet_se.config import CONF
+from resnet_se.config.compose import resolved
+from resnet_se.runs.run_hash import Facts, config_hash, setting
 
 SCRIPT = Path(__file__).parents[1] / "experiments/gpu.py"
 

@@ -16,12 +16,12 @@ import pytest
 import yaml
 from hydra import compose, initialize_config_dir
 
-from resnet_se import builders
-from resnet_se.builders import build_data, settle_precision
-from resnet_se.config import CONF, RUN_DIR, load_config, resolved, saved_config
-from resnet_se.foreign import foreign_sources
-from resnet_se.identity import ADDED, Facts, canonical, config_hash, setting
-from resnet_se.record import difference
+from resnet_se.commands.record import difference
+from resnet_se.config import CONF, build
+from resnet_se.config.build import build_data, settle_precision
+from resnet_se.config.compose import RUN_DIR, load_config, resolved, saved_config
+from resnet_se.runs.foreign import foreign_sources
+from resnet_se.runs.run_hash import ADDED, Facts, canonical, config_hash, setting
 from tests.conftest import TINY
 
 HERE = Facts("pixels", "32-true", 1)
@@ -89,7 +89,7 @@ WATCHING = {
     "precision by another word": ("trainer.precision=auto",),
     "no progress": ("callbacks.progress=null",),
     "checkpoints": ("+callbacks.checkpoint.every_n_steps=5",),
-    "norms": ("+callbacks.norm._target_=resnet_se.dashboard.GradientNorm",),
+    "norms": ("+callbacks.norm._target_=resnet_se.training.loggers.GradientNorm",),
     "a watcher of Lightning's in the run directory": (
         "+callbacks.mine._target_=lightning.pytorch.callbacks.ModelCheckpoint",
         "+callbacks.mine.dirpath=${run_dir}/mine",
@@ -126,7 +126,7 @@ def test_every_target_of_conf_has_a_canonical_name_of_its_own():
     every = set().union(*(targets(yaml.safe_load(text)) for text in texts))
     assert len(every) > 15
     assert len({canonical(target) for target in every}) == len(every)
-    assert canonical("resnet_se.resnet.ResNet") == "resnet_se:ResNet"
+    assert canonical("resnet_se.models.resnet.ResNet") == "resnet_se:ResNet"
     assert canonical("torch.optim.Adam") == "torch.optim.Adam"
 
 
@@ -258,7 +258,7 @@ def test_an_edit_of_ones_own_source_is_another_configuration(
 
 def test_what_is_installed_is_no_source_of_ones_own():
     installed = ("torch.optim.Adam", "lightning.Trainer", "json.loads", "no_such.Name")
-    assert foreign_sources([*installed, "resnet_se.resnet.ResNet"]) == {}
+    assert foreign_sources([*installed, "resnet_se.models.resnet.ResNet"]) == {}
 
 
 # --- the precision, settled once ---------------------------------
@@ -274,7 +274,7 @@ def test_every_seed_has_the_precision_that_was_timed_first(monkeypatch, tmp_path
         cfg = compose("train", [*TINY, "trainer.precision=auto"])
     data = build_data(cfg)
     for seconds in ((2.0, 1.0), (1.0, 2.0)):  # float32, bf16
-        monkeypatch.setattr(builders, "_step_seconds", lambda *_, s=seconds: s)
+        monkeypatch.setattr(build, "_step_seconds", lambda *_, s=seconds: s)
         assert settle_precision(cfg, data) == "bf16-mixed"
     cfg.model.widths = [8, 8, 8]  # another network is timed itself
     assert settle_precision(cfg, data) == "32-true"
@@ -340,7 +340,7 @@ def test_a_skipped_run_says_that_it_is_of_another_commit(
         state = {"commit": commit, "dirty": False}
         path.write_text(json.dumps(finished.result | {"git": state}))
         monkeypatch.setattr(
-            sys.modules["resnet_se.machine"],
+            sys.modules["resnet_se.utils.system"],
             "git_state",
             lambda _: {"commit": "a" * 40, "dirty": False},
         )
@@ -351,7 +351,7 @@ def test_a_skipped_run_says_that_it_is_of_another_commit(
 
 
 def test_a_run_saved_before_a_module_moved_is_read_at_its_new_home(tmp_path):
-    target = "resnet_se.resnet.ResNet"
+    target = "resnet_se.models.resnet.ResNet"
     old = {"model": {"_target_": "resnet_se.networks.old.ResNet"}, "callbacks": []}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(old))
     assert load_config(tmp_path).model._target_ == target

@@ -1,4 +1,4 @@
-"""`python -m resnet_se.inspect`: its figures are those of loops by hand; the report."""
+"""`resnet-se inspect`: its figures are those of loops by hand; the report."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from PIL import Image
 from torch import Tensor
 
 import resnet_se
-from resnet_se import checkpoint, inspect
+from resnet_se.analysis.report import gates as report_gates
+from resnet_se.analysis.report.runs import load
+from resnet_se.analysis.report.significance import images_only
+from resnet_se.commands import inspect_gates
 from resnet_se.data.loaders import stratified_split
 from resnet_se.data.synthetic import Synthetic
-from resnet_se.report import gates as report_gates
-from resnet_se.report.runs import load
-from resnet_se.report.statistics import images_only
-from resnet_se.seeds import stream
+from resnet_se.runs import checkpoint
+from resnet_se.utils.random_streams import stream
 from tests.conftest import Run, call
 from tests.test_gates import by_hand
 
@@ -38,7 +39,7 @@ def strong(finished: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
             tensor.mul_(6)
     checkpoint.write(run / "checkpoints/best.ckpt", saved)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(inspect, "milliseconds", lambda nets, images: [2.0, 1.0])
+        patch.setattr(inspect_gates, "milliseconds", lambda nets, images: [2.0, 1.0])
         assert call(folder, "inspect", f"run={run}", "images=40", "maps=[3,0]") == 0
     return run
 
@@ -151,7 +152,7 @@ def test_what_was_found_of_another_run_is_not_taken_for_this_one_s(
 def test_two_runs_side_by_side_one_of_them_unfinished(
     strong, tmp_path, capsys, monkeypatch
 ):
-    monkeypatch.setattr(inspect, "milliseconds", lambda nets, images: [2.0, 1.0])
+    monkeypatch.setattr(inspect_gates, "milliseconds", lambda nets, images: [2.0, 1.0])
     strong = shutil.copytree(strong, tmp_path / "strong")
     other = shutil.copytree(strong, tmp_path / "other")
     shutil.rmtree(other / "inspect")

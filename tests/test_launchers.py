@@ -22,7 +22,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
 
-from resnet_se import sweep
+from resnet_se.commands import multirun
 from resnet_se.config import CONF
 from tests.conftest import TINY
 
@@ -72,7 +72,7 @@ def wait_for(process: subprocess.Popen, folder: Path, pattern: str) -> Path:
 def outcomes(folder: Path) -> list[dict]:
     """Of the newest sweep under `folder`, in order."""
     newest = max((folder / "runs/sweeps").iterdir(), key=lambda p: p.stat().st_mtime_ns)
-    return sweep.outcomes(newest)
+    return multirun.outcomes(newest)
 
 
 def notes(run_dirs) -> list[list[str]]:
@@ -113,7 +113,7 @@ def test_a_missing_optuna_names_its_command(train, capsys, monkeypatch):
 def test_ray_gives_a_job_its_share(monkeypatch, gpus, jobs, cores, shares):
     extra("ray")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", gpus)
-    monkeypatch.setattr(sweep, "usable_cores", lambda: cores)
+    monkeypatch.setattr(multirun, "usable_cores", lambda: cores)
     overrides = ["launcher=ray", f"launcher.jobs={jobs}"]
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("train", overrides, return_hydra_config=True)
@@ -137,19 +137,21 @@ def test_processes_share_the_gpus_evenly(tmp_path, monkeypatch, gpus, jobs, shar
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     processes = []
     for share in shares:  # a lock excludes another of the same process as well
-        monkeypatch.setattr(sweep, "_locks_held", processes.append([]) or processes[-1])
+        monkeypatch.setattr(
+            multirun, "_locks_held", processes.append([]) or processes[-1]
+        )
         for _ in range(2):  # a worker's second job keeps what the first one took
-            sweep.take_gpus(gpus, jobs, tmp_path)
+            multirun.take_gpus(gpus, jobs, tmp_path)
             assert os.environ["CUDA_VISIBLE_DEVICES"] == share
     processes[-1].clear()  # it ends
-    monkeypatch.setattr(sweep, "_locks_held", [])
-    sweep.take_gpus(gpus, jobs, tmp_path)
+    monkeypatch.setattr(multirun, "_locks_held", [])
+    multirun.take_gpus(gpus, jobs, tmp_path)
     assert os.environ["CUDA_VISIBLE_DEVICES"] == shares[-1]
 
 
 def test_without_gpus_nothing_is_set(tmp_path, monkeypatch):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    sweep.take_gpus([], 2, tmp_path)
+    multirun.take_gpus([], 2, tmp_path)
     assert "CUDA_VISIBLE_DEVICES" not in os.environ
     assert not list(tmp_path.iterdir())
 
@@ -323,7 +325,7 @@ SEARCH = (
 def study(tmp_path):
     """The trials of the one search under a runs directory, and its results file."""
     pytest.importorskip("optuna", reason="extra optuna")
-    from resnet_se.pruning import open_study
+    from resnet_se.training.callbacks.pruning import open_study
 
     def find(runs: str = "runs"):
         (folder,) = (tmp_path / runs / "searches").iterdir()
@@ -352,7 +354,7 @@ def test_a_killed_search_goes_on_as_if_it_had_not_been(
     assert train(NOTE, *SEARCH) == 0
     trials, results, folder = study()
     assert [trial.state.name for trial in trials] == ["COMPLETE"] * 3
-    kinds = [o["kind"] for o in sweep.outcomes(folder)]
+    kinds = [o["kind"] for o in multirun.outcomes(folder)]
     assert kinds == ["done", "resumed", "done"]
     printed = capsys.readouterr().out
     assert results["command"] in printed
@@ -386,7 +388,7 @@ def test_a_search_records_what_fails_and_can_be_continued(train, study, capsys):
     assert results is None
     assert train(*SEARCH, *space, "hydra.sweeper.n_trials=2") == 1
     assert len(study()[0]) == 2
-    assert len(sweep.outcomes(folder)) == 2
+    assert len(multirun.outcomes(folder)) == 2
 
 
 PRUNED = (
@@ -412,7 +414,7 @@ def test_a_rule_finds_a_good_trial_in_fewer_epochs(tmp_path, rule, share, loss, 
     well, more.
     """
     optuna = pytest.importorskip("optuna", reason="extra optuna")
-    from resnet_se.pruning import open_study
+    from resnet_se.training.callbacks.pruning import open_study
 
     generator = torch.Generator().manual_seed(seed)
     heights = 0.5 + 0.4 * torch.rand(30, generator=generator)
@@ -438,7 +440,7 @@ def test_a_rule_finds_a_good_trial_in_fewer_epochs(tmp_path, rule, share, loss, 
 
 
 def test_searches_of_two_seeds_share_no_proposal():
-    from resnet_se.search import _proposal_seed
+    from resnet_se.commands.search import _proposal_seed
 
     drawn = [_proposal_seed(seed, trial) for seed in range(10) for trial in range(100)]
     assert len(set(drawn)) == len(drawn)
@@ -450,8 +452,8 @@ def test_importances_are_of_what_matters(tmp_path):
     from optuna.distributions import FloatDistribution
     from optuna.samplers import RandomSampler
 
-    from resnet_se.pruning import open_study
-    from resnet_se.search import _importances, _plot_importances
+    from resnet_se.commands.search import _importances, _plot_importances
+    from resnet_se.training.callbacks.pruning import open_study
 
     space = {name: FloatDistribution(0, 1) for name in ("idle", "lr")}
     for seed in range(6):  # by the best tenth, two trials, 1 and 2 are told wrongly
@@ -472,8 +474,8 @@ def test_importances_are_of_what_matters(tmp_path):
 @pytest.mark.parametrize("metric", ["val/acc", "val/loss"])
 def test_importances_count_trials_that_were_pruned(tmp_path, metric):
     optuna = pytest.importorskip("optuna", reason="extra optuna")
-    from resnet_se.pruning import open_study
-    from resnet_se.search import _importances
+    from resnet_se.commands.search import _importances
+    from resnet_se.training.callbacks.pruning import open_study
 
     study = open_study(tmp_path, metric)
     study.sampler = optuna.samplers.RandomSampler(seed=0)
@@ -500,7 +502,7 @@ def test_a_bad_trial_is_pruned_and_can_be_trained_to_its_end(
     assert train(*PRUNED) == 0
     trials, results, folder = study()
     states = [trial.state.name for trial in trials]
-    kinds = [o["kind"] for o in sweep.outcomes(folder)]
+    kinds = [o["kind"] for o in multirun.outcomes(folder)]
     assert [k == "pruned" for k in kinds] == [s == "PRUNED" for s in states]
     assert results["pruned"] == states.count("PRUNED") >= 1
     assert results["best_params"]["optimizer.lr"] == 0.05
@@ -513,7 +515,7 @@ def test_a_bad_trial_is_pruned_and_can_be_trained_to_its_end(
     epochs = record["train"]["epochs"]
     assert epochs < 4
     assert "test" not in record
-    done = [o for o in sweep.outcomes(folder) if o["kind"] != "skipped"]
+    done = [o for o in multirun.outcomes(folder) if o["kind"] != "skipped"]
     assert results["epochs"] == sum(o["epochs"] for o in done)
 
     assert command("train", *record["overrides"]) == 0

@@ -7,7 +7,7 @@ import pytest
 import torch
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from resnet_se import lightning_internals as internals
+from resnet_se.utils import lightning_private as internals
 
 BATCHES = 3
 pytestmark = pytest.mark.filterwarnings(

@@ -14,12 +14,12 @@ from PIL import Image
 from torch import nn
 
 import resnet_se
-from resnet_se import checkpoint
-from resnet_se.config import load_config
-from resnet_se.counts import parameter_counts
-from resnet_se.data.pixels import to_rgb
-from resnet_se.errors import UserError
-from resnet_se.pretrained import Pretrained
+from resnet_se.config.compose import load_config
+from resnet_se.data.decode import to_rgb
+from resnet_se.inference.pretrained import Pretrained
+from resnet_se.models.complexity import parameter_counts
+from resnet_se.runs import checkpoint
+from resnet_se.utils.errors import UserError
 from tests.conftest import Run
 
 
@@ -115,10 +115,14 @@ def test_what_is_no_run(tmp_path, path, said):
 
 def test_only_the_model_of_a_strangers_run_is_built(copy):
     path = copy / "config.yaml"
-    text = path.read_text().replace("resnet_se.optim.make_optimizer", "os.abort")
+    text = path.read_text().replace(
+        "resnet_se.training.optim.make_optimizer", "os.abort"
+    )
     path.write_text(text.replace("lightning.Trainer", "os.abort"))
     resnet_se.load(copy)
-    path.write_text(path.read_text().replace("resnet_se.resnet.ResNet", "os.abort"))
+    path.write_text(
+        path.read_text().replace("resnet_se.models.resnet.ResNet", "os.abort")
+    )
     with pytest.raises(UserError, match=r"model\._target_"):
         resnet_se.load(copy)
 

@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 import torch
 
-from resnet_se import machine
-from resnet_se.errors import UserError
-from resnet_se.machine import (
+from resnet_se.runs.record import SCHEMA, read_result, write_result
+from resnet_se.utils import system
+from resnet_se.utils.errors import UserError
+from resnet_se.utils.system import (
     environment,
     git_state,
     hardware,
     peak_memory_mb,
     reset_peak_memory,
 )
-from resnet_se.record import SCHEMA, read_result, write_result
 
 
 @pytest.fixture
@@ -98,7 +98,7 @@ def test_environment_and_hardware_can_be_written(tmp_path):
 def test_the_device_is_lightnings_choice(monkeypatch, wanted, cuda, settled):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
-    assert machine.accelerator(wanted) == settled
+    assert system.accelerator(wanted) == settled
 
 
 @pytest.mark.parametrize("wanted", ["gpu", "cuda", "mps"])
@@ -106,15 +106,15 @@ def test_a_device_that_is_not_there_is_named(monkeypatch, wanted):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     with pytest.raises(UserError, match=f"trainer.accelerator={wanted}: no such"):
-        machine.accelerator(wanted)
+        system.accelerator(wanted)
 
 
 def test_the_cache_is_where_the_environment_says(monkeypatch, tmp_path):
     monkeypatch.setenv("RESNET_SE_CACHE", str(tmp_path / "own"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert machine.cache_folder() == tmp_path / "own"
+    assert system.cache_folder() == tmp_path / "own"
     monkeypatch.delenv("RESNET_SE_CACHE")
-    assert machine.cache_folder() == tmp_path / "resnet-se"
+    assert system.cache_folder() == tmp_path / "resnet-se"
 
 
 def test_peak_memory_is_in_megabytes():
@@ -137,7 +137,7 @@ def test_peak_memory_can_be_counted_afresh():
 
 FAULTS = """
 import ctypes, resource
-from resnet_se.machine import keep_freed_memory
+from resnet_se.utils.system import keep_freed_memory
 libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
 libc.free.argtypes = [ctypes.c_void_p]
@@ -170,11 +170,11 @@ def test_freed_memory_is_kept_for_the_next_tensor_of_that_size():
 
 
 def test_kept_memory_is_no_part_of_the_next_job_s_peak():
-    machine.keep_freed_memory()
+    system.keep_freed_memory()
     test_peak_memory_can_be_counted_afresh()
 
 
 def test_freed_memory_may_be_kept_anywhere(monkeypatch):
-    monkeypatch.setattr(machine.ctypes, "CDLL", lambda name: object())  # no glibc
-    machine.keep_freed_memory()
-    machine.reset_peak_memory(torch.device("cpu"))
+    monkeypatch.setattr(system.ctypes, "CDLL", lambda name: object())  # no glibc
+    system.keep_freed_memory()
+    system.reset_peak_memory(torch.device("cpu"))

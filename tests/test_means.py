@@ -16,16 +16,16 @@ from hydra.errors import InstantiationException
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, update_bn
 
-from resnet_se.builders import build_classifier, build_data, build_trainer, quiet
-from resnet_se.checks import check_config
+from resnet_se.commands.model_table import counts
 from resnet_se.config import CONF
-from resnet_se.distill import Distillation, criterion
-from resnet_se.errors import UserError
-from resnet_se.lightning_internals import batches_done
-from resnet_se.models import counts
-from resnet_se.pretrained import load
-from resnet_se.sam import SAM, ascent
-from resnet_se.seeds import derive_seed
+from resnet_se.config.build import build_classifier, build_data, build_trainer, quiet
+from resnet_se.config.validate import check_config
+from resnet_se.inference.distillation import Distillation, criterion
+from resnet_se.inference.pretrained import load
+from resnet_se.training.callbacks.sam import SAM, ascent
+from resnet_se.utils.errors import UserError
+from resnet_se.utils.lightning_private import batches_done
+from resnet_se.utils.random_streams import derive_seed
 from tests.conftest import TINY
 from tests.test_train import Stopped, assert_same_run, interrupt, only
 
@@ -265,7 +265,7 @@ def test_a_teacher_that_does_not_fit_is_refused(
 
 FROZEN = (
     "model.whiten=true",
-    "+callbacks.freeze._target_=resnet_se.callbacks.FreezeStem",
+    "+callbacks.freeze._target_=resnet_se.training.callbacks.run.FreezeStem",
     "+callbacks.freeze.epochs=1",
 )
 
@@ -328,7 +328,7 @@ MEANS = {
     "cutmix": ("mixing=both",),
     "stochastic depth": ("model.drop_path=0.3",),
     "zero init": ("model.zero_init=true",),
-    "sam": ("+callbacks.sam._target_=resnet_se.sam.SAM",),
+    "sam": ("+callbacks.sam._target_=resnet_se.training.callbacks.sam.SAM",),
     "ema": ("callbacks=ema",),
     "distillation": ("distill=TEACHER",),
     "repeats": ("data.repeats=2",),
@@ -353,7 +353,7 @@ APART = {  # and the answer
 TOGETHER = (
     "augment=trivial", "augment.erase=0.5", "mixing=both", "mixing.probability=0.7",
     "model.drop_path=0.3", "model.dropout=0.2", "model.zero_init=true",
-    "callbacks=ema", "+callbacks.sam._target_=resnet_se.sam.SAM",
+    "callbacks=ema", "+callbacks.sam._target_=resnet_se.training.callbacks.sam.SAM",
     "+callbacks.sam.every=2", "data.repeats=2", "scheduler=one_cycle",
     "optimizer.decay_norm_and_bias=false", "optimizer.weight_decay=0.01",
 )  # fmt: skip

@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from resnet_se.errors import UserError
-from resnet_se.mixing import Mixing, soft_targets
+from resnet_se.training.mixing import Mixing, soft_targets
+from resnet_se.utils.errors import UserError
 
 K = 5
 

@@ -9,10 +9,10 @@ import torch
 from torch import nn
 from torch.optim import SGD
 
-from resnet_se.errors import UserError
-from resnet_se.muon import Muon, make_muon, orthogonalized
-from resnet_se.optim import Schedule
-from resnet_se.resnet import ResNet, SqueezeExcite
+from resnet_se.models.resnet import ResNet, SqueezeExcite
+from resnet_se.training.muon import Muon, make_muon, orthogonalized
+from resnet_se.training.optim import Schedule
+from resnet_se.utils.errors import UserError
 
 RATES = {"lr": 0.2, "bias_lr": 10.0, "se_lr": 3.0, "head_lr": 2.0}
 

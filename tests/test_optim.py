@@ -9,8 +9,7 @@ from torch import nn
 from torch.optim import SGD, Adam, AdamW
 from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR, ReduceLROnPlateau
 
-from resnet_se.errors import UserError
-from resnet_se.optim import (
+from resnet_se.training.optim import (
     Schedule,
     constant,
     cosine,
@@ -20,6 +19,7 @@ from resnet_se.optim import (
     triangular,
     warmup,
 )
+from resnet_se.utils.errors import UserError
 
 PAPER = {
     "decay": partial(multistep, milestones=[100, 250], gamma=0.1),

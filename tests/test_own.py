@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from resnet_se.data.augment import Augmentation
+from resnet_se.analysis.report.runs import Run
+from resnet_se.data.augmentation.pipeline import Augmentation
 from resnet_se.data.loaders import AugmentedImages, BatchesOnDevice, ShuffledBatches
-from resnet_se.errors import UserError
-from resnet_se.foreign import foreign_sources
-from resnet_se.report.runs import Run
+from resnet_se.runs.foreign import foreign_sources
+from resnet_se.utils.errors import UserError
 
 NET = """
 import torch

@@ -9,10 +9,10 @@ import torch
 from scipy import stats
 from torchvision.transforms import v2
 
-from resnet_se.data import policies
-from resnet_se.data.augment import Augmentation
-from resnet_se.data.policies import OPERATIONS
-from resnet_se.seeds import kept_stream
+from resnet_se.data.augmentation import policies
+from resnet_se.data.augmentation.pipeline import Augmentation
+from resnet_se.data.augmentation.policies import OPERATIONS
+from resnet_se.utils.random_streams import kept_stream
 from tests.test_augment import random_images
 
 POLICIES = ("trivial", "randaugment", "autoaugment")

@@ -1,4 +1,4 @@
-"""`python -m resnet_se.predict`: files of every kind, rows, what cannot be read."""
+"""`resnet-se predict`: files of every kind, rows, what cannot be read."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ import torch
 from PIL import Image
 
 import resnet_se
-from resnet_se.data import pictures
-from resnet_se.data.pictures import batches, decode, find_pictures
+from resnet_se.data import inference_inputs
+from resnet_se.data.inference_inputs import batches, decode, find_pictures
 from resnet_se.data.synthetic import Synthetic
-from resnet_se.errors import UserError
+from resnet_se.utils.errors import UserError
 from tests.conftest import Run
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
@@ -199,14 +199,14 @@ def test_a_decompression_bomb_is_not_decoded(tmp_path, monkeypatch):
     Image.new("1", (20_000, 10_000)).save(tmp_path / "bomb.png")  # 200 megapixels
     with pytest.raises(ValueError, match="more than 64 megapixels"):
         decode(tmp_path / "bomb.png", (32, 32))
-    monkeypatch.setattr(pictures, "MEGAPIXELS", 1e-3)
+    monkeypatch.setattr(inference_inputs, "MEGAPIXELS", 1e-3)
     noise(33).save(tmp_path / "large.png")
     with pytest.raises(ValueError, match="megapixels"):
         decode(tmp_path / "large.png", (32, 32))
 
 
 def test_batches_keep_the_order_and_are_read_a_few_ahead(tmp_path, monkeypatch):
-    monkeypatch.setattr(pictures, "usable_cores", lambda: 4)
+    monkeypatch.setattr(inference_inputs, "usable_cores", lambda: 4)
     for i in range(20):
         Image.new("RGB", (200, 200), (i, i, i)).save(tmp_path / f"{i:02}.png")
     taken = []
@@ -236,7 +236,7 @@ def test_a_file_counts_whatever_its_name_when_named_itself(tmp_path):
 @pytest.mark.soak
 def test_memory_does_not_grow_with_the_files(finished: Run, tmp_path):
     """The peak over 40,000 files is that over 4,000, within a few MB."""
-    from resnet_se.machine import peak_memory_mb, reset_peak_memory
+    from resnet_se.utils.system import peak_memory_mb, reset_peak_memory
 
     noise().save(tmp_path / "0.png")
     for i in range(1, 40_000):

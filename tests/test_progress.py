@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from resnet_se.progress import LiveProgress, duration, forecast
+from resnet_se.training.callbacks.progress import LiveProgress, duration, forecast
 
 
 @pytest.mark.parametrize(

@@ -19,8 +19,8 @@ import torch.distributed as dist
 from omegaconf import OmegaConf
 from torch import nn
 
-from resnet_se import collective, ranks
-from resnet_se.errors import UserError
+from resnet_se.utils import collective, distributed
+from resnet_se.utils.errors import UserError
 from tests.conftest import TINY
 
 # 61 test images are not divided by two.
@@ -116,32 +116,32 @@ SRUN = {"SLURM_NTASKS": "2", "SLURM_JOB_ID": "7", "SLURM_PROCID": "1"}
 )
 def test_who_this_process_is(environment, variables, size, leader):
     environment(**variables)
-    assert ranks.world_size() == size
-    assert ranks.in_group() == (size > 1)
-    assert ranks.is_leader() == leader
+    assert distributed.world_size() == size
+    assert distributed.in_group() == (size > 1)
+    assert distributed.is_leader() == leader
     asked = OmegaConf.create({"accelerator": "cpu", "devices": 1, "strategy": "auto"})
-    assert ranks.processes(asked) == size
+    assert distributed.processes(asked) == size
 
 
 def test_a_world_that_is_no_number_is_named(environment):
     environment(WORLD_SIZE="two")
     with pytest.raises(UserError, match=r"WORLD_SIZE .* not a number: 'two'"):
-        ranks.in_group()
+        distributed.in_group()
 
 
 def test_several_machines_are_not_started_from_one(environment):
     environment()
     trainer = {"accelerator": "cpu", "devices": 1, "strategy": "ddp", "num_nodes": 2}
     with pytest.raises(UserError, match="start it on each machine"):
-        ranks.local_processes(OmegaConf.create(trainer))
+        distributed.local_processes(OmegaConf.create(trainer))
 
 
 def test_one_process_needs_no_group():
     x = torch.arange(4)
     assert collective.gathered(x) is x
     assert collective.summed(x) is x
-    assert ranks.is_leader()
-    assert not ranks.in_group()
+    assert distributed.is_leader()
+    assert not distributed.in_group()
 
 
 @pytest.mark.parametrize(
@@ -153,7 +153,7 @@ def test_one_process_needs_no_group():
     ],
 )
 def test_processes_asked_for(trainer, processes):
-    assert ranks.local_processes(OmegaConf.create(trainer)) == processes
+    assert distributed.local_processes(OmegaConf.create(trainer)) == processes
 
 
 def test_more_gpus_than_there_are(monkeypatch):
@@ -161,7 +161,7 @@ def test_more_gpus_than_there_are(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     trainer = {"accelerator": "gpu", "devices": 4, "strategy": "ddp"}
     with pytest.raises(UserError, match="asked for 4 GPUs, this machine has 2"):
-        ranks.local_processes(OmegaConf.create(trainer))
+        distributed.local_processes(OmegaConf.create(trainer))
 
 
 # --- whole runs --------------------------------------------------

@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from resnet_se.__main__ import COMMANDS
+from resnet_se.analysis.report.significance import mean_std
 from resnet_se.config import CONF
-from resnet_se.report.statistics import mean_std
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"

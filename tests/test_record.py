@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from resnet_se.errors import UserError
-from resnet_se.record import (
+from resnet_se.runs.record import (
     READABLE,
     SCHEMA,
     STATUSES,
@@ -17,6 +16,7 @@ from resnet_se.record import (
     unpack_labels,
     write_result,
 )
+from resnet_se.utils.errors import UserError
 
 
 def record(**fields):

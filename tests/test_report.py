@@ -17,14 +17,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from resnet_se.errors import UserError
-from resnet_se.report import claims, document
-from resnet_se.report.canvas import draw
-from resnet_se.report.compare import compare
-from resnet_se.report.document import report
-from resnet_se.report.figures import figures, pareto, spread_labels
-from resnet_se.report.groups import sections
-from resnet_se.report.runs import Run, frame, load
+from resnet_se.analysis.report import claims, document
+from resnet_se.analysis.report.canvas import draw
+from resnet_se.analysis.report.compare import compare
+from resnet_se.analysis.report.document import report
+from resnet_se.analysis.report.figures import figures, pareto, spread_labels
+from resnet_se.analysis.report.groups import sections
+from resnet_se.analysis.report.runs import Run, frame, load
+from resnet_se.utils.errors import UserError
 from tests.records import GPU, old, record, swept, unfinished, write
 
 ROOT = Path(__file__).parent.parent

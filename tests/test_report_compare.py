@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from resnet_se.report.compare import Comparison, Family, compare
-from resnet_se.report.groups import Group, Section, sections, short_names
-from resnet_se.report.runs import Run
-from resnet_se.report.statistics import holm, mcnemar_exact, pooled
-from resnet_se.report.tables import comparison_table
+from resnet_se.analysis.report.compare import Comparison, Family, compare
+from resnet_se.analysis.report.groups import Group, Section, sections, short_names
+from resnet_se.analysis.report.runs import Run
+from resnet_se.analysis.report.significance import holm, mcnemar_exact, pooled
+from resnet_se.analysis.report.tables import comparison_table
 from tests.records import old, record, swept
 
 

@@ -12,10 +12,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from resnet_se.errors import UserError
-from resnet_se.identity import NOT_HASHED
-from resnet_se.record import SCHEMA
-from resnet_se.report.runs import IDLE, Run, frame, load, load_runs
+from resnet_se.analysis.report.runs import IDLE, Run, frame, load, load_runs
+from resnet_se.runs.record import SCHEMA
+from resnet_se.runs.run_hash import NOT_HASHED
+from resnet_se.utils.errors import UserError
 from tests.records import old, record, swept, unfinished, write
 
 DATA = Path(__file__).parent / "data"
@@ -202,7 +202,7 @@ def test_records_of_schema_1_are_read():
 @pytest.mark.slow
 def test_importing_the_report_pulls_in_nothing_heavy():
     code = (
-        "import sys; import resnet_se.report; import resnet_se.report.runs; "
+        "import sys; import resnet_se.analysis.report; import resnet_se.analysis.report.runs; "
         "heavy = 'torch torchvision lightning hydra pandas scipy matplotlib'.split(); "
         "print([m for m in heavy if m in sys.modules])"
     )

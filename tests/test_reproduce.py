@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from resnet_se import checkpoint
-from resnet_se.reproduce import differences, digits, weights_agree
+from resnet_se.commands.reproduce import differences, digits, weights_agree
+from resnet_se.runs import checkpoint
 
 
 @pytest.mark.parametrize(

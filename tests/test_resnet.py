@@ -10,9 +10,8 @@ import torch.nn.functional as F
 from torch import nn
 from torchvision.ops import StochasticDepth
 
-from resnet_se.counts import forward_macs, parameter_counts
-from resnet_se.errors import UserError
-from resnet_se.resnet import (
+from resnet_se.models.complexity import forward_macs, parameter_counts
+from resnet_se.models.resnet import (
     SE_POSITIONS,
     BasicBlock,
     Layers,
@@ -21,6 +20,7 @@ from resnet_se.resnet import (
     SqueezeExcite,
     WhiteningStem,
 )
+from resnet_se.utils.errors import UserError
 
 # trainable, non-trainable, MMAC at 32×32, weighted layers
 CHECK_VALUES = {

@@ -21,10 +21,10 @@ from torchvision.datasets import CIFAR10 as Official
 from torchvision.datasets import CIFAR100 as OfficialFine
 
 from resnet_se.data import sources
-from resnet_se.data.augment import Augmentation
-from resnet_se.data.images import DataNotFound, ImageSet
-from resnet_se.data.module import ImageDataModule
-from resnet_se.data.pictures import decode
+from resnet_se.data.augmentation.pipeline import Augmentation
+from resnet_se.data.datamodule import ImageDataModule
+from resnet_se.data.image_set import DataNotFound, ImageSet
+from resnet_se.data.inference_inputs import decode
 from resnet_se.data.sources import (
     CIFAR10,
     CIFAR10_CLASSES,
@@ -33,8 +33,8 @@ from resnet_se.data.sources import (
     ImageFolder,
 )
 from resnet_se.data.synthetic import Synthetic
-from resnet_se.errors import UserError
-from resnet_se.machine import cache_folder
+from resnet_se.utils.errors import UserError
+from resnet_se.utils.system import cache_folder
 
 REAL_DATA, REAL_CACHE = map(os.environ.get, ("RESNET_SE_DATA", "RESNET_SE_CACHE"))
 

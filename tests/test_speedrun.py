@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from resnet_se.analysis.report.compare import compare
+from resnet_se.analysis.report.groups import sections
+from resnet_se.analysis.report.runs import load
+from resnet_se.analysis.report.significance import mean_std
 from resnet_se.config import CONF
-from resnet_se.report.compare import compare
-from resnet_se.report.groups import sections
-from resnet_se.report.runs import load
-from resnet_se.report.statistics import mean_std
 
 FOLDER = Path(__file__).parents[1] / "experiments" / "speedrun"
 ROWS = {  # first words of a table's row → the records it sums up

@@ -12,9 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from resnet_se.report.document import METHOD
-from resnet_se.report.simulate import SEEDS, simulate
-from resnet_se.report.statistics import (
+from resnet_se.analysis.report.document import METHOD
+from resnet_se.analysis.report.significance import (
     Estimate,
     Noise,
     contrast,
@@ -24,6 +23,7 @@ from resnet_se.report.statistics import (
     mean_std,
     pooled,
 )
+from resnet_se.analysis.report.simulate import SEEDS, simulate
 
 ROOT = Path(__file__).parent.parent
 quick = settings(max_examples=50, deadline=None)

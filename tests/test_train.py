@@ -20,7 +20,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from resnet_se.classifier import Classifier
+from resnet_se.training.module import Classifier
 from tests.conftest import TINY, call
 
 

@@ -6,8 +6,8 @@ from torch import nn
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2.functional import rotate
 
-from resnet_se.errors import UserError
-from resnet_se.tta import TTA, View
+from resnet_se.models.tta import TTA, View
+from resnet_se.utils.errors import UserError
 
 SHIFTS = [(2, 0), (-2, 0), (0, 3), (0, -3), (1, -2), (-3, 1)]
 

@@ -19,10 +19,12 @@ import torch.nn.functional as F
 from hydra import compose, initialize_config_dir
 from torch.profiler import ProfilerActivity, profile
 
-from resnet_se import config, machine, resnet
-from resnet_se.benchmark import training_step
-from resnet_se.builders import build_classifier
-from resnet_se.counts import describe
+from resnet_se.commands.benchmark import training_step
+from resnet_se.config import compose
+from resnet_se.config.build import build_classifier
+from resnet_se.models import resnet
+from resnet_se.models.complexity import describe
+from resnet_se.utils import system
 
 HERE = Path(__file__).parent
 NETWORKS = {"se_resnet80": 128, "se_resnet8_quick": 512}  # batch sizes
@@ -46,7 +48,7 @@ def mean_squeeze(self, x):
 
 def make_step(name: str, parts: str):
     """A bf16 step of a preset: `as it is`, `mean`, or `compiled`; and its MACs."""
-    with initialize_config_dir(str(config.CONF), version_base="1.3"):
+    with initialize_config_dir(str(compose.CONF), version_base="1.3"):
         cfg = compose("train", [f"model={name}", "mixing=none"])
     net = build_classifier(cfg, 10)
     if parts == "mean":
@@ -97,17 +99,17 @@ def operators(step) -> dict[str, float]:
 
 def measure(name: str, allocator: str, parts: list[str]) -> dict:
     if allocator == "kept":
-        machine.keep_freed_memory()
+        system.keep_freed_memory()
     torch.manual_seed(0)
     steps, flops = {}, 0
     for part in parts:
         steps[part], macs = make_step(name, part)
         flops = 3 * 2 * macs
-        machine.reset_peak_memory(CPU)
+        system.reset_peak_memory(CPU)
         for _ in range(2):
             steps[part]()
         if part == parts[0]:
-            peak = machine.peak_memory_mb(CPU)
+            peak = system.peak_memory_mb(CPU)
     times = {part: [] for part in parts}
     roofs = []
     for _ in range(ROUNDS):
@@ -139,7 +141,7 @@ def pools() -> dict:
         x = x.reshape(b, h // 2, 2, w // 2, 2, c).amax((2, 4))
         return x.permute(0, 3, 1, 2)
 
-    machine.keep_freed_memory()
+    system.keep_freed_memory()
     result = {}
     for shape in ((512, 32, 31, 31), (512, 128, 15, 15), (512, 256, 7, 7)):
         x = torch.randn(shape).bfloat16().to(memory_format=torch.channels_last)
@@ -166,8 +168,8 @@ def main() -> None:
         print("RESULT", json.dumps(found))
         return
     result = {
-        **machine.environment(),
-        "hardware": machine.hardware(CPU, "bf16-mixed"),
+        **system.environment(),
+        "hardware": system.hardware(CPU, "bf16-mixed"),
         "settings": {"rounds": ROUNDS, "threads": 1, "clock": "process CPU seconds"},
         "networks": [],
     }

@@ -16,9 +16,10 @@ from floors import seconds, summary
 from hydra import compose, initialize_config_dir
 from torch import Tensor, nn
 
-from resnet_se import config, machine
-from resnet_se.benchmark import training_step
-from resnet_se.builders import build_classifier
+from resnet_se.commands.benchmark import training_step
+from resnet_se.config import compose
+from resnet_se.config.build import build_classifier
+from resnet_se.utils import system
 
 OUT = Path(__file__).with_suffix(".json")
 NETWORK, BATCH, ROUNDS = "se_resnet8_quick", 256, 9
@@ -68,7 +69,7 @@ class Apart(nn.Module):
 
 def make_step(way: str, precision: str):
     torch.manual_seed(0)
-    with initialize_config_dir(str(config.CONF), version_base="1.3"):
+    with initialize_config_dir(str(compose.CONF), version_base="1.3"):
         cfg = compose("train", [f"model={NETWORK}", "mixing=none"])
     model = build_classifier(cfg, 10)
     if way == "compiled, pooling apart":
@@ -85,8 +86,8 @@ def make_step(way: str, precision: str):
 
 
 def main() -> None:
-    machine.keep_freed_memory()
-    precision = "bf16-mixed" if machine.has_bf16(CPU) else "32-true"
+    system.keep_freed_memory()
+    precision = "bf16-mixed" if system.has_bf16(CPU) else "32-true"
     ways = ("eager", "compiled", "compiled, pooling apart")
     steps = {way: make_step(way, precision) for way in ways}
     for step in steps.values():
@@ -101,8 +102,8 @@ def main() -> None:
         for way, taken in times.items()
     }
     result = {
-        **machine.environment(),
-        "hardware": machine.hardware(CPU, precision),
+        **system.environment(),
+        "hardware": system.hardware(CPU, precision),
         "settings": {
             "network": NETWORK,
             "batch_size": BATCH,

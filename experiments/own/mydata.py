@@ -2,7 +2,7 @@
 
 import torch
 
-from resnet_se.data.images import ImageSet
+from resnet_se.data.image_set import ImageSet
 
 
 class Stripes:

@@ -22,9 +22,10 @@ from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
-from resnet_se import config, machine
-from resnet_se.predict import predict
-from resnet_se.pretrained import Pretrained, read
+from resnet_se.commands.predict import predict
+from resnet_se.config import compose
+from resnet_se.inference.pretrained import Pretrained, read
+from resnet_se.utils import system
 
 TOP, BATCH = 5, 256
 WAYS = ("predict", "plain", "plain with workers")
@@ -32,7 +33,7 @@ WAYS = ("predict", "plain", "plain with workers")
 
 def with_predict(run: str, inputs: str, out: Path) -> float:
     """Seconds of the command itself, its import and the reading of the run apart."""
-    with initialize_config_dir(str(config.CONF), version_base="1.3"):
+    with initialize_config_dir(str(compose.CONF), version_base="1.3"):
         cfg = compose("predict")
     cfg.run, cfg.inputs, cfg.out, cfg.accelerator = run, inputs, str(out), "cpu"
     return predict(cfg).seconds
@@ -66,7 +67,7 @@ def plain(model: Pretrained, inputs: str, out: Path, workers: int) -> float:
 def measure(run: str, inputs: str, rounds: int) -> dict:
     model = read(run)
     files = len(ImageFolder(inputs).samples)
-    cores = machine.usable_cores()
+    cores = system.usable_cores()
     seconds: dict[str, list[float]] = {way: [] for way in WAYS}
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder, "rows.csv")
@@ -81,8 +82,8 @@ def measure(run: str, inputs: str, rounds: int) -> dict:
                     seconds[way].append(value)
     first = statistics.median(seconds["plain"])
     return {
-        **machine.environment(),
-        "hardware": machine.hardware(torch.device("cpu"), "32-true"),
+        **system.environment(),
+        "hardware": system.hardware(torch.device("cpu"), "32-true"),
         "settings": {
             "experiment": (model.record or {}).get("experiment"),
             "pictures": files,

@@ -16,7 +16,7 @@ import numpy as np
 from scipy.stats import binomtest
 
 import resnet_se
-from resnet_se.machine import environment
+from resnet_se.utils.system import environment
 
 
 def accuracy(right: np.ndarray) -> dict[str, object]:

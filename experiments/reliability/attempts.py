@@ -217,7 +217,7 @@ def _train(
         flags = [o for o in overrides if o.startswith("-")]  # argparse wants them first
         rest = [o for o in overrides if not o.startswith("-")]
         sys.argv = ["resnet-se train", *flags, *TINY, *rest]
-        from resnet_se.train import main
+        from resnet_se.commands.train import main
 
         main()
         status = 0
@@ -258,7 +258,7 @@ def differences(ours: Path, theirs: Path) -> list[str]:
 
 def _contents(run: Path) -> Iterator[tuple[str, Any]]:
     """{name: bytes or plain value} of all that a run's result is."""
-    from resnet_se import checkpoint
+    from resnet_se.runs import checkpoint
 
     for name in ("best", "last"):
         loaded = checkpoint.read(run / f"checkpoints/{name}.ckpt")

@@ -49,7 +49,7 @@ class Trials:
         self, name: str, trial: Callable[[], dict[str, Any]], so_far: bool = False
     ) -> None:
         if not so_far and name not in self.done:
-            from resnet_se.machine import environment
+            from resnet_se.utils.system import environment
 
             commit = (environment()["git"] or {}).get("commit")
             self.done[name] = {"name": name, "commit": commit, **trial()}
@@ -134,7 +134,7 @@ def kill_once(
 
 def controls(work: Path) -> dict[str, Any]:
     """What the comparison must see: one weight's last bit, another seed."""
-    from resnet_se import checkpoint
+    from resnet_se.runs import checkpoint
 
     whole = run_of(reference(work, "plain")["folder"])
     other = run_of(reference(work, "plain", "seed=1", name="seed1")["folder"])
@@ -211,8 +211,8 @@ SWAPS = (  # file, what it is replaced with; `other`: of a run with another seed
 
 def damage_once(work: Path, variant: str, harm: str, seed: str) -> dict[str, Any]:
     """Damages an interrupted run's checkpoints; what its restart does."""
-    from resnet_se import checkpoint
-    from resnet_se.errors import UserError
+    from resnet_se.runs import checkpoint
+    from resnet_se.utils.errors import UserError
 
     draw, whole = random.Random(seed), reference(work, variant)
     other = reference(work, variant, "seed=1", name=f"{variant} seed1")["folder"]
@@ -408,11 +408,14 @@ def main() -> None:
     work.mkdir(parents=True, exist_ok=True)
     os.environ.setdefault("RESNET_SE_CACHE", str(work / "cache"))
     # Imported once, here; a fork has them.
-    from resnet_se import builders, fit, machine, search, train  # noqa: F401
+    from resnet_se.commands import search, train  # noqa: F401
+    from resnet_se.config import build
+    from resnet_se.training import loop
+    from resnet_se.utils import system
 
     done = globals()[told.what](work, told)
-    hardware = machine.hardware(torch.device("cpu"), "32-true")
-    made = {"n": told.n, **machine.environment(), "hardware": hardware}
+    hardware = system.hardware(torch.device("cpu"), "32-true")
+    made = {"n": told.n, **system.environment(), "hardware": hardware}
     text = json.dumps({**done, "made": made}, indent=1)
     (HERE / f"{told.what}.json").write_text(text + "\n")
     print(text)

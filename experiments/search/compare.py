@@ -23,7 +23,7 @@ from typing import Any
 
 import yaml
 
-from resnet_se.machine import environment, hardware
+from resnet_se.utils.system import environment, hardware
 
 
 def search(seed: int, rule: str, overrides: list[str], runs: Path) -> dict[str, Any]:

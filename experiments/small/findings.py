@@ -21,17 +21,16 @@ from textwrap import fill
 import pandas as pd
 from omegaconf import OmegaConf
 
-from resnet_se.config import CONF
-from resnet_se.report.canvas import draw
-from resnet_se.report.claims import claim_rows
-from resnet_se.report.compare import Comparison, Family, compare
-from resnet_se.report.differences import NBSP, differences
-from resnet_se.report.gates import KINDS, ablation_rows
-from resnet_se.report.groups import Group, Section, sections
-from resnet_se.report.notes import identical
-from resnet_se.report.runs import load
-from resnet_se.report.statistics import mean_std, pooled
-from resnet_se.report.text import (
+from resnet_se.analysis.report.canvas import draw
+from resnet_se.analysis.report.claims import claim_rows
+from resnet_se.analysis.report.compare import Comparison, Family, compare
+from resnet_se.analysis.report.differences import NBSP, differences
+from resnet_se.analysis.report.gates import KINDS, ablation_rows
+from resnet_se.analysis.report.groups import Group, Section, sections
+from resnet_se.analysis.report.notes import identical
+from resnet_se.analysis.report.runs import load
+from resnet_se.analysis.report.significance import mean_std, pooled
+from resnet_se.analysis.report.text import (
     Table,
     accuracy,
     count,
@@ -40,6 +39,7 @@ from resnet_se.report.text import (
     p_value,
     points,
 )
+from resnet_se.config import CONF
 
 HERE = Path(__file__).parent
 PAGES = HERE / "README.md", HERE.parent / "README.md"

@@ -23,11 +23,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from resnet_se.counts import forward_macs
-from resnet_se.data.kernels import channel_statistics, normalise
+from resnet_se.data.augmentation.kernels import channel_statistics, normalise
 from resnet_se.data.sources import CIFAR10
-from resnet_se.machine import accelerator, environment, hardware, now
-from resnet_se.resnet import WhiteningStem
+from resnet_se.models.complexity import forward_macs
+from resnet_se.models.resnet import WhiteningStem
+from resnet_se.utils.system import accelerator, environment, hardware, now
 
 WIDTHS = (64, 256, 256)
 EPOCHS = 9.9

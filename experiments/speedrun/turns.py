@@ -24,11 +24,11 @@ from typing import Any
 import torch
 from hydra import compose, initialize_config_dir
 
-from resnet_se import builders, machine
-from resnet_se.config import CONF
-from resnet_se.data.kernels import channel_statistics, normalise
+from resnet_se.analysis.timing import Stopwatch
+from resnet_se.config import CONF, build
+from resnet_se.data.augmentation.kernels import channel_statistics, normalise
 from resnet_se.data.sources import CIFAR10
-from resnet_se.timing import Stopwatch
+from resnet_se.utils import system
 
 HERE = Path(__file__).parent
 CPU = torch.device("cpu")
@@ -47,16 +47,16 @@ class Ours:
             told = ["trainer=cpu", "trainer.precision=32-true"]
             told += [f"data.source.root={root}", "data.num_workers=0", *overrides]
             self.cfg = compose("train", told)
-        self.data = builders.build_data(self.cfg)
+        self.data = build.build_data(self.cfg)
         self.data.locate()
         self.data.setup()
-        self.model = builders.build_classifier(self.cfg, self.data.num_classes)
+        self.model = build.build_classifier(self.cfg, self.data.num_classes)
         per_epoch = len(self.data.train_part[0]) // self.data.batch_size
         self.steps = per_epoch * self.cfg.trainer.max_epochs
         self.validations = self.cfg.trainer.max_epochs
 
     def step(self) -> float:
-        trainer = builders.build_trainer(self.cfg, "32-true")
+        trainer = build.build_trainer(self.cfg, "32-true")
         watch = Stopwatch(CPU, 1, 1)
         trainer.limit_train_batches, trainer.limit_val_batches = 2, 0
         trainer.callbacks = [watch]
@@ -108,8 +108,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--best", action="store_true", help="best_cpu and its rivals")
     told = parser.parse_args()
-    machine.now = lambda device: time.process_time()
-    builders.quiet()
+    system.now = lambda device: time.process_time()
+    build.quiet()
     recipes = BEST if told.best else OURS
     ours = {name: Ours(overrides, told.root) for name, overrides in recipes.items()}
     theirs = None if told.best else Reference(told.root)
@@ -117,7 +117,7 @@ def main() -> None:
     # In this order, there is no way back.
     for allocator in ("kept",) if told.best else ("default", "kept"):
         if allocator == "kept":
-            machine.keep_freed_memory()
+            system.keep_freed_memory()
         found[allocator] = figures = {}
         if theirs:
             figures["reference"] = {"steps": theirs.steps, "step": []}
@@ -133,8 +133,8 @@ def main() -> None:
             print(allocator, json.dumps(figures), flush=True)
         add_trainings(figures)
     record = {
-        **machine.environment(),
-        "hardware": machine.hardware(CPU, "32-true"),
+        **system.environment(),
+        "hardware": system.hardware(CPU, "32-true"),
         "threads": torch.get_num_threads(),
         "rounds": told.rounds,
         "figures": found,

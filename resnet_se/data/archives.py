@@ -27,9 +27,16 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from resnet_se.data.files import Limits, find_layout, hidden, progress, several, wrong
-from resnet_se.errors import UserError
-from resnet_se.machine import cache_folder
+from resnet_se.data.image_tree import (
+    Limits,
+    find_layout,
+    hidden,
+    progress,
+    several,
+    wrong,
+)
+from resnet_se.utils.errors import UserError
+from resnet_se.utils.system import cache_folder
 
 ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".zip")
 BLOCK = 4096  # bytes that even an empty file takes

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from resnet_se.data.augment import Augmentation
-from resnet_se.data.kernels import normalise_
-from resnet_se.errors import UserError
-from resnet_se.seeds import derive_seed, kept_stream
+from resnet_se.data.augmentation.kernels import normalise_
+from resnet_se.data.augmentation.pipeline import Augmentation
+from resnet_se.utils.errors import UserError
+from resnet_se.utils.random_streams import derive_seed, kept_stream
 
 EVAL_BATCH_SIZE = 500
 

@@ -28,7 +28,8 @@ import torch
 from pydantic import Field
 
 from resnet_se.data.archives import ARCHIVES, is_archive, opened, unpacked
-from resnet_se.data.files import (
+from resnet_se.data.image_set import DataNotFound, ImageSet, cached
+from resnet_se.data.image_tree import (
     Limits,
     class_files,
     decode,
@@ -37,10 +38,9 @@ from resnet_se.data.files import (
     tree_files,
     wrong,
 )
-from resnet_se.data.images import DataNotFound, ImageSet, cached
 from resnet_se.data.loaders import stratified_split
-from resnet_se.files import atomic_file
-from resnet_se.hints import Positive, Text, validated
+from resnet_se.utils.files import atomic_file
+from resnet_se.utils.validation import Positive, Text, validated
 
 CIFAR10_CLASSES = (
     "airplane", "automobile", "bird", "cat", "deer",

@@ -10,9 +10,9 @@ from typing import Annotated
 import torch
 from pydantic import Field
 
-from resnet_se.data.files import wrong
-from resnet_se.data.images import ImageSet
-from resnet_se.hints import validated
+from resnet_se.data.image_set import ImageSet
+from resnet_se.data.image_tree import wrong
+from resnet_se.utils.validation import validated
 
 # Forms on coordinates u, v from about -2 to 2 with a phase p: negative inside.
 FORMS: dict[str, Callable[..., torch.Tensor]] = {

@@ -1,0 +1,130 @@
+"""What a run would cost here, from a few timed steps; how long a forward pass takes."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from omegaconf import DictConfig
+
+from resnet_se.config.build import build_classifier
+from resnet_se.data.datamodule import ImageDataModule
+from resnet_se.data.loaders import EVAL_BATCH_SIZE
+from resnet_se.inference.distillation import criterion
+from resnet_se.models.complexity import describe
+from resnet_se.utils.system import accelerator, now, peak_memory_mb, reset_peak_memory
+
+WARMUP_STEPS, TIMED_STEPS = 1, 2
+
+
+class Cost(NamedTuple):
+    """One job's measured and estimated cost."""
+
+    total: int  # parameters
+    macs: int
+    memory_mb: float
+    seconds: float
+    disk_mb: float
+
+
+def measure(cfg: DictConfig, data: ImageDataModule, precision: str) -> Cost:
+    """Builds the job, takes its steps, and extrapolates to its whole length."""
+    model = build_classifier(cfg, data.num_classes)
+    model.criterion = criterion(cfg, data)
+    counts = describe(model.net, data.image_size[0])
+    device = torch.device(accelerator(cfg.trainer.accelerator))
+    model.to(device)
+    reset_peak_memory(device)
+
+    steps = _limited(len(data.train_dataloader()), cfg.trainer.limit_train_batches)
+    epochs = cfg.trainer.max_epochs
+    optimizer = model.make_optimizer(model.net)
+    model.make_schedule(optimizer, steps, epochs)  # checks itself
+    images = data.train_part[0][: data.batch_size].to(device)
+    labels = data.train_part[1][: data.batch_size].to(device)
+
+    def autocast() -> torch.autocast:
+        return torch.autocast(device.type, torch.bfloat16, precision == "bf16-mixed")
+
+    def step() -> None:
+        batch = data.on_after_batch_transfer((images, labels), 0)
+        x, targets = model.mixing(*batch, model.num_classes)
+        with autocast():
+            loss = model.criterion(x, model(x), targets)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    @torch.no_grad()
+    def evaluate() -> None:
+        part = data.val_part[0][:EVAL_BATCH_SIZE].to(device)
+        batch = data.on_after_batch_transfer((part, labels), 0)
+        with autocast():
+            model(batch[0])
+
+    step_seconds = _timed(step, device)
+    model.eval()
+    evaluation_seconds = _timed(evaluate, device) / min(
+        EVAL_BATCH_SIZE, len(data.val_part[0])
+    )
+    trainer = cfg.trainer
+    val = _limited_images(len(data.val_part[0]), trainer.limit_val_batches)
+    test = _limited_images(len(data.test_part[0]), trainer.limit_test_batches)
+    views = len(model.tta.views) if model.tta else 1
+    seconds = epochs * steps * step_seconds
+    seconds += ((epochs + 1) * val + test * views) * evaluation_seconds
+    tensors = [*model.state_dict().values()]
+    tensors += [
+        value
+        for state in optimizer.state.values()
+        for value in state.values()
+        if torch.is_tensor(value)
+    ]
+    checkpoint = sum(t.numel() * t.element_size() for t in tensors)
+    return Cost(
+        counts["total"],
+        counts["macs"],
+        peak_memory_mb(device),
+        seconds,
+        2 * checkpoint / 1e6,  # best and last; the rest of a run is small
+    )
+
+
+def _timed(call: Callable[[], None], device: torch.device) -> float:
+    """Seconds of one call, the mean of a few after a warm-up."""
+    for _ in range(WARMUP_STEPS):
+        call()
+    start = now(device)
+    for _ in range(TIMED_STEPS):
+        call()
+    return (now(device) - start) / TIMED_STEPS
+
+
+def milliseconds(
+    forwards: Sequence[Callable[[torch.Tensor], object]], images: torch.Tensor
+) -> list[float]:
+    """Of one batch through each, in turns: medians of five rounds or a second's."""
+    images = images.contiguous()
+    times: list[list[float]] = [[] for _ in forwards]
+    for forward in forwards:
+        forward(images)
+    while len(times[0]) < 5 or (sum(map(sum, times)) < 1 and len(times[0]) < 100):
+        for forward, taken in zip(forwards, times, strict=True):
+            start = now(images.device)
+            forward(images)
+            taken.append(now(images.device) - start)
+    return [1e3 * statistics.median(taken) for taken in times]
+
+
+def _limited(batches: int, limit: float) -> int:
+    """Lightning's `limit_…_batches`: an integer is a number, a float a share."""
+    many = limit if isinstance(limit, int) else math.floor(batches * limit)
+    return min(batches, many)
+
+
+def _limited_images(images: int, limit: float) -> int:
+    batches = _limited(math.ceil(images / EVAL_BATCH_SIZE), limit)
+    return min(images, batches * EVAL_BATCH_SIZE)

@@ -1,0 +1,108 @@
+"""What the paper claims beside what was measured of it.
+
+The claims are data: `conf/claims.yaml`, of the working directory or else the package's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from resnet_se.analysis.report.compare import Family
+from resnet_se.analysis.report.groups import Group, Section
+from resnet_se.analysis.report.runs import frame
+from resnet_se.analysis.report.significance import Noise, contrast, images_only, pooled
+from resnet_se.analysis.report.text import accuracy, gain
+from resnet_se.utils.errors import UserError
+
+KEYS = {"claim", "claimed", "counted", "column", "of", "against", "over"}
+Claim = Mapping[str, str]
+Row = dict[str, str]
+
+
+def load_claims() -> list[Claim]:
+    """The claims of the first file there is.
+
+    Raises:
+        UserError: it is not a list of claims.
+    """
+    from omegaconf import OmegaConf
+    from yaml import YAMLError
+
+    for folder in (Path("conf"), CONF):
+        path = folder / "claims.yaml"
+        if path.is_file():
+            try:
+                claims: Any = OmegaConf.to_container(OmegaConf.load(path))
+                for claim in claims:
+                    whole = {"claim", "claimed"} <= claim.keys() <= KEYS
+                    if not (
+                        whole and ("counted" in claim or {"column", "of"} <= {*claim})
+                    ):
+                        raise UserError(f"claim, claimed, then column and of: {claim}")
+            except (YAMLError, UserError, OSError, TypeError, AttributeError) as error:
+                raise UserError(f"{path}: not a list of claims ({error})") from None
+            return claims
+    return []
+
+
+def claim_rows(compared: list[tuple[Section, Family]], equivalence: float) -> list[Row]:
+    """Every claim beside all that was measured of it; none where no run is of any."""
+    claims = load_claims()
+    present = {run.experiment for section, _ in compared for run in section.runs}
+    if not any(claim.get("of") in present for claim in claims):
+        return []
+    rows = []
+    for claim in claims:
+        measured = (
+            [(claim["counted"], "", "counted")]
+            if "counted" in claim
+            else [
+                (value, str(n), f"{section.name}{f', {where}' if where else ''}")
+                for section, family in compared
+                for value, n, where in _measured(claim, section, family, equivalence)
+            ]
+        )
+        for value, n, where in measured or [("not measured", "", "")]:
+            row = {"claim": claim["claim"], "claimed": claim["claimed"]}
+            rows.append(row | {"measured": value, "n": n, "where": where})
+    return rows
+
+
+def _measured(
+    claim: Claim, section: Section, family: Family, equivalence: float
+) -> Iterator[tuple[str, int, str]]:
+    """(value, seeds, what tells its runs from others of the experiment)."""
+    if "against" in claim:
+        for c in family.comparisons:
+            (treatment, baseline), *more = c.pairs
+            names = treatment.experiment, baseline.experiment
+            if not more and names == (claim["of"], claim["against"]):
+                text = f"{gain(c.mean, c.interval)} points, {c.verdict(equivalence)}"
+                yield text, c.n, c.where
+        return
+    for group in section.groups:
+        if group.experiment != claim["of"]:
+            continue
+        where = section.rest(group)
+        if "over" in claim:
+            if all(run.test.get("predicted_tta") for run in group.runs):
+                mean, interval = _tta(group)
+                yield f"{gain(mean, interval)} points", len(group.runs), where
+            continue
+        table = frame(group.runs)
+        values = table[claim["column"]].dropna() if claim["column"] in table else ()
+        if len(values):
+            yield f"{accuracy(values)} %", len(values), where
+
+
+def _tta(group: Group) -> tuple[float, tuple[float, float]]:
+    """What TTA adds to the same networks, and its 95 % interval."""
+    d = np.stack([run.right("predicted_tta") - run.right() for run in group.runs])
+    if len(d) == 1:
+        return float(d.mean()), images_only(d[0])[1]
+    estimate = contrast([d], [(pooled([d.mean(axis=1)]), Noise(0.0, 0))])
+    return estimate.mean, estimate.interval()

@@ -1,0 +1,134 @@
+"""Pictures of the comparisons: of a whole family, and of one by length of training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from textwrap import fill
+from typing import TYPE_CHECKING
+
+from resnet_se.analysis.report.canvas import BLUE, GREEN, GREY, RED, of_all, subplots
+from resnet_se.analysis.report.compare import Comparison, Family
+from resnet_se.analysis.report.text import gain
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+MARKS = {  # of a verdict's first words: mark, colour
+    "better": ("^", BLUE),
+    "worse": ("v", RED),
+    "no difference": ("s", GREEN),
+    "not decided": ("o", GREY),
+    "networks differ": ("x", GREY),
+}
+NBSP = "\N{NO-BREAK SPACE}"
+EFFECTS = 60
+
+
+def differences(
+    family: Family, equivalence: float
+) -> Iterator[tuple[str, str, Figure]]:
+    """(name, caption that describes the picture, figure)."""
+    if family.comparisons:
+        shown = family.comparisons[:EFFECTS]
+        caption = (
+            f"Differences of test accuracy with their intervals; the band is "
+            f"±{100 * equivalence:g} points{of_all(shown, family.comparisons)}"
+        )
+        yield "differences", caption, effects(shown, equivalence)
+    for i, series in enumerate(by_length(family.comparisons)):
+        x, what = lengths(series)
+        values = "; ".join(
+            f"{at:,}: {gain(c.mean, c.interval)}, n = {c.n}"
+            for at, c in zip(x, series, strict=True)
+        )
+        caption = f"{series[0].name} in points against {what}, log axis. {values}"
+        if any(c.n == 1 for c in series):
+            caption += "; dashed: for new images only"
+        yield f"length-{i + 1}", caption, length(series, equivalence)
+
+
+def mark(c: Comparison, equivalence: float) -> tuple[str, str]:
+    verdict = c.verdict(equivalence)
+    return next(look for words, look in MARKS.items() if verdict.startswith(words))
+
+
+def effects(comparisons: list[Comparison], equivalence: float) -> Figure:
+    """Differences with their intervals, beside zero."""
+    figure, axis = subplots(figsize=(9, 1.4 + 0.34 * len(comparisons)))
+    shown = set()
+    for i, c in enumerate(comparisons):
+        sign, colour = mark(c, equivalence)
+        low, high = (100 * v for v in c.interval)
+        style = "--" if c.n == 1 else "-"
+        axis.plot([low, high], [i, i], style, color=colour, lw=2)
+        label = c.verdict(equivalence).partition(",")[0]
+        label = None if label in shown else label
+        axis.plot(100 * c.mean, i, sign, color=colour, ms=7, label=label, ls="none")
+        shown.add(c.verdict(equivalence).partition(",")[0])
+    axis.axvline(0, color="black", lw=1)
+    axis.axvspan(-100 * equivalence, 100 * equivalence, color=GREY, alpha=0.15, lw=0)
+    # A typed `_target_` is longer than what it stands beside; `a − b` stays together.
+    names = [
+        fill(f"{c.question}   {c.name.replace(' ', NBSP)} {c.where}".strip(), 64)
+        for c in comparisons
+    ]
+    axis.set_yticks(range(len(comparisons)), names, parse_math=False)
+    axis.set_ylim(len(comparisons) - 0.4, -0.6)
+    axis.set_xlabel("difference of test accuracy, percentage points")
+    axis.grid(axis="x", alpha=0.3)
+    figure.legend(loc="outside lower center", ncols=2, frameon=False)
+    return figure
+
+
+def by_length(comparisons: list[Comparison]) -> list[list[Comparison]]:
+    """Comparisons of one pair of recipes after several lengths, the shortest first."""
+    series: dict[tuple[str, str], list[Comparison]] = {}
+    for c in comparisons:
+        if len(c.pairs) == 1:
+            series.setdefault((c.question, c.name), []).append(c)
+    ordered = [sorted(s, key=_seen) for s in series.values()]
+    return [s for s in ordered if len(set(map(_seen, s))) == len(s) > 1]
+
+
+def _seen(c: Comparison) -> int:
+    return int(c.pairs[0][0].data["train"] * _epochs(c))
+
+
+def _epochs(c: Comparison) -> int:
+    return max(run.train["epochs"] for run in c.pairs[0][0].runs)
+
+
+def lengths(series: list[Comparison]) -> tuple[list[int], str]:
+    """How long each trained, in what varies, and the words for it."""
+    if len(set(map(_epochs, series))) == 1:
+        return [c.pairs[0][0].data["train"] for c in series], "training images"
+    return [*map(_seen, series)], "images trained on (epochs × images)"
+
+
+def length(series: list[Comparison], equivalence: float) -> Figure:
+    """A difference with its interval against the length of training."""
+    from matplotlib.ticker import NullFormatter
+
+    figure, axis = subplots(figsize=(7.6, 4.4))
+    x, what = lengths(series)
+    y = [100 * c.mean for c in series]
+    axis.plot(x, y, color=GREY, lw=1, zorder=1)
+    for at, height, c in zip(x, y, series, strict=True):
+        sign, colour = mark(c, equivalence)
+        ends = [100 * v for v in c.interval]
+        axis.plot([at, at], ends, "--" if c.n == 1 else "-", color=colour, lw=2)
+        axis.plot(at, height, sign, color=colour, ms=8)
+        words = "not decided" if c.n == 1 else c.verdict(equivalence)
+        note = {"xytext": (0, 6), "textcoords": "offset points", "fontsize": 8}
+        text = fill(f"n = {c.n}: {words}", 30)
+        axis.annotate(text, (at, ends[1]), **note, ha="center")
+    axis.axhline(0, color="black", lw=1)
+    axis.axhspan(-100 * equivalence, 100 * equivalence, color=GREY, alpha=0.15, lw=0)
+    axis.set(xscale="log", xlabel=f"{what}, log axis")
+    axis.margins(x=0.2, y=0.12)
+    if len(x) <= 8:
+        axis.set_xticks(x, [f"{at:,}" for at in x])
+        axis.xaxis.set_minor_formatter(NullFormatter())
+    axis.set_ylabel(f"{series[0].name}, percentage points")
+    axis.grid(alpha=0.3)
+    return figure

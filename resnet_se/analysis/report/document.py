@@ -1,0 +1,287 @@
+"""What the report says, in order; and its files."""
+
+from __future__ import annotations
+
+import re
+import sys
+from base64 import b64encode
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+import pandas as pd
+
+from resnet_se.analysis.report import gates
+from resnet_se.analysis.report.canvas import draw
+from resnet_se.analysis.report.claims import claim_rows
+from resnet_se.analysis.report.compare import Family, compare
+from resnet_se.analysis.report.figures import figures
+from resnet_se.analysis.report.groups import Section, sections
+from resnet_se.analysis.report.notes import left_out, notes, problems
+from resnet_se.analysis.report.runs import Loaded, frame, load
+from resnet_se.analysis.report.tables import (
+    cell_table,
+    comparison_records,
+    comparison_table,
+    group_records,
+    group_table,
+    latex,
+    run_table,
+)
+from resnet_se.analysis.report.text import NONE, Block, Table, count, markdown
+from resnet_se.utils.errors import UserError
+from resnet_se.utils.files import atomic_file
+
+METHOD = (
+    "Accuracies are per cent of the test images, of the checkpoint with the best "
+    "validation loss. Comparisons are of plain predictions, without TTA, image by "
+    "image over the seeds that both have; of a factor over all cells of the others.",
+    "With two seeds or more: a t interval for new seeds and new images. The noise from "
+    "seed to seed is pooled within each noise family (`noise_family` of the "
+    "experiment, else the experiment itself) of the same command line, or of the "
+    "factor's cells (Fisher 1925); what the choice of images adds is estimated beside "
+    "it (Dorfman, Berbaum & Metz 1992). Where the noise of the compared runs alone "
+    "says otherwise, its uncorrected interval has a column of its own (Welch 1947).",
+    "All comparisons on the same test images are one family, corrected by Holm (1979), "
+    "and each interval has the level of its test: better or worse where it leaves out "
+    "0; no difference of so many points where it holds 0 and lies within them; else "
+    "not decided, which does not mean equal.",
+    "With one seed: McNemar's exact test (Dietterich 1998) and an interval for new "
+    "images, which speak of two trained networks. Recipes are not decided, and such "
+    "comparisons are not counted.",
+    "Simulated under the null (`resnet-se report.simulate`): with 2, 3, 5, "
+    "10 seeds 95 % intervals hold the truth in 95.2, 95.1, 95.0, 94.6 % of the cases, "
+    "and 3.8, 4.4, 2.8, 2.6 % of studies of 18 comparisons show any false better or "
+    "worse. An images-only interval of one seed would hold it in 77.0 %.",
+)
+
+
+def document(
+    loaded: Loaded, compared: list[tuple[Section, Family]], equivalence: float
+) -> list[Block]:
+    """The whole report as blocks, before any format."""
+    finished = [*loaded.runs, *(run for run, _, _ in loaded.duplicates)]
+    machines = sorted({r.machine for r in finished})
+    letters = {
+        m: chr(ord("A") + i) if i < 26 else str(i) for i, m in enumerate(machines)
+    }
+    named, noted = problems(loaded, compared), notes(loaded, compared)
+    experiments = {run.experiment for run in loaded.runs}
+    counted = f"{count(len(loaded.runs), 'finished run')} of "
+    counted += f"{count(len(experiments), 'experiment')}, made by "
+    blocks = [
+        Block(
+            "p",
+            f"{counted}`resnet-se report` from `result.json` alone.",
+        ),
+        *(Block("ul", items=_in_short(*pair, equivalence)) for pair in compared),
+    ]
+    if named or noted:
+        blocks += [_head("Missing, failed, mixed"), Block("ul", items=named + noted)]
+    for i, (section, family) in enumerate(compared):
+        blocks += _section_blocks(section, family, equivalence, _suffix(i))
+    claims = claim_rows(compared, equivalence)
+    if claims:
+        warning = (
+            "The paper trained on 45,000 images with a schedule that reaches beyond "
+            "epoch 250. What was measured with other data, fewer epochs or smaller "
+            "networks is comparable among itself, not to the paper's figures."
+        )
+        left = {"claimed", "measured", "where"}
+        table = Table("", pd.DataFrame(claims), left)
+        blocks += [_head("Claimed and measured"), Block("p", warning)]
+        blocks.append(Block("table", table=table))
+    found_of_gates = gates.blocks(loaded.runs)
+    if found_of_gates:
+        blocks += [_head("What the gates do", short="Gates"), *found_of_gates]
+    return [
+        *blocks,
+        _head("How the numbers are made"),
+        Block("ul", items=METHOD),
+        _head("Every run"),
+        Block("table", table=run_table(loaded, letters)),
+        Block("ul", items=[f"machine {v}: {k}" for k, v in letters.items()]),
+    ]
+
+
+def _head(text: str, kind: str = "h2", short: str = "", suffix: str = "") -> Block:
+    anchor = re.sub(r"\W+", "-", (short or text).lower()).strip("-")
+    return Block(kind, text, [short] if short else (), name=anchor + suffix)
+
+
+def _section_blocks(
+    section: Section, family: Family, equivalence: float, suffix: str
+) -> list[Block]:
+    d, images = section.data, section.images
+    tested = "" if images == d["test"] else f", {images:,} of them tested"
+    heading = f"{d['name']}: {d['test']:,} test images{tested} ({d['fingerprint']})"
+    facts = [f"origin: {d['origin']}"]
+    if d.get("fallback"):
+        facts.insert(0, "synthetic images in place of those asked for, not found")
+    facts += [f"versions: {v}" for v in sorted({run.software for run in section.runs})]
+    facts += [f"machine: {v}" for v in sorted({run.machine for run in section.runs})]
+    table, shared = group_table(section)
+    if shared:
+        facts.append(f"in common: {shared}")
+    blocks = [
+        _head(heading, short=section.name),
+        Block("ul", items=facts),
+        Block("table", table=table),
+        Block("p", f"In full precision: `table{suffix}.csv`, `runs.csv`."),
+    ]
+    if family.comparisons:
+        blocks.append(_head("Comparisons", "h3", suffix=suffix))
+        compared = comparison_table(section, family, equivalence)
+        blocks.append(Block("table", table=compared))
+    if family.cells:
+        blocks.append(Block("table", table=cell_table(family)))
+    blocks.append(_head("Figures", "h3", suffix=suffix))
+    blocks += [
+        Block("figure", caption, name=f"{name}{suffix}", svg=draw(figure))
+        for name, caption, figure in figures(section, family, equivalence)
+    ]
+    return blocks
+
+
+def _in_short(section: Section, family: Family, equivalence: float) -> list[str]:
+    from scipy import stats
+
+    table, _ = group_table(section)
+    rows = dict(
+        zip(map(id, section.groups), table.cells.to_dict("records"), strict=True)
+    )
+    best, k = section.best, len(section.groups)
+    row = rows[id(best)]
+    tta = "" if row["test TTA %"] == NONE else f", with TTA {row['test TTA %']}"
+    lines = [
+        f"{section.name}, best by validation: {row['run']}, n = {row['n']}: validation "
+        f"{row['val %']}, test {row['test %']}{tta} per cent"
+    ]
+    if k > 1:
+        top = max(section.groups, key=lambda g: sum(g.accuracies) / len(g.accuracies))
+        inflated = stats.norm.ppf((k - 0.375) / (k + 0.25))  # Blom: the largest of k
+        lines.append(
+            f"highest of {k} tests: {rows[id(top)]['test %']} of "
+            f"{rows[id(top)]['run']}; chosen by the test images themselves, so "
+            f"inflated by up to {inflated:.1f} standard deviations"
+        )
+    if family.decided:
+        counts = Counter(c.verdict(equivalence) for c in family.decided)
+        words = ", ".join(f"{n} {verdict}" for verdict, n in sorted(counts.items()))
+        disputed = sum(c.disputed for c in family.decided)
+        own = f"; the own noise of {disputed} says otherwise" if disputed else ""
+        lines.append(f"of {count(len(family.decided), 'comparison')}: {words}{own}")
+    single = len(family.comparisons) - len(family.decided)
+    if single:
+        lines.append(f"{count(single, 'comparison')} of one seed: not decided")
+    return lines
+
+
+def _suffix(i: int) -> str:
+    """Of the i-th section's files: none of the first."""
+    return "" if i == 0 else f"-{i + 1}"
+
+
+# --- files -------------------------------------------------------
+
+
+def page(title: str, blocks: list[Block]) -> str:
+    """One HTML file that loads nothing: the style and the pictures stand in it."""
+    from jinja2 import Environment, FileSystemLoader
+    from markupsafe import Markup, escape
+
+    def code(text: str) -> Markup:
+        return Markup(re.sub("`([^`]*)`", r"<code>\1</code>", str(escape(text))))
+
+    def look(cell: str, left: bool) -> str | None:
+        kinds = {
+            "better": "better",
+            "worse": "worse",
+            "no difference": "same",
+            "not decided": "dim",
+            "not measured": "dim",
+        }
+        styles = [kind for words, kind in kinds.items() if cell.startswith(words)]
+        styles += ["l"] if left else []
+        styles += ["long"] if left and len(cell) > 24 else []
+        return " ".join(styles) or None
+
+    folder = FileSystemLoader(Path(__file__).parent)
+    environment = Environment(autoescape=True, loader=folder)
+    environment.filters |= {
+        "base64": lambda text: b64encode(text.encode()).decode(),
+        "code": code,
+        "look": look,
+    }
+    template = environment.get_template("page.html.j2")
+    return template.render(title=title, blocks=blocks) + "\n"
+
+
+def write(
+    out: Path,
+    title: str,
+    blocks: list[Block],
+    loaded: Loaded,
+    compared: list[tuple[Section, Family]],
+    equivalence: float,
+) -> list[Path]:
+    """All files of the report; returns those that a person opens."""
+    tables = [b.table for b in blocks if b.table and b.table.caption]
+    runs = frame([*loaded.runs, *loaded.unfinished])
+    texts = {
+        "report.html": page(title, blocks),
+        "REPORT.md": markdown(title, blocks),
+        "tables.tex": latex(tables),
+        "runs.csv": _csv(runs),
+    }
+    for i, (section, family) in enumerate(compared):
+        texts[f"table{_suffix(i)}.csv"] = _csv(group_records(section))
+        if family.comparisons:
+            records = comparison_records(family, equivalence)
+            texts[f"comparisons{_suffix(i)}.csv"] = _csv(records)
+    pictures = {f"figures/{b.name}.svg": b.svg for b in blocks if b.svg}
+    for name, text in (texts | pictures).items():
+        with atomic_file(out / name) as file:
+            file.write(text.encode())
+    return [out / name for name in texts]
+
+
+def _csv(table: pd.DataFrame) -> str:
+    return table.to_csv(index=False, float_format="%.6g", lineterminator="\n")
+
+
+def report(
+    paths: Iterable[str],
+    out: Path,
+    name: str,
+    where: Iterable[tuple[str, str]] = (),
+    factor: Iterable[str] = (),
+    against: tuple[str, str] | None = None,
+    equivalence: float = 0.005,
+    trials: bool = False,
+) -> int:
+    """Writes the report; the exit status.
+
+    Args:
+        trials: with the runs that only tried things out.
+
+    Raises:
+        UserError: no finished run, or none that `where` admits.
+    """
+    loaded = load(paths)
+    if not trials:
+        loaded.leave_out_trials()
+    if not loaded.runs:
+        for problem in loaded.problems:
+            print(f"not used: {problem}", file=sys.stderr)
+        only = f" but {left_out(loaded)}" if loaded.trials else ""
+        raise UserError(f"PATHS: no finished run among them{only}")
+    loaded.where(where)
+    compared = [(s, compare(s, factor, against)) for s in sections(loaded.runs)]
+    blocks = document(loaded, compared, equivalence)
+    for path in write(out, name, blocks, loaded, compared, equivalence):
+        print(path)
+    named = problems(loaded, compared)
+    for problem in named:
+        print(problem, file=sys.stderr)
+    return 1 if named else 0

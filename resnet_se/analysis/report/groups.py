@@ -1,0 +1,193 @@
+"""Runs by setting, and named by what varies.
+
+A `Group` is the seeds of one setting, a `Section` all groups tested on the same images:
+what may be put in one table.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from math import inf
+from typing import Any
+
+from resnet_se.analysis.report.runs import Run
+from resnet_se.analysis.report.significance import mean_std
+
+DATA = ("data.train", "data.val", "data.split_seed")
+
+
+@dataclass
+class Group:
+    """The runs of one experiment and setting, by seed."""
+
+    runs: list[Run]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.runs[0], name)  # what all seeds share
+
+    @property
+    def family(self) -> str:
+        """Groups of one family are taken to vary alike from seed to seed."""
+        return self.runs[0].record.get("noise_family") or self.experiment
+
+    @cached_property
+    def overridden(self) -> dict[str, str]:
+        return self._of_all("overridden")
+
+    @cached_property
+    def values(self) -> dict[str, Any]:
+        return self._of_all("values")
+
+    def _of_all(self, name: str) -> dict[str, Any]:
+        """What all seeds were typed with: of one hash, the rest changed nothing."""
+        first, *others = (getattr(run, name) for run in self.runs)
+        return {k: v for k, v in first.items() if all(k in other for other in others)}
+
+    @cached_property
+    def seeds(self) -> dict[int, Run]:
+        return {run.seed: run for run in self.runs}
+
+    @cached_property
+    def accuracies(self) -> list[float]:
+        return [run.test["acc"] for run in self.runs]
+
+    def measured(self, key: str) -> list[float]:
+        """`train.seconds` of every seed; none where a run lacks it."""
+        part, _, name = key.partition(".")
+        values = [run.record[part].get(name) for run in self.runs]
+        return [] if None in values else values
+
+    @property
+    def machines(self) -> list[str]:
+        return sorted({run.machine for run in self.runs})
+
+    def same_command(self, other: Group) -> bool:
+        """No override and no split of the data tells the two apart."""
+        keys = {*self.overridden, *other.overridden, *DATA}
+        return all(self.values.get(k) == other.values.get(k) for k in keys)
+
+
+@dataclass
+class Section:
+    """All groups tested on the same images."""
+
+    groups: list[Group]
+
+    @property
+    def runs(self) -> list[Run]:
+        return [run for group in self.groups for run in group.runs]
+
+    @property
+    def data(self) -> dict[str, Any]:
+        return self.groups[0].data
+
+    @property
+    def images(self) -> int:
+        return self.groups[0].test["images"]
+
+    @property
+    def name(self) -> str:
+        return f"{self.data['name']} {self.data['fingerprint'][:15]}"
+
+    @property
+    def best(self) -> Group:
+        """By validation: the choice that the test images have no part in."""
+        return max(self.groups, key=lambda g: mean_std(g.measured("val.acc"))[0])
+
+    @cached_property
+    def varying(self) -> list[str]:
+        """The overrides that tell the groups apart, and whatever else does beside them.
+
+        Within one experiment that may be a group's choice; always the size of the data.
+        """
+
+        def told(keys: Iterable[str]) -> int:
+            values = (tuple(str(g.values.get(k)) for k in keys) for g in self.groups)
+            return len(set(values))
+
+        typed = dict.fromkeys(k for g in self.groups for k in g.overridden)
+        keys = [key for key in typed if told([key]) > 1]
+        several = told(["experiment"]) > 1
+        chosen = dict.fromkeys(k for g in self.groups for k in g.choices)
+        for key in (*DATA, *(() if several else sorted(chosen))):
+            if told([*keys, key]) > told(keys):
+                keys.append(key)
+        return keys
+
+    @cached_property
+    def common(self) -> dict[str, Any]:
+        """What every group shares of overrides and choices."""
+        first = self.groups[0]
+        keys = dict.fromkeys((*first.overridden, *sorted(first.choices)))
+        return {
+            k: first.values.get(k)
+            for k in keys
+            if len({str(g.values.get(k)) for g in self.groups}) == 1
+        }
+
+    def rest(self, group: Group, *without: str) -> str:
+        """What tells a group from others of its experiment: `lr=0.1 model=x`."""
+        return " ".join(
+            f"{short(key)}={group.values[key]}"
+            for key in self.varying
+            if key not in without and group.values.get(key) is not None
+        )
+
+    @cached_property
+    def labels(self) -> dict[int, str]:
+        """{id of a group: its name by what varies}, each once."""
+        several = len({g.experiment for g in self.groups}) > 1
+        names = [
+            " ".join(filter(None, (g.experiment if several else "", self.rest(g))))
+            or g.experiment
+            for g in self.groups
+        ]
+        return {
+            id(g): label if names.count(label) == 1 else f"{label} {g.config_hash}"
+            for g, label in zip(self.groups, names, strict=True)
+        }
+
+
+def order(value: str) -> tuple[float, str]:
+    """Sorts what is switched off first, then numbers by size, then words."""
+    if value.lower() in ("none", "null", "false", "off"):
+        return -inf, ""
+    try:
+        return float(value), ""
+    except ValueError:
+        return inf, value
+
+
+def short(key: str) -> str:
+    """`optimizer.lr` is `lr`; `data.train` would be no name without its first part."""
+    return key if key in DATA else key.rpartition(".")[2]
+
+
+def short_names(names: Iterable[str]) -> dict[str, str]:
+    """`e05_se_resnet20` is `e05` where that alone tells all apart."""
+    names = sorted(names)
+    heads = [name.partition("_")[0] for name in names]
+    unique = len(set(heads)) == len(heads) > 1
+    return dict(zip(names, heads if unique else names, strict=True))
+
+
+def sections(runs: Iterable[Run]) -> list[Section]:
+    """Runs kept apart by what they were tested on; the section of most runs first."""
+    alike: dict[tuple, dict[tuple, list[Run]]] = defaultdict(lambda: defaultdict(list))
+    for run in runs:
+        data = tuple(str(run.data[k]) for k in ("name", "fingerprint", "test"))
+        groups = alike[(*data, run.test["images"])]
+        groups[run.experiment, run.config_hash].append(run)
+    ordered = []
+    for _, groups in sorted(alike.items()):
+        in_order = [sorted(g, key=lambda r: r.seed) for _, g in sorted(groups.items())]
+        section = Section([Group(runs) for runs in in_order])
+        keys = section.varying
+        section.groups.sort(
+            key=lambda g: (g.experiment, *(order(str(g.values.get(k))) for k in keys))
+        )
+        ordered.append(section)
+    return sorted(ordered, key=lambda section: -len(section.runs))

@@ -1,0 +1,324 @@
+"""The records of many runs: found, checked, read; and as one pandas table.
+
+A `Run` is one readable record.  `load` reads whatever lies under some paths and names
+what it cannot use; `load_runs` is the same as a DataFrame, for a notebook.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from resnet_se.runs.record import (
+    EVERY,
+    FINISHED,
+    NONE,
+    NUMBER,
+    check_fields,
+    read_record,
+    unpack_labels,
+)
+from resnet_se.utils.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_words = str.split
+# Overrides that say where and how a run is computed or watched, not what is trained.
+IDLE = _words(
+    "seed tags notes plots runs_dir run_dir ckpt_path fail_fast launcher logger "
+    "data.num_workers optimizer.fused trainer.compile trainer.accelerator "
+    "trainer.devices"
+)
+HEAD = _words("status experiment seed config_hash schema noise_family best_epoch")
+PACKED = ("labels", "predicted", "predicted_tta")
+PARTS = _words("val test train model data hardware git")  # each a dict in a record
+
+
+@dataclass(frozen=True)
+class Run:
+    """One readable record; `path` is as the user gave it, `folder` where it lies."""
+
+    path: str
+    record: dict[str, Any]
+    folder: Path | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self.record[name]  # run.test is record["test"]
+        except KeyError:
+            raise AttributeError(name) from None
+
+    @property
+    def title(self) -> str:
+        return f"{self.experiment} seed {self.seed} ({self.config_hash})"
+
+    @property
+    def history(self) -> dict[str, list[float | None]]:
+        return self.record.get("history") or {}
+
+    @cached_property
+    def labels(self) -> np.ndarray:
+        return unpack_labels(self.test["labels"])
+
+    @cached_property
+    def predicted(self) -> np.ndarray:
+        return unpack_labels(self.test["predicted"])
+
+    def right(self, part: str = "predicted") -> np.ndarray:
+        """1 where the test image was recognised, else 0: int8 (N,)."""
+        predicted = (
+            self.predicted
+            if part == "predicted"
+            else unpack_labels(self.test["predicted_tta"])
+        )
+        return (predicted == self.labels).astype(np.int8)
+
+    @property
+    def machine(self) -> str:
+        h = self.hardware
+        world = h.get("world_size") or 1
+        ranks = f", {world} ranks" if world > 1 else ""
+        return "{accelerator}: {device}, {cores} cores".format(**h) + ranks
+
+    @property
+    def software(self) -> str:
+        return ", ".join(f"{k} {v}" for k, v in self.versions.items())
+
+    @property
+    def commit(self) -> str:
+        git = self.record.get("git") or {}
+        changed = " + changes" if git.get("dirty") else ""
+        return (git.get("commit") or "")[:7] + changed or "no commit"
+
+    @cached_property
+    def overridden(self) -> dict[str, str]:
+        """What the command line set, less what cannot matter: {key: text}."""
+        idle = re.compile(rf"({'|'.join(map(re.escape, IDLE))})(\.|$)")
+        pairs = (o.lstrip("+~").partition("=") for o in self.overrides)
+        kept = {k.partition("@")[0]: v for k, _, v in pairs if not idle.match(k)}
+        kept.pop("experiment", None)
+        return kept
+
+    @cached_property
+    def values(self) -> dict[str, Any]:
+        """All that is known of the setting: {dotted key or group: plain value}."""
+        data = {f"data.{k}": self.data[k] for k in ("train", "val", "split_seed")}
+        choices = {k: v for k, v in self.choices.items() if k not in IDLE}
+        known = {**data, **(self.record.get("setting") or {}), **choices}
+        batch_size = self.data.get("batch_size")
+        if batch_size is not None:  # in force; a preset's gives way to a small set
+            world = self.hardware.get("world_size") or 1
+            known["data.global_batch_size"] = batch_size * world
+        return {**self.overridden, **known, "experiment": self.experiment}
+
+    @property
+    def choices(self) -> dict[str, Any]:
+        chosen = dict(self.record.get("choices") or {})
+        chosen.pop("experiment", None)
+        return chosen
+
+    @property
+    def trial(self) -> bool:
+        """Whether it was only to try things out: `budget=smoke`, or a `debug`."""
+        return self.choices.get("budget") == "smoke" or "debug" in self.choices
+
+    @property
+    def early(self) -> bool:
+        return self.train.get("stopped") not in (None, "max_epochs", "max_steps")
+
+
+@dataclass
+class Loaded:
+    """What lies under the paths: `runs` count, the rest is named."""
+
+    runs: list[Run] = field(default_factory=list)
+    unfinished: list[Run] = field(default_factory=list)
+    duplicates: list[tuple[Run, Run, bool]] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)  # not used, and why
+    trials: list[Run] = field(default_factory=list)  # left out
+
+    def leave_out_trials(self) -> None:
+        self.trials = [run for run in self.runs if run.trial]
+        self.runs = [run for run in self.runs if not run.trial]
+
+    def where(self, conditions: Iterable[tuple[str, str]]) -> None:
+        """Keeps the runs whose values are as asked; names a key that no run has."""
+        for key, value in conditions:
+            keys = {k for run in self.runs for k in run.values}
+            if key not in keys:
+                raise UserError(f"--where {key}: no run has it; {nearest(key, keys)}")
+            of = {str(run.values.get(key)) for run in self.runs}
+            self.runs = [r for r in self.runs if str(r.values.get(key)) == value]
+            if not self.runs:
+                hint = nearest(value, of)
+                raise UserError(f"--where {key}={value}: no run has that; {hint}")
+
+
+def find(paths: Iterable[str]) -> tuple[list[tuple[Path, str]], list[str]]:
+    """Every record under the paths, as (file, name to print), and what is none."""
+    files: dict[Path, tuple[Path, str]] = {}
+    problems = []
+    for path in map(Path, paths):
+        matches = [path]
+        if path.is_dir():
+            matches = sorted(path.rglob("result.json")) or sorted(path.glob("*.json"))
+        if not matches or not path.exists():
+            problems.append(f"{_relative(path, path)}: no result.json there")
+            continue
+        for file in matches:
+            files.setdefault(file.resolve(), (file, _relative(file, path)))
+    return list(files.values()), problems
+
+
+def _relative(path: Path, given: Path) -> str:
+    """As given; of an absolute path what lies below here, or below its argument."""
+    if not path.is_absolute():
+        return path.as_posix()
+    base = Path.cwd() if path.is_relative_to(Path.cwd()) else given.parent
+    return path.relative_to(base).as_posix()
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A record, checked for all that the report reads of it.
+
+    Raises:
+        UserError: unreadable, truncated, of another schema, or edited by hand.
+    """
+    record = read_record(path)
+    try:
+        check_fields(record, EVERY)
+        for entry in record.get("against") or []:
+            if not {str} == {type(entry[k]) for k in ("experiment", "question")}:
+                raise UserError(f"against: names expected, got {entry!r}")
+        if not all(isinstance(override, str) for override in record["overrides"]):
+            raise UserError(f"overrides: texts expected, got {record['overrides']!r}")
+        for column in (record.get("history") or {}).values():
+            if not all(isinstance(v, (*NUMBER, NONE)) for v in column):
+                raise UserError("history: columns of numbers expected")
+        if record["status"] == "finished":
+            check_fields(record, FINISHED)
+            _check_predictions(record["test"], len(record["data"]["classes"]))
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    except Exception as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
+        raise UserError(f"{path}: not a result ({reason})") from None
+    return record
+
+
+def _check_predictions(test: dict[str, Any], num_classes: int) -> None:
+    labels = unpack_labels(test["labels"])
+    for part in ("", "_tta"):
+        packed = test.get(f"predicted{part}")
+        if part and packed is None:
+            continue
+        predicted = unpack_labels(packed)
+        if not len(labels) == len(predicted) == test["images"]:
+            raise UserError(f"test.predicted{part}: not of test.images images")
+        if max(labels.max(), predicted.max()) >= num_classes:
+            raise UserError(f"test.predicted{part}: more than {num_classes} classes")
+        if abs((labels == predicted).mean() - test[f"acc{part}"]) > 1e-4:
+            raise UserError(f"test.acc{part}: not what test.predicted{part} says")
+
+
+def load(paths: Iterable[str]) -> Loaded:
+    """Reads all records; every one ends in exactly one of `Loaded`'s lists."""
+    files, problems = find(paths)
+    loaded = Loaded(problems=problems)
+    first: dict[tuple, Run] = {}
+    tested: dict[tuple, Run] = {}
+    for path, name in files:
+        try:
+            run = Run(name, read(path), path.parent)
+        except UserError as error:
+            reason = str(error).removeprefix(f"{path}: ")  # `name` hides our folders
+            reason = reason.removesuffix("; delete it to go on")  # advice for training
+            loaded.problems.append(f"{name}: {reason}")
+            continue
+        if run.status != "finished":
+            loaded.unfinished.append(run)
+            continue
+        data = (run.data["fingerprint"], run.test["images"])
+        other = tested.setdefault(data, run)
+        if not np.array_equal(run.labels, other.labels):
+            reason = f"test.labels are not those of {other.path} on the same data"
+            loaded.problems.append(f"{name}: {reason}")
+            continue
+        identity = (run.experiment, run.config_hash, run.seed, *data)
+        same = first.setdefault(identity, run)
+        if same is run:
+            loaded.runs.append(run)
+        else:
+            conflict = (run.val, run.test) != (same.val, same.test)
+            loaded.duplicates.append((run, same, conflict))
+    return loaded
+
+
+def load_runs(
+    paths: str | Path | Sequence[str | Path] = "runs",
+    *,
+    history: bool = False,
+    predictions: bool = False,
+) -> pd.DataFrame:
+    """A row a run, finished or not, of all records under `paths`.
+
+    Columns have the record's own names: `path`, `status`, `experiment`, `seed`, then
+    `test.acc` (0..1), `train.seconds`, `model.total`, …; every setting under its key
+    (`model.reduction`) and every group under its name (`model`).  `train.acc` is that
+    of the last epoch.  What cannot be read is warned of.
+
+    Args:
+        history: a column `history`: {name: one value an epoch}.
+        predictions: columns `labels` and `predicted`: class indices int64 (N,).
+    """
+    given = [paths] if isinstance(paths, str | Path) else paths
+    loaded = load(map(str, given))
+    for problem in loaded.problems:
+        warnings.warn(f"not used: {problem}", stacklevel=2)
+    runs = [*loaded.runs, *loaded.unfinished]
+    table = frame(runs)
+    if history:
+        table["history"] = [run.history for run in runs]
+    for column in ("labels", "predicted") if predictions else ():
+        table[column] = [
+            getattr(run, column) if run.status == "finished" else None for run in runs
+        ]
+    return table
+
+
+def frame(runs: Iterable[Run]) -> pd.DataFrame:
+    """`load_runs` of runs that have been read."""
+    import pandas as pd
+
+    rows = []
+    for run in runs:
+        row = {"path": run.path, **{key: run.record.get(key) for key in HEAD}}
+        for part in PARTS:
+            for key, value in (run.record.get(part) or {}).items():
+                if not (isinstance(value, list | dict) or key in PACKED):
+                    row[f"{part}.{key}"] = value
+        column = run.history.get("train/acc")
+        row["train.acc"] = column[-1] if column else None
+        values = run.values if run.status == "finished" else run.overridden
+        rows.append(row | {k: v for k, v in values.items() if k not in row})
+    table = pd.DataFrame(rows, columns=None if rows else ["path", *HEAD], dtype=object)
+    return table.astype({column: _dtype(table[column]) for column in table})
+
+
+def _dtype(column: pd.Series) -> str:
+    """Of pandas' own that can be null: the narrowest that holds every value."""
+    values = [value for value in column if value is not None and value == value]
+    kinds = {type(value) for value in values}
+    if int in kinds and any(abs(v) >= 1 << 63 for v in values if type(v) is int):
+        return "object"  # what no machine counts, a stranger may write
+    narrow = [({bool}, "boolean"), ({int}, "Int64"), ({int, float}, "Float64")]
+    narrow.append(({str}, "string"))
+    return next((d for k, d in narrow if kinds and kinds <= k), "object")

@@ -1,0 +1,201 @@
+"""The report's tables: groups, comparisons, cells, runs; as text and as numbers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+import pandas as pd
+
+from resnet_se.analysis.report.compare import Family
+from resnet_se.analysis.report.groups import Group, Section
+from resnet_se.analysis.report.runs import Loaded
+from resnet_se.analysis.report.significance import ALPHA, mean_std
+from resnet_se.analysis.report.text import (
+    NONE,
+    Table,
+    accuracy,
+    gain,
+    number,
+    p_value,
+    points,
+    settings,
+)
+
+ACCURACIES = {"val.acc": "val %", "test.acc": "test %", "test.acc_tta": "test TTA %"}
+MEASURES = {  # heading, unit, digits
+    "train.epochs": ("epochs", 1, 0),
+    "train.steps": ("steps", 1, 0),
+    "model.total": ("parameters", 1, 0),
+    "model.macs": ("MMAC", 1e6, 1),
+    "train.images_per_second": ("images/s", 1, 0),
+    "train.seconds": ("minutes", 60, 1),
+    "train.peak_memory_mb": ("memory MB", 1, 0),
+}
+SPEEDS = ("train.images_per_second", "train.seconds", "train.peak_memory_mb")
+
+
+def _mean(group: Group, key: str) -> float | None:
+    """Over the seeds; of speeds only where one machine ran them all."""
+    values = group.measured(key)
+    mixed = key in SPEEDS and len(group.machines) > 1
+    return None if mixed or not values else mean_std(values)[0]
+
+
+def group_records(section: Section) -> pd.DataFrame:
+    """A row a group, in full precision: means and deviations over its seeds."""
+    rows = []
+    for group in section.groups:
+        row: dict[str, Any] = {
+            "experiment": group.experiment,
+            "setting": section.rest(group),
+            "config_hash": group.config_hash,
+            "n": len(group.runs),
+            "seeds": " ".join(map(str, group.seeds)),
+            "data.train": group.data["train"],
+        }
+        for key in ACCURACIES:
+            spread = mean_std(group.measured(key) or [float("nan")])
+            row[f"{key}_mean"], row[f"{key}_std"] = spread
+        row |= {key: _mean(group, key) for key in MEASURES}
+        rows.append(row | {"machines": " | ".join(group.machines)})
+    return pd.DataFrame(rows)
+
+
+def group_table(section: Section) -> tuple[Table, str]:
+    """What a person reads of the groups; and what all of them share."""
+    groups = section.groups
+    cells = pd.DataFrame({"run": [section.labels[id(g)] for g in groups]})
+    cells["n"] = [str(len(g.runs)) for g in groups]
+    for key, heading in ACCURACIES.items():
+        cells[heading] = [accuracy(g.measured(key)) for g in groups]
+    for key, (heading, unit, digits) in MEASURES.items():
+        cells[heading] = [number(_mean(g, key), digits, unit) for g in groups]
+    alike = [c for c in cells.columns[5:] if len(cells) > 1 and cells[c].nunique() == 1]
+    shared = [f"{cells[c][0]} {c}" for c in alike if cells[c][0] != NONE]
+    caption = f"{section.name}: mean ± sample standard deviation over n seeds"
+    text = ", ".join(filter(None, (settings(section.common), *shared)))
+    return Table(caption, cells.drop(columns=alike)), text
+
+
+def comparison_records(family: Family, equivalence: float) -> pd.DataFrame:
+    """A row a comparison, in full precision; accuracies in 0..1."""
+    rows = []
+    for c in (*family.comparisons, *family.cells):
+        low, high = c.interval
+        row: dict[str, Any] = {
+            "question": c.question,
+            "comparison": c.name,
+            "where": c.where,
+            "n": c.n,
+            "difference": c.mean,
+            "low": low,
+            "high": high,
+            "level": c.level,
+            "p": c.p,
+        }
+        if c in family.comparisons:
+            row |= {"p_holm": c.p_holm if c.n > 1 else None}
+            row |= {"verdict": c.verdict(equivalence)}
+        if c.estimate and c.welch:
+            row["low_95"], row["high_95"] = c.estimate.interval(ALPHA)
+            row |= {"error": c.estimate.error, "degrees": c.estimate.degrees}
+            row["welch_low_95"], row["welch_high_95"] = c.welch.interval(ALPHA)
+            row |= {"welch_p": c.welch.p}
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def comparison_table(section: Section, family: Family, equivalence: float) -> Table:
+    """The family and the comparisons of one seed, each with its power."""
+    size = len(family.decided)
+    bound = f"{100 * equivalence:g}"
+    disputed = any(c.disputed for c in family.comparisons)
+    rows = []
+    for c in family.comparisons:
+        row = {
+            "question": c.question,
+            "comparison": f"{c.name}{f', {c.where}' if c.where else ''}",
+            "n": str(c.n),
+            "difference [interval]": gain(c.mean, c.interval),
+            "p": p_value(c.p_holm) if c.n > 1 else f"{p_value(c.p)} (images)",
+            "verdict": c.verdict(equivalence),
+            "detects": NONE,
+            f"seeds for {bound}": NONE,
+        }
+        if c.estimate:
+            strict = ALPHA / size
+            row["detects"] = f"{100 * c.estimate.detectable(strict):.2f}"
+            needed = c.estimate.seeds_needed(equivalence, c.n, strict)
+            row[f"seeds for {bound}"] = str(needed) if needed else "more images"
+        if disputed:
+            own = c.welch.interval() if c.welch and c.disputed else None
+            row["own noise, 95 %"] = gain(c.mean, own) if own else NONE
+        rows.append(row)
+    caption = (
+        f"Differences of test accuracy in percentage points. With two seeds or more: "
+        f"intervals and p corrected by Holm for a family of {size}; `detects`: the "
+        f"smallest difference found with 80 % power; `seeds for {bound}`: how many "
+        f"would find {bound} points. With one seed: images only, uncorrected."
+    )
+    left = {"comparison", "verdict"}
+    return Table(caption, pd.DataFrame(rows), left)
+
+
+def cell_table(family: Family) -> Table:
+    """Where a factor's mean effect comes from."""
+    rows = [
+        {
+            "factor": c.question,
+            "comparison": c.name,
+            "where": c.where or NONE,
+            "n": str(c.n),
+            "difference": points(c.mean),
+            "95 % interval": gain(c.mean, c.interval).partition(" ")[2],
+        }
+        for c in family.cells
+    ]
+    caption = "The cells of the factors, in points; not corrected, so without verdicts."
+    return Table(caption, pd.DataFrame(rows), {"comparison", "where"})
+
+
+def run_table(loaded: Loaded, letters: dict[str, str]) -> Table:
+    """Every file that was read, and what became of it."""
+    copies = [run for run, _, _ in loaded.duplicates]
+    rows = []
+    for run in [*loaded.runs, *copies, *loaded.unfinished]:
+        row = {"file": run.path, "status": "duplicate" if run in copies else run.status}
+        row |= {"experiment": run.experiment, "seed": str(run.seed)}
+        row |= {"hash": run.config_hash, "commit": run.commit}
+        if run.status == "finished":
+            row |= {"machine": letters[run.machine]}
+            row |= {"precision": run.hardware["precision"]}
+            row |= {"epochs": number(run.train["epochs"])}
+            row |= {"test %": f"{100 * run.test['acc']:.2f}"}
+        rows.append(row)
+    left = {"status", "experiment", "hash", "commit", "machine"}
+    return Table("", pd.DataFrame(rows).fillna(NONE), left)
+
+
+TEX = {"±": r"$\pm$", "−": "$-$", "–": "--", "×": r"$\times$", "<": "$<$", ">": "$>$"}
+
+
+def latex(tables: Iterable[Table]) -> str:
+    r"""Floats that need `\usepackage{booktabs, graphicx}` only."""
+    parts = [r"% \usepackage{booktabs, graphicx}, UTF-8"]
+    for table in tables:
+        columns = "".join("l" if table.is_left(c) else "r" for c in table.cells.columns)
+        caption = re.sub(r"([&%$#_{}])", r"\\\1", table.caption.replace("`", ""))
+        body = table.cells.to_latex(index=False, escape=True, column_format=columns)
+        parts += [
+            r"\begin{table}",
+            rf"\caption{{{caption}}}",
+            r"\resizebox{\textwidth}{!}{%",
+            body.rstrip() + "}",
+            r"\end{table}",
+        ]
+    text = "\n".join(parts) + "\n"
+    for sign, command in TEX.items():
+        text = text.replace(sign, command)
+    return text

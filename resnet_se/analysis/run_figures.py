@@ -1,0 +1,315 @@
+"""Pictures of a run: curves, confusion, classes, reliability, mistakes, augmentation.
+
+Each function makes one figure of tensors on the CPU; `save_run_plots` writes them all.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")  # files only: works without a display
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from torch import Tensor
+
+from resnet_se.analysis.calibration import BINS, fit_temperature, reliability
+
+TRAIN, VAL, GREY = "#E69F00", "#0072B2", "#777777"  # Okabe and Ito's
+COLOURS = {"train": TRAIN, "val": VAL}
+SHOWN_CLASSES = 40  # bars of a picture
+SHEET = (8, 5)  # training images, epochs of their augmentation
+HIGH = 10  # a loss above so many times the median is not worth the axis it would take
+
+History = list[dict[str, float]]
+Column = tuple[list[float], list[float]]  # epochs from 1, values
+
+
+def save_run_plots(
+    folder: Path,
+    *,
+    history: History,
+    best_epoch: int | None = None,
+    soft_targets: bool = False,
+    images: Tensor | None = None,
+    labels: Tensor | None = None,
+    logits: Tensor | None = None,
+    val_labels: Tensor | None = None,
+    val_logits: Tensor | None = None,
+    classes: Sequence[str] = (),
+    augmented: Tensor | None = None,
+) -> list[str]:
+    """Writes what can be drawn of what is given into `folder`; the names.
+
+    Args:
+        history: one row an epoch (`callbacks.History`).
+        best_epoch: 0-based, that of the checkpoint which was tested.
+        soft_targets: the training loss is of smoothed or mixed labels.
+        images: the test set, uint8 (N, 3, H, W).
+        labels: (N,);  logits: (N, K), of the plain images, in the same order.
+        val_labels, val_logits: the same of the validation part.
+        classes: K names.
+        augmented: uint8 (E + 1, n, 3, H, W), training images and how E epochs see them.
+    """
+    figures: dict[str, Figure] = {}
+    if history:
+        figures["curves"] = curves(history, best_epoch, soft_targets)
+    if labels is not None and logits is not None:
+        predicted = logits.argmax(dim=1)
+        figures["confusion"] = confusion(labels, predicted, classes)
+        figures["per_class"] = per_class(labels, predicted, classes)
+        validation = None
+        if val_labels is not None and val_logits is not None:
+            validation = val_logits, val_labels
+        figures["reliability"] = reliability_diagram(logits, labels, validation)
+        if images is not None:
+            figures["mistakes"] = mistakes(images, labels, logits, classes)
+    if augmented is not None:
+        figures["augmented"] = augmented_images(augmented)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, figure in figures.items():
+        figure.savefig(folder / f"{name}.png", dpi=120)
+        plt.close(figure)
+    return list(figures)
+
+
+# --- curves ------------------------------------------------------
+
+
+def curves(
+    history: History, best_epoch: int | None = None, soft_targets: bool = False
+) -> Figure:
+    """Loss, accuracy and learning rate against the epoch.
+
+    The training loss is drawn twice, epoch by epoch and smoothed; where its targets are
+    soft the legend says that it is another loss than that of validation.
+    """
+    figure, axes = plt.subplots(1, 3, figsize=(13, 3.8), layout="constrained")
+    panels = [("loss", "loss"), ("acc", "accuracy"), ("lr", "learning rate")]
+    for axis, (metric, title) in zip(axes, panels, strict=True):
+        columns = {p: _column(history, f"{p}/{metric}") for p in ("train", "val")}
+        if metric == "loss":
+            _leave_out_diverged(axis, columns)
+        for part, (x, y) in columns.items():
+            soft = soft_targets and (part, metric) == ("train", "loss")
+            label = f"{part}, of soft targets: not comparable" if soft else part
+            smooth = part == "train" and metric != "lr"
+            _curve(axis, x, y, COLOURS[part], label, smooth)
+        x, y = columns["val"]
+        if best_epoch is not None and best_epoch + 1 in x:
+            at = best_epoch + 1
+            axis.axvline(at, color=GREY, lw=1, ls=":")
+            look: dict[str, Any] = {"ls": "none", "marker": "*", "ms": 13}
+            look |= {"color": VAL, "label": f"best epoch, {at}"}
+            axis.plot(at, y[x.index(at)], **look)
+        axis.set(title=title, xlabel="epoch")
+        if metric != "loss":
+            axis.set_ylim(bottom=0)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axis.grid(alpha=0.3)
+        if axis.lines and metric != "lr":
+            axis.legend(fontsize=8)
+    return figure
+
+
+def _column(history: History, name: str) -> Column:
+    points = [(row["epoch"] + 1, row[name]) for row in history if name in row]
+    return [x for x, _ in points], [y for _, y in points]
+
+
+def _curve(
+    axis: Axes, x: list[float], y: list[float], colour: str, label: str, smooth: bool
+) -> None:
+    if not x:
+        return
+    marker = {"marker": "o", "ms": 3} if len(x) <= 60 else {}
+    half = len(x) // 20  # of the epochs that are averaged
+    if not smooth or half == 0:
+        axis.plot(x, y, color=colour, label=label, **marker)
+        return
+    axis.plot(x, y, color=colour, lw=0.8, alpha=0.45)
+    means = []
+    for i in range(len(y)):
+        around = y[max(0, i - half) : i + half + 1]
+        seen = [v for v in around if not math.isnan(v)]
+        means.append(sum(seen) / len(seen) if seen else math.nan)
+    label = f"{label}; bold: mean of {2 * half + 1} epochs"
+    axis.plot(x, means, color=colour, lw=2, ls="--", label=label)
+
+
+def _leave_out_diverged(axis: Axes, columns: dict[str, Column]) -> None:
+    """Replaces what would flatten all else by gaps, with crosses at the upper edge.
+
+    The axis is logarithmic where its values ask for it; either is said on it.
+    """
+    values = sorted(v for _, y in columns.values() for v in y if 0 < v < math.inf)
+    if not values:
+        return
+    top = HIGH * values[len(values) // 2]
+    left_out = 0
+    for part, (x, y) in columns.items():
+        gone = [i for i, v in enumerate(y) if not v <= top]  # NaN too
+        left_out += len(gone)
+        for i in gone:
+            y[i] = math.nan
+        look: dict[str, Any] = {"color": COLOURS[part], "ls": "none", "marker": "x"}
+        at_edge = axis.get_xaxis_transform()
+        axis.plot([x[i] for i in gone], [0.98] * len(gone), transform=at_edge, **look)
+    words = []
+    if min(top, values[-1]) > 20 * values[0]:
+        axis.set_yscale("log")
+        words.append("log axis")
+    if left_out:
+        words.append(f"crosses: {left_out} above {top:.3g} or not finite")
+    axis.set_ylabel(", ".join(words), fontsize=8)
+
+
+# --- what was predicted ------------------------------------------
+
+
+def confusion(labels: Tensor, predicted: Tensor, classes: Sequence[str]) -> Figure:
+    """Rows are the true classes, columns the predicted ones; per cent of the row."""
+    k = len(classes)
+    counts = torch.bincount(labels * k + predicted, minlength=k * k).view(k, k)
+    share = 100 * counts / counts.sum(dim=1, keepdim=True).clamp_min(1)
+    side = min(max(4.5, 0.62 * k), 25)  # inches, where 40 names fit
+    figure, axis = plt.subplots(figsize=(side + 1.2, side), layout="constrained")
+    axis.imshow(share.numpy(), cmap="Blues", vmin=0, vmax=100)
+    ticks = range(k)
+    if k <= 40:
+        # A class may be called $…$, which is no formula.
+        axis.set_xticks(ticks, classes, rotation=45, ha="right", parse_math=False)
+        axis.set_yticks(ticks, classes, parse_math=False)
+    axis.set(xlabel="predicted", ylabel="true", title="confusion, % of the true class")
+    if k <= 20:
+        for i in ticks:
+            for j in ticks:
+                value = share[i, j].item()
+                shade = "white" if value > 60 else "black"
+                axis.text(j, i, f"{value:.0f}", ha="center", va="center", color=shade)
+    return figure
+
+
+def per_class(labels: Tensor, predicted: Tensor, classes: Sequence[str]) -> Figure:
+    """The share of each class that is recognised, with its interval (Wilson 1927)."""
+    from scipy import stats
+
+    k = len(classes)
+    counts = torch.bincount(labels, minlength=k)
+    hits = torch.bincount(labels[labels == predicted], minlength=k)
+    share = hits / counts.clamp_min(1)
+    order = share.argsort()[:SHOWN_CLASSES].tolist()
+    figure, axis = plt.subplots(
+        figsize=(7, 1.3 + 0.28 * len(order)), layout="constrained"
+    )
+    for row, i in enumerate(order):
+        axis.barh(row, 100 * share[i].item(), color=VAL, height=0.75)
+        if counts[i]:
+            test = stats.binomtest(int(hits[i]), int(counts[i]))
+            ends = test.proportion_ci(method="wilson")
+            axis.plot([100 * ends.low, 100 * ends.high], [row, row], color="black")
+        text = f"{100 * share[i].item():.1f}" if counts[i] else "no images"
+        axis.text(1, row, text, va="center", color="white", fontsize=8)
+    names = [classes[i] for i in order]
+    axis.set_yticks(range(len(order)), names, fontsize=8, parse_math=False)
+    some = f", the {len(order)} lowest of {k}" if len(order) < k else ""
+    axis.set(xlim=(0, 100), title=f"accuracy by class{some}")
+    axis.set_xlabel("% of a class's test images; line: 95 % for new images", fontsize=8)
+    axis.grid(axis="x", alpha=0.3)
+    return figure
+
+
+def reliability_diagram(
+    logits: Tensor, labels: Tensor, validation: tuple[Tensor, Tensor] | None = None
+) -> Figure:
+    """How often right against how sure, before and after temperature scaling.
+
+    Args:
+        validation: logits and labels that the temperature is fitted on; without them
+            there is no second panel.
+    """
+    found = [(reliability(logits, labels), "as trained")]
+    if validation is not None:
+        t = fit_temperature(*validation)
+        words = f"logits / {t:.3f}, fitted on {len(validation[1]):,} validation images"
+        found.append((reliability(logits / t, labels), words))
+    figure, axes = plt.subplots(
+        2,
+        len(found),
+        figsize=(4.8 * len(found), 5.6),
+        sharex=True,
+        squeeze=False,
+        height_ratios=(3, 1),
+        layout="constrained",
+    )
+    centres = (np.arange(BINS) + 0.5) / BINS
+    for (above, below), (bins, words) in zip(axes.T, found, strict=True):
+        confidence, accuracy, share = (values.numpy() for values in bins)  # (BINS,)
+        seen = share > 0
+        above.bar(centres[seen], accuracy[seen], 0.9 / BINS, color=VAL)
+        above.plot([0, 1], [0, 1], color="black", lw=1, ls="--")
+        look: dict[str, Any] = {"color": TRAIN, "s": 22, "zorder": 3}
+        look["label"] = "at the mean probability of the bin"
+        above.scatter(confidence[seen], accuracy[seen], **look)
+        above.set_title(f"{words}\nECE {100 * bins.ece:.2f} %", fontsize=9)
+        above.set(xlim=(0, 1), ylim=(0, 1))
+        below.bar(centres, 100 * share, 0.9 / BINS, color=GREY)
+        below.set_xlabel("probability of the class predicted")
+        below.set_ylim(0, 100)
+    axes[0][0].legend(fontsize=8, loc="upper left")
+    axes[0][0].set_ylabel("share of them that are right")
+    axes[1][0].set_ylabel("% of images")
+    return figure
+
+
+def mistakes(
+    images: Tensor, labels: Tensor, logits: Tensor, classes: Sequence[str]
+) -> Figure:
+    """The 24 mistakes with the highest probability of the wrong class."""
+    probability, predicted = logits.softmax(dim=1).max(dim=1)
+    wrong = (predicted != labels).nonzero().squeeze(1)
+    worst = wrong[probability[wrong].argsort(descending=True)][:24].tolist()
+    figure, axes = plt.subplots(3, 8, figsize=(13, 5.9), layout="constrained")
+    figure.suptitle("surest mistakes: predicted (probability), true")
+    for axis in axes.flat:
+        axis.axis("off")
+    for axis, i in zip(axes.flat, worst, strict=False):
+        axis.imshow(images[i].permute(1, 2, 0).numpy())  # (H, W, 3)
+        axis.set_title(
+            f"{classes[predicted[i]]} ({probability[i]:.2f})\n{classes[labels[i]]}",
+            fontsize=8,
+            parse_math=False,
+        )
+    return figure
+
+
+# --- training images ---------------------------------------------
+
+
+def augmented_images(augmented: Tensor) -> Figure:
+    """Training images, and below them how the first epochs see them.
+
+    Args:
+        augmented: uint8 (E + 1, n, 3, H, W), the first row as they are.
+    """
+    rows, columns = augmented.shape[:2]
+    size = (1.2 * columns + 0.6, 1.2 * rows + 0.4)
+    figure, axes = plt.subplots(
+        rows, columns, figsize=size, squeeze=False, layout="constrained"
+    )
+    figure.suptitle("training images and their augmentation", fontsize=10)
+    for i in range(rows):
+        for j in range(columns):
+            axes[i][j].imshow(augmented[i, j].permute(1, 2, 0).numpy())  # (H, W, 3)
+            axes[i][j].set_xticks([])
+            axes[i][j].set_yticks([])
+        axes[i][0].set_ylabel(f"epoch {i}" if i else "as it is", fontsize=8)
+    return figure

@@ -1,0 +1,186 @@
+"""Writes a run's network as a folder and a .zip for others: a bundle (`bundles`).
+
+    resnet-se bundle run=DIR [out=PATH]
+
+`resnet_se.load` opens it where the run was never seen.  Paths of this machine stay out
+of it.  The model card has Hugging Face's head; the licence is the user's to add.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import os
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from omegaconf import DictConfig
+from safetensors.torch import save
+
+from resnet_se.config.compose import run
+from resnet_se.inference.pretrained import Pretrained, read
+from resnet_se.models.complexity import parameter_counts
+from resnet_se.runs import bundle
+from resnet_se.utils.errors import UserError
+from resnet_se.utils.files import atomic_file
+
+# Say where and how a run was made, on whose machine; no part of what it is.
+PRIVATE = (
+    "runs_dir",
+    "run_dir",
+    "ckpt_path",
+    "logger",
+    "callbacks",
+    "launcher",
+    "notes",
+)
+ROOT = "data.source.root"
+
+HUBCONF = '''\
+"""For torch.hub: torch.hub.load(PATH, "network", source="local")."""
+
+from pathlib import Path
+
+dependencies = ["torch", "resnet_se"]
+
+
+def network(trust: bool = False):
+    """The trained network of this folder, in eval mode (`resnet_se.load`)."""
+    import resnet_se
+
+    return resnet_se.load(Path(__file__).parent, trust=trust)
+'''
+
+
+def bundle(cfg: DictConfig) -> Path:
+    """Writes the folder and the .zip; returns the folder.
+
+    Raises:
+        UserError: no run there, or `out` is something else than a bundle already.
+    """
+    model = read(cfg.run)
+    if model.note:
+        print(f"note: {model.note}")
+    experiment = (model.record or {}).get("experiment", "network")
+    name = f"{experiment}-{model.source.resolve().name.removesuffix('.zip')}"
+    out = Path(cfg.out or Path("bundles", name))
+    if out.suffix == ".zip":
+        out = out.with_suffix("")
+    if out.exists() and not (out / bundle.MANIFEST).is_file() and _is_full(out):
+        raise UserError(f"out: {out} is there and is no bundle; name another")
+    files = _files(model, name)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=out.parent, prefix=".bundle-") as folder:
+            new = Path(folder, "new")
+            new.mkdir()
+            for file, content in files.items():
+                (new / file).write_bytes(content)
+            if out.exists():
+                os.replace(out, Path(folder, "old"))
+            os.replace(new, out)
+        with atomic_file(out.with_name(f"{out.name}.zip")) as file:
+            _zip(file, out.name, files)
+    except OSError as error:
+        raise UserError(f"out: cannot write {out}: {error.strerror}") from None
+    size = sum(map(len, files.values())) / 1e6
+    print(f"{out} and {out}.zip: {size:.1f} MB, {', '.join(files)}")
+    return out
+
+
+def _is_full(path: Path) -> bool:
+    return not path.is_dir() or any(path.iterdir())
+
+
+def _files(model: Pretrained, name: str) -> dict[str, bytes]:
+    weights = {k: v.contiguous() for k, v in model.net.state_dict().items()}
+    files = {
+        bundle.WEIGHTS: save(weights),
+        bundle.CONFIG: _json(_public_config(model.config)),
+        bundle.RECORD: _json(_public_record(model.record)),
+    }
+    manifest = {
+        "format": bundle.FORMAT,
+        "classes": model.classes,
+        "size": model.size,
+        "mean": model.mean.tolist(),
+        "std": model.std.tolist(),
+        "fingerprint": model.fingerprint,
+        "files": {k: hashlib.sha256(v).hexdigest() for k, v in files.items()},
+    }
+    files[bundle.MANIFEST] = _json(manifest)
+    files["README.md"] = _card(model, name).encode()
+    files["hubconf.py"] = HUBCONF.encode()
+    return files
+
+
+def _json(value: Any) -> bytes:
+    return json.dumps(value, indent=2, ensure_ascii=False).encode() + b"\n"
+
+
+def _public_config(config: dict[str, Any]) -> dict[str, Any]:
+    public = copy.deepcopy({k: v for k, v in config.items() if k not in PRIVATE})
+    public.get("data", {}).get("source", {}).pop("root", None)
+    public.get("trainer", {}).pop("default_root_dir", None)
+    return public
+
+
+def _public_record(record: dict[str, Any] | None) -> dict[str, Any] | None:
+    if record is None:
+        return None
+    private = tuple(f"{key}{end}" for key in PRIVATE for end in (".", "="))
+    overrides = [
+        text
+        for text in record.get("overrides", ())
+        if not text.lstrip("+~").startswith((*private, ROOT))
+    ]
+    return record | {"overrides": overrides}
+
+
+def _card(model: Pretrained, name: str) -> str:
+    record = model.record or {}
+    test = record.get("test") or {}
+    figures = {"test accuracy": "acc", "test accuracy with TTA": "acc_tta"}
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("resnet_se", "runs"),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    unknown = {"name": "unknown", "origin": "no record"}
+    return environment.get_template("card.md.j2").render(
+        name=name,
+        classes=model.classes,
+        size=model.size,
+        parameters=parameter_counts(model.net)["total"],
+        fingerprint=model.fingerprint,
+        data=unknown | record.get("data", {}),
+        seed=record.get("seed"),
+        images=test.get("images"),
+        metrics=[(k, test[v]) for k, v in figures.items() if test.get(v) is not None],
+        note=model.note or "the run was not tested",
+    )
+
+
+def _zip(file: Any, folder: str, files: dict[str, bytes]) -> None:
+    """Always the same bytes for the same files."""
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in files.items():
+            info = zipfile.ZipInfo(f"{folder}/{name}")
+            info.compress_type = zipfile.ZIP_DEFLATED
+            info.external_attr = 0o644 << 16
+            archive.writestr(info, content)
+
+
+def main() -> None:
+    """Console entry: `resnet-se bundle …`."""
+    run(bundle, "bundle")
+
+
+if __name__ == "__main__":
+    main()

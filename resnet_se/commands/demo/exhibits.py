@@ -1,0 +1,197 @@
+"""A run as the page shows it: what it says of a picture, why, and where it errs.
+
+Near are two pictures whose features have a small angle: the features are what the last
+linear layer reads, their cosine is 1 where they point the same way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from omegaconf import OmegaConf
+from torch import Tensor, nn
+
+from resnet_se.config.build import build_data
+from resnet_se.inference.pretrained import Pretrained
+from resnet_se.models.resnet import ResNet
+from resnet_se.models.se_gates import gate_values, grad_cam, stages
+from resnet_se.runs import bundle
+from resnet_se.runs.record import unpack_labels
+from resnet_se.utils.errors import UserError
+
+MAPS = 3  # classes whose evidence is shown
+NEAREST = 6  # mistakes beside a picture
+BATCH = 256
+
+
+class Labelled(NamedTuple):
+    """A test set: uint8 images (N, 3, H, W), labels (N,), and whose it is."""
+
+    images: Tensor
+    labels: Tensor
+    classes: tuple[str, ...]
+    fingerprint: str
+
+
+class Mistake(NamedTuple):
+    """A test image (3, H, W) that the network gets wrong; `cosine`: how near."""
+
+    image: Tensor
+    label: str
+    predicted: str
+    cosine: float = float("nan")
+
+
+class Answer(NamedTuple):
+    """What a network says of a picture.
+
+    `chances` {class: probability} of all classes; `maps` (class, (H, W) in 0..1) of the
+    most probable ones; `gates` a list of stages, of blocks (C,); `nearest` mistakes,
+    the nearest first.
+    """
+
+    chances: dict[str, float]
+    picture: Tensor  # uint8 (3, H, W), as the network sees it
+    maps: list[tuple[str, Tensor]]
+    gates: list[list[Tensor]]
+    nearest: list[Mistake]
+
+
+def find_tests(models: Sequence[Pretrained]) -> tuple[Labelled | None, str]:
+    """The test set of the first run that has its data here; else None, and why not.
+
+    Of a bundle none: it brings no data, and what a stranger names is not called.
+    """
+    why = "a bundle brings no data"
+    for model in models:
+        if bundle.is_bundle(model.source):
+            continue
+        data = build_data(OmegaConf.create(model.config), training=False)
+        try:
+            data.setup()
+        except (UserError, OSError) as error:
+            why = str(error)
+            continue
+        if data.images.fingerprint == model.fingerprint:
+            images, labels = data.test_part
+            return Labelled(images, labels, data.images.classes, model.fingerprint), ""
+        why = f"the data of {model.source} are other than it was trained on"
+    return None, why
+
+
+class Exhibit:
+    """A network, and its mistakes in the test set where that is at hand."""
+
+    def __init__(self, model: Pretrained, tests: Labelled | None):
+        self.model = model
+        self.mistakes: list[Mistake] = []
+        self.places = torch.empty(0)  # of the mistakes, unit vectors (M, F)
+        if tests is not None and tests.fingerprint == model.fingerprint:
+            self._find_mistakes(tests)
+
+    @property
+    def title(self) -> str:
+        """The experiment and the directory or bundle."""
+        experiment = (self.model.record or {}).get("experiment", "network")
+        return f"{experiment}, {self.model.source.resolve().name}"
+
+    @property
+    def facts(self) -> str:
+        """One line on what is known of it."""
+        record = self.model.record or {}
+        known = []
+        if acc := (record.get("test") or {}).get("acc"):
+            known.append(f"{acc:.2%} of the test set right")
+        if total := (record.get("model") or {}).get("total"):
+            known.append(f"{total:,} parameters")
+        if self.model.note:
+            known.append("not finished")
+        return ", ".join(known)
+
+    @torch.no_grad()  # no inference mode: Grad-CAM needs ordinary tensors
+    def answer(self, picture: Tensor) -> Answer:
+        """uint8 (3, H, W) → what the page shows."""
+        model = self.model
+        x = model.preprocess(picture[None].to(model.mean.device))  # (1, 3, H, W)
+        features, logits = _features(model.net, x)
+        chances, order = logits[0].softmax(0).sort(descending=True, stable=True)
+        names = [model.classes[i] for i in order.tolist()]
+        top = order[:MAPS]
+        maps = grad_cam(model.net, x.expand(len(top), -1, -1, -1), self._layer, top)
+        return Answer(
+            dict(zip(names, chances.tolist(), strict=True)),
+            picture,
+            list(zip(names, maps.cpu(), strict=False)),
+            self._gates(x),
+            self._nearest(features[0], picture),
+        )
+
+    @property
+    def _layer(self) -> str:
+        """The last feature maps, whose places are still places of the picture."""
+        if isinstance(self.model.net, ResNet):
+            return "blocks"
+        named = self.model.net.named_modules()
+        return [name for name, m in named if isinstance(m, nn.Conv2d)][-1]
+
+    def _gates(self, x: Tensor) -> list[list[Tensor]]:
+        try:
+            values = gate_values(self.model.net, [x])
+        except UserError:  # no SE blocks
+            return []
+        parts = stages(self.model.net)
+        return [[values[name][0] for name in stage.gates] for stage in parts]
+
+    def _nearest(self, features: Tensor, picture: Tensor) -> list[Mistake]:
+        """Without the picture itself, which may be one of them."""
+        if not self.mistakes:
+            return []
+        cosines = self.places @ F.normalize(features, dim=0).cpu()
+        values, order = cosines.topk(min(NEAREST + 1, len(cosines)))
+        pairs = zip(order.tolist(), values.tolist(), strict=True)
+        near = [self.mistakes[i]._replace(cosine=cosine) for i, cosine in pairs]
+        return [m for m in near if not torch.equal(m.image, picture)][:NEAREST]
+
+    @torch.inference_mode()
+    def _find_mistakes(self, tests: Labelled) -> None:
+        places = []
+        for batch in _candidates(self.model, tests).split(BATCH):
+            x = self.model.preprocess(tests.images[batch].to(self.model.mean.device))
+            features, logits = _features(self.model.net, x)
+            predicted = logits.argmax(1).cpu()
+            wrong = predicted != tests.labels[batch]
+            places.append(F.normalize(features.cpu()[wrong]))
+            for i, guess in zip(batch[wrong], predicted[wrong], strict=True):
+                label = tests.classes[tests.labels[i]]
+                self.mistakes.append(
+                    Mistake(tests.images[i], label, tests.classes[guess])
+                )
+        self.places = torch.cat(places) if places else self.places
+
+
+def _candidates(model: Pretrained, tests: Labelled) -> Tensor:
+    """Test images that may be wrong: by the record, which spares the others; or all."""
+    test = (model.record or {}).get("test") or {}
+    if "predicted" in test:
+        labels, predicted = map(unpack_labels, (test["labels"], test["predicted"]))
+        if torch.equal(torch.from_numpy(labels), tests.labels):
+            return torch.from_numpy(labels != predicted).nonzero()[:, 0]
+    return torch.arange(len(tests.labels))
+
+
+def _features(net: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    """What the last linear layer reads (B, F), and the logits (B, K)."""
+    seen: list[Tensor] = []
+    linear = [module for module in net.modules() if isinstance(module, nn.Linear)]
+    hooks = [
+        m.register_forward_pre_hook(lambda _, x: seen.append(x[0])) for m in linear
+    ]
+    try:
+        logits = net(x).float()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return (seen[-1].flatten(1).float() if seen else logits), logits

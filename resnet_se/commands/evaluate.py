@@ -1,0 +1,112 @@
+"""Tests the checkpoint of a run again, with its own or another test-time augmentation.
+
+    resnet-se evaluate run=DIR [tta=flip] [ckpt=last] [out=PATH]
+
+The configuration and the data are the run's; nothing in its directory is changed.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from rich.table import Table
+
+from resnet_se.config.build import build_classifier, build_data, load_weights, quiet
+from resnet_se.config.compose import load_config, run
+from resnet_se.config.schema import PRECISION
+from resnet_se.config.validate import check_saved
+from resnet_se.runs.record import read_result
+from resnet_se.training.evaluation import score
+from resnet_se.utils.errors import UserError, nearest
+from resnet_se.utils.files import atomic_file
+from resnet_se.utils.validation import check
+
+CHECKPOINTS = ("best", "last")
+
+
+def evaluate(cfg: DictConfig) -> dict[str, Any]:
+    """The `val` and `test` fields of a run's checkpoint, measured anew.
+
+    Raises:
+        UserError: no run there, another architecture, or other data than it was
+            trained on.
+    """
+    run_dir = Path(cfg.run)
+    result = read_result(run_dir)
+    if result is None:
+        raise UserError(f"run: expected a run directory, got {cfg.run!r}")
+    if cfg.ckpt not in CHECKPOINTS:
+        hint = nearest(str(cfg.ckpt), CHECKPOINTS)
+        raise UserError(f"ckpt: unknown {cfg.ckpt!r}; {hint}")
+    precision = result.get("hardware", {}).get("precision")
+    check("hardware.precision", precision, PRECISION)
+    of_run = load_config(run_dir)
+    check_saved(of_run)
+    if "tta" in cfg:
+        of_run.tta = cfg.tta
+
+    data = build_data(of_run, training=False)
+    data.setup()
+    model = build_classifier(of_run, data.num_classes, training=False)
+    ckpt = run_dir / "checkpoints" / f"{cfg.ckpt}.ckpt"
+    trainer = L.Trainer(
+        accelerator=cfg.accelerator,
+        devices=1,
+        precision=precision,
+        limit_val_batches=of_run.trainer.limit_val_batches,
+        limit_test_batches=of_run.trainer.limit_test_batches,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+    )
+    load_weights(model, data, ckpt)
+    figures = score(trainer, model, data)
+    _print_table(cfg, figures, result)
+    if cfg.out:
+        record = {"run": str(run_dir), "ckpt": cfg.ckpt, **figures}
+        record["tta"] = OmegaConf.to_container(of_run.tta)
+        with atomic_file(Path(cfg.out)) as file:
+            file.write(json.dumps(record, indent=2).encode() + b"\n")
+    return figures
+
+
+def _print_table(cfg: DictConfig, now: dict[str, Any], then: dict[str, Any]) -> None:
+    table = Table(title=f"{cfg.run}, {cfg.ckpt}.ckpt")
+    for name in ("", "now", "in result.json"):
+        table.add_column(name, justify="right" if name else "left")
+
+    def show(value: Any, percent: bool) -> str:
+        if not isinstance(value, int | float):
+            return "–"
+        return f"{value:.2%}" if percent else f"{value:.4f}"
+
+    for part, metric in (
+        ("test", "acc"),
+        ("test", "acc_tta"),
+        ("test", "loss"),
+        ("test", "ece"),
+        ("val", "acc"),
+        ("val", "loss"),
+    ):
+        percent = metric.startswith("acc")
+        before = then.get(part, {}).get(metric)
+        table.add_row(
+            f"{part}/{metric}", show(now[part][metric], percent), show(before, percent)
+        )
+    Console().print(table)
+
+
+def main() -> None:
+    """Console entry: `resnet-se evaluate …`."""
+    quiet()
+    run(evaluate, "evaluate")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+"""Prints every preset's parameters, multiply-accumulates and layers.
+
+    resnet-se models [--json]
+
+Counts as Keras counts them, MMAC of one 32×32 image forward (`resnet`).  A preset that
+`budget=small` scales is followed by its small twin.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, open_dict
+from rich.console import Console
+from rich.table import Table
+
+from resnet_se.config import CONF
+from resnet_se.config.validate import build
+
+
+def counts(model: DictConfig) -> dict[str, int]:
+    """{trainable, non_trainable, total, macs, layers} of a composed `model`."""
+    import torch
+
+    from resnet_se.models.complexity import describe
+
+    with torch.device("meta"):  # counts need no weights
+        return describe(build("model", model))
+
+
+def presets() -> dict[str, dict[str, Any]]:
+    """{preset: its `counts`}, by name; `small` in it holds those of its small twin."""
+    rows: dict[str, dict[str, Any]] = {}
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        budgets = [compose("train", [f"budget={b}"]).budget for b in ("paper", "small")]
+        for path in sorted((CONF / "model").glob("*.yaml")):
+            cfg = compose(f"model/{path.stem}")  # as `train` does, without the rest
+            sizes = []
+            for budget in budgets:
+                with open_dict(cfg):
+                    cfg.budget = budget
+                sizes.append(counts(cfg.model))
+            full, small = sizes
+            rows[path.stem] = full if small == full else {**full, "small": small}
+    return rows
+
+
+def main() -> None:
+    """Console entry: `resnet-se models`."""
+    parser = argparse.ArgumentParser(prog="resnet-se models", description=__doc__)
+    parser.add_argument("--json", action="store_true", help="JSON keyed by preset")
+    as_json = parser.parse_args().json
+    rows = presets()
+    if as_json:
+        print(json.dumps(rows, indent=2))
+        return
+    table = Table(title="presets of conf/model, 32×32 images, 10 classes")
+    table.add_column("model", no_wrap=True)
+    for name in ("trainable", "non-train.", "total", "MMAC", "layers"):
+        table.add_column(name, justify="right")
+    for name, row in rows.items():
+        table.add_row(name, *_cells(row))
+        if "small" in row:
+            table.add_row("  budget=small", *_cells(row["small"]), style="dim")
+    Console().print(table)
+
+
+def _cells(row: dict[str, int]) -> list[str]:
+    sizes = (f"{row[k]:,}" for k in ("trainable", "non_trainable", "total"))
+    return [*sizes, f"{row['macs'] / 1e6:.1f}", str(row["layers"])]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,152 @@
+"""What a sweep would cost, and whether every job of it can work, before it is launched.
+
+    resnet-se plan 'experiment=glob(e*)' seed=0,1,2 budget=short
+
+Composes and builds every job that `train -m` with the same overrides would run, takes
+two timed steps and one evaluation batch of each, and prints parameters, MMAC, peak
+memory, time and disk.  Times are this machine's, now, with validation, test and TTA.
+Jobs that differ in their seed alone cost the same: one of them is composed for all.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from itertools import product
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import DictConfig, open_dict
+from omegaconf.errors import OmegaConfBaseException
+from rich.console import Console
+from rich.table import Table
+
+from resnet_se.analysis.cost import Cost, measure
+from resnet_se.config.build import build_data, quiet, settle_precision
+from resnet_se.config.compose import (
+    CONF,
+    EXPECTED,
+    experiment_name,
+    explain,
+    own_conf,
+    resolved,
+)
+from resnet_se.config.validate import check_config
+from resnet_se.data.datamodule import ImageDataModule
+from resnet_se.runs.run_hash import Facts, config_hash, setting
+from resnet_se.utils.distributed import processes
+
+SEED = re.compile(r"seed=(\d{1,9})")
+
+
+def expand(overrides: list[str]) -> list[list[str]]:
+    """The overrides of each job of a multirun, as Hydra's own sweeper expands them."""
+    parser = OverridesParser.create(GlobalHydra.instance().config_loader())
+    choices = [
+        [f"{o.get_key_element()}={value}" for value in o.sweep_string_iterator()]
+        if o.is_sweep_override()
+        else [o.input_line or ""]
+        for o in parser.parse_overrides(overrides)
+    ]
+    return [list(job) for job in product(*choices)]
+
+
+def compose_job(overrides: list[str]) -> DictConfig:
+    """The configuration that `train` would be called with."""
+    cfg = compose("train", [*overrides, *own_conf()], return_hydra_config=True)
+    HydraConfig.instance().set_config(cfg)
+    with open_dict(cfg):
+        del cfg.hydra
+    check_config(cfg)
+    cfg.run_dir = ""
+    return cfg
+
+
+class Planner:
+    """Builds and measures jobs, and what is alike in several of them once."""
+
+    def __init__(self) -> None:
+        self.modules: dict[str, ImageDataModule] = {}
+        self.by_hash: dict[str, Cost] = {}
+        self.by_line: dict[tuple[str, ...], tuple[str, int, Cost]] = {}  # but for seeds
+
+    def job(self, overrides: list[str]) -> tuple[str, Cost]:
+        """The job's name and cost; raises as a start of it would."""
+        seeds = [int(m[1]) for m in map(SEED.fullmatch, overrides) if m]
+        line = tuple(o for o in overrides if not SEED.fullmatch(o))
+        if line not in self.by_line:
+            cfg = compose_job(overrides)
+            self.by_line[line] = experiment_name(), cfg.seed, self._cost(cfg)
+        experiment, seed, cost = self.by_line[line]
+        return f"{experiment} seed {seeds[-1] if seeds else seed}", cost
+
+    def _cost(self, cfg: DictConfig) -> Cost:
+        data = build_data(cfg)
+        key = data.locate()
+        source = f"{key} {data.val_fraction} {data.train_subset}"
+        if source in self.modules:
+            _share(self.modules[source], data)
+        data.setup()
+        self.modules[source] = data
+        precision = settle_precision(cfg, data)
+        facts = Facts(key, precision, processes(cfg.trainer))
+        digest = config_hash(setting(resolved(cfg), facts))
+        if digest not in self.by_hash:
+            self.by_hash[digest] = measure(cfg, data, precision)
+        return self.by_hash[digest]
+
+
+def main() -> None:
+    """Console entry: `resnet-se plan …`."""
+    quiet()
+    table = Table(title="plan")
+    for name in ("job", "parameters", "MMAC", "memory MB", "minutes", "disk MB"):
+        table.add_column(name, justify="left" if name == "job" else "right")
+    planner = Planner()
+    sums = [0.0, 0.0]
+    failures: list[str] = []
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        try:
+            jobs = expand(sys.argv[1:])
+        except (HydraException, OmegaConfBaseException, ValueError) as error:
+            print(f"error: {explain(error)}", file=sys.stderr)
+            sys.exit(2)
+        for number, overrides in enumerate(jobs):
+            try:
+                name, cost = planner.job(overrides)
+            except EXPECTED as error:
+                name = f"{number} {' '.join(overrides)}"
+                failures.append(f"{name}: {explain(error)}")
+                table.add_row(name, "[red]cannot work", "", "", "", "")
+                continue
+            sums = [sums[0] + cost.seconds, sums[1] + cost.disk_mb]
+            table.add_row(
+                f"{number} {name}",
+                f"{cost.total:,}",
+                f"{cost.macs / 1e6:.1f}",
+                f"{cost.memory_mb:,.0f}",
+                f"{cost.seconds / 60:,.1f}",
+                f"{cost.disk_mb:,.0f}",
+            )
+    table.add_section()
+    table.add_row(
+        f"{len(jobs)} jobs", "", "", "", f"{sums[0] / 60:,.1f}", f"{sums[1]:,.0f}"
+    )
+    Console().print(table)
+    for failure in failures:
+        print(f"error: {failure}", file=sys.stderr)
+    if failures:
+        sys.exit(2)
+
+
+def _share(loaded: ImageDataModule, fresh: ImageDataModule) -> None:
+    """The same pixels are not decoded and dealt out again for the next job."""
+    for name in ("images", "train_part", "val_part", "test_part", "mean", "std"):
+        setattr(fresh, name, getattr(loaded, name))
+
+
+if __name__ == "__main__":
+    main()

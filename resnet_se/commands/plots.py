@@ -1,0 +1,133 @@
+"""Makes the pictures of a run again, from what lies in its directory and its data.
+
+    resnet-se plots run=DIR [out=DIR]
+
+Curves are of metrics.csv, confusion, classes and reliability of predictions.npz; the
+surest mistakes and the augmented images want the data as well.  What is missing is
+named, the rest is drawn.
+"""
+
+from __future__ import annotations
+
+import csv
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import DictConfig
+from rich.console import Console
+
+from resnet_se.analysis import run_figures
+from resnet_se.config import validate
+from resnet_se.config.build import quiet, run_data
+from resnet_se.config.compose import load_config, run
+from resnet_se.runs.record import read_result
+from resnet_se.training.mixing import Mixing
+from resnet_se.utils.errors import UserError
+
+ARRAYS = ("labels", "logits", "val_labels", "val_logits")
+
+
+def plots(cfg: DictConfig) -> list[str]:
+    """Draws what can be drawn; the names of the pictures.
+
+    Raises:
+        UserError: no run there, nothing to draw, or nowhere to write.
+    """
+    run_dir = Path(cfg.run)
+    result = read_result(run_dir)
+    if result is None:
+        raise UserError(f"run: expected a run directory, got {cfg.run!r}")
+    of_run = load_config(run_dir)
+    missing: list[str] = []
+    found: dict[str, Any] = {"history": _history(run_dir, missing)}
+    found |= _predictions(run_dir, missing)
+    found |= _of_data(run_dir, result, missing)
+    found["soft_targets"] = validate.build("mixing", of_run.mixing) != Mixing()
+    found["best_epoch"] = result.get("best_epoch")
+    if found["best_epoch"] is None:  # not finished: of what there is
+        losses = {
+            row["val/loss"]: i
+            for i, row in enumerate(found["history"])
+            if "val/loss" in row
+        }
+        found["best_epoch"] = losses[min(losses)] if losses else None
+    out = Path(cfg.out or run_dir / "plots")
+    try:
+        names = run_figures.save_run_plots(out, **found)
+    except OSError as error:
+        raise UserError(f"out: cannot write {out}: {error.strerror}") from None
+    console = Console(highlight=False)
+    for sentence in missing:
+        console.print(f"left out: {sentence}", soft_wrap=True)
+    if not names:
+        raise UserError(
+            f"{run_dir}: nothing to draw in a run that is {result['status']}"
+        )
+    console.print(f"{out}: {', '.join(names)}", soft_wrap=True)
+    return names
+
+
+def _history(run_dir: Path, missing: list[str]) -> run_figures.History:
+    """The rows of metrics.csv, an empty cell leaving its column out."""
+    path = run_dir / "metrics.csv"
+    try:
+        with path.open(newline="") as file:
+            return [
+                {name: float(cell) for name, cell in row.items() if cell}
+                for row in csv.DictReader(file)
+            ]
+    except FileNotFoundError:
+        missing.append(f"curves: no {path}")
+    except (OSError, ValueError, TypeError, csv.Error) as error:
+        missing.append(f"curves: {path} cannot be read ({error})")
+    return []
+
+
+def _predictions(run_dir: Path, missing: list[str]) -> dict[str, Any]:
+    path = run_dir / "predictions.npz"
+    what = "confusion, classes, reliability and mistakes"
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            found = {n: torch.from_numpy(arrays[n]) for n in ARRAYS if n in arrays}
+    except FileNotFoundError:
+        missing.append(f"{what}: no {path}, which the test at the end writes")
+        return {}
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        missing.append(f"{what}: {path} cannot be read ({error})")
+        return {}
+    if "val_logits" not in found:
+        missing.append(
+            f"reliability after temperature scaling: {path} is of an earlier version, "
+            "without validation logits"
+        )
+    return found
+
+
+def _of_data(
+    run_dir: Path, result: dict[str, Any], missing: list[str]
+) -> dict[str, Any]:
+    recorded = result.get("data") or {}
+    classes = recorded.get("classes", ())
+    try:
+        data = run_data(run_dir, recorded.get("fingerprint"), training=True)
+    except (UserError, OSError) as error:
+        missing.append(f"mistakes and augmented images: {error}")
+        return {"classes": classes}
+    return {
+        "classes": data.images.classes,
+        "images": data.test_part[0],
+        "augmented": data.augmented(*run_figures.SHEET),
+    }
+
+
+def main() -> None:
+    """Console entry: `resnet-se plots …`."""
+    quiet()
+    run(plots, "plots")
+
+
+if __name__ == "__main__":
+    main()

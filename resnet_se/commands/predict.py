@@ -1,0 +1,213 @@
+"""Classifies pictures with a trained network: files, folders, globs, archives.
+
+    resnet-se predict run=DIR inputs=PATH [out=PATH.csv] [tta=true] [top=5]
+
+A row a picture: path, class, probability, and so on for the `top` most probable;
+`tta=true` takes the mean over the run's own views, a name those of `conf/tta`.  What
+cannot be read is named and left out, and makes the exit status 2.  Where a picture's
+folder has the name of a class, that is taken for its label: accuracy and confusion.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from omegaconf import DictConfig, ListConfig
+from rich.console import Console
+from rich.progress import MofNCompleteColumn, Progress
+from rich.table import Table
+from torch import Tensor
+
+from resnet_se.config import validate
+from resnet_se.config.compose import run
+from resnet_se.data.image_tree import several
+from resnet_se.data.inference_inputs import Pictures, batches, find_pictures
+from resnet_se.inference.pretrained import Pretrained, read
+from resnet_se.utils.errors import UserError, nearest
+from resnet_se.utils.files import atomic_file
+from resnet_se.utils.system import accelerator
+
+FORMATS = (".csv", ".jsonl")
+WIDE = 20  # classes of a printed confusion table
+
+Write = Callable[[str, list[str], list[float]], None]
+
+
+class Summary(NamedTuple):
+    """What was seen: `confusion` (K, K) counts label × predicted, where labels are."""
+
+    pictures: int
+    broken: list[str]
+    confusion: Tensor
+    seconds: float
+
+    @property
+    def labelled(self) -> int:
+        return int(self.confusion.sum())
+
+    @property
+    def accuracy(self) -> float | None:
+        hits = int(self.confusion.diagonal().sum())
+        return hits / self.labelled if self.labelled else None
+
+
+def predict(cfg: DictConfig) -> Summary:
+    """Writes a row a picture.
+
+    Raises:
+        UserError: as `load` and `find_pictures`; and, once all the others are written,
+            naming pictures that cannot be read.
+    """
+    inputs = cfg.inputs if isinstance(cfg.inputs, ListConfig) else [cfg.inputs]
+    out = None if cfg.out is None else Path(cfg.out)
+    if out is not None and out.suffix not in FORMATS:
+        hint = nearest(out.suffix, FORMATS)
+        raise UserError(f"out: expected a name in .csv or .jsonl, got {out}; {hint}")
+    for key in ("batch_size", "top"):
+        if not isinstance(cfg[key], int) or cfg[key] < 1:
+            raise UserError(f"{key}: expected an integer >= 1, got {cfg[key]!r}")
+    model = read(cfg.run, bool(cfg.trust))
+    if model.note:
+        print(f"note: {model.note}", file=sys.stderr)
+    model.to(accelerator(cfg.accelerator))
+    top = min(cfg.top, len(model.classes))
+    with find_pictures(map(str, inputs)) as pictures, _rows(out, top) as write:
+        summary = _classify(cfg, model, pictures, top, write)
+    _print_summary(model, summary)
+    if summary.broken:
+        raise UserError(
+            f"inputs: {len(summary.broken):,} of "
+            f"{summary.pictures + len(summary.broken):,} pictures could not be read: "
+            f"{several(summary.broken)}"
+        )
+    return summary
+
+
+def _classify(
+    cfg: DictConfig, model: Pretrained, pictures: Pictures, top: int, write: Write
+) -> Summary:
+    named = validate.build("tta", cfg.tta) if cfg.get("tta") else None
+    views = model.views(True) if cfg.own_tta else named
+    k = len(model.classes)
+    number = {name: i for i, name in enumerate(model.classes)}
+    confusion = torch.zeros(k * k, dtype=torch.int64)
+    done, broken = 0, []
+    started = time.perf_counter()
+    with _bar(pictures) as advance:
+        for batch in batches(pictures, model.size, cfg.batch_size):
+            for name, why in batch.broken.items():
+                print(f"skipped {name}: {why}", file=sys.stderr)
+                broken.append(name)
+            if batch.pictures:
+                images = torch.from_numpy(batch.pixels)
+                p = model.probabilities(images, views).cpu()
+                values, order = p.sort(dim=1, descending=True, stable=True)  # (B, K)
+                rows = zip(batch.pictures, order.tolist(), values.tolist(), strict=True)
+                for picture, best, chances in rows:
+                    names = [model.classes[i] for i in best[:top]]
+                    write(picture.name, names, chances[:top])
+                    if picture.folder in number:
+                        confusion[number[picture.folder] * k + best[0]] += 1
+            done += len(batch.pictures)
+            advance(len(batch.pictures) + len(batch.broken))
+    seconds = time.perf_counter() - started
+    return Summary(done, broken, confusion.view(k, k), seconds)
+
+
+# --- output ------------------------------------------------------
+
+
+@contextmanager
+def _rows(out: Path | None, top: int) -> Iterator[Write]:
+    """Yields `write(path, classes, probabilities)`; the file is whole or not there."""
+    if out is None:
+        yield _csv(sys.stdout, top)
+        return
+    try:
+        with atomic_file(out) as file:
+            text = io.TextIOWrapper(file, encoding="utf-8", newline="")
+            yield _csv(text, top) if out.suffix == ".csv" else _json_lines(text)
+            text.flush()
+            text.detach()
+    except OSError as error:
+        raise UserError(f"out: cannot write {out}: {error.strerror}") from None
+
+
+def _csv(file: Any, top: int) -> Write:
+    table = csv.writer(file, lineterminator="\n")
+    ranks = [""] + [f"_{i}" for i in range(2, top + 1)]
+    columns = [f"{name}{rank}" for rank in ranks for name in ("class", "probability")]
+    table.writerow(["path", *columns])
+
+    def write(path: str, names: list[str], chances: list[float]) -> None:
+        pairs = zip(names, chances, strict=True)
+        table.writerow([path, *(v for n, p in pairs for v in (n, f"{p:.6f}"))])
+
+    return write
+
+
+def _json_lines(file: Any) -> Write:
+    def write(path: str, names: list[str], chances: list[float]) -> None:
+        pairs = zip(names, chances, strict=True)
+        top = [{"class": n, "probability": round(p, 6)} for n, p in pairs]
+        file.write(json.dumps({"path": path, "top": top}, ensure_ascii=False) + "\n")
+
+    return write
+
+
+@contextmanager
+def _bar(pictures: Pictures) -> Iterator[Callable[[int], None]]:
+    """A bar on stderr where that is a terminal, else nothing."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda steps: None
+        return
+    columns = (*Progress.get_default_columns(), MofNCompleteColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("classifying", total=sum(1 for _ in pictures))
+        yield lambda steps: bar.advance(task, steps)
+
+
+def _print_summary(model: Pretrained, summary: Summary) -> None:
+    console = Console(stderr=True, highlight=False)
+    rate = summary.pictures / max(summary.seconds, 1e-9)
+    closing = f"{summary.pictures:,} pictures in {summary.seconds:.1f} s"
+    console.print(f"{closing}, {rate:,.0f} images/s", soft_wrap=True)
+    if summary.accuracy is None:
+        return
+    known = "" if summary.labelled == summary.pictures else " whose folder is a class"
+    console.print(
+        f"accuracy {summary.accuracy:.2%} of {summary.labelled:,} pictures{known}",
+        soft_wrap=True,
+    )
+    if len(model.classes) > WIDE:
+        return
+    table = Table(title="label (rows) × predicted")
+    table.add_column("")
+    for name in model.classes:
+        table.add_column(name[:6], justify="right")
+    rows = zip(model.classes, summary.confusion.tolist(), strict=True)
+    for name, counts in rows:
+        table.add_row(name, *(str(n) if n else "·" for n in counts))
+    console.print(table)
+
+
+def main() -> None:
+    """Console entry: `resnet-se predict …`."""
+    # To Hydra `tta` is a group, which takes names alone.
+    own = {"tta=true": "own_tta=true", "tta=True": "own_tta=true"}
+    sys.argv = [own.get(argument, argument) for argument in sys.argv]
+    run(predict, "predict")
+
+
+if __name__ == "__main__":
+    main()

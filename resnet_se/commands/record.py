@@ -1,0 +1,59 @@
+"""What went into a run's hash, or which keys make two runs differ.
+
+resnet-se record RUN
+resnet-se record RUN RUN
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from resnet_se.runs.record import check_fields, read_record
+from resnet_se.utils.errors import UserError
+
+
+def difference(a: dict[str, Any], b: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """The keys of two flat settings whose values differ; a missing one is None."""
+    return {
+        key: (a.get(key), b.get(key))
+        for key in sorted(a.keys() | b.keys())
+        if a.get(key) != b.get(key)
+    }
+
+
+def _setting(run: str) -> tuple[str, dict[str, Any]]:
+    path = Path(run)
+    record = read_record(path / "result.json" if path.is_dir() else path)
+    if not isinstance(record.get("setting"), dict):
+        raise UserError(f"{run}: of an earlier version, which kept no setting")
+    try:
+        check_fields(record, {(str,): ["config_hash"]})
+    except UserError as error:
+        raise UserError(f"{run}: {error}") from None
+    return record["config_hash"], record["setting"]
+
+
+def main() -> None:
+    """Console entry: `resnet-se record RUN [RUN]`."""
+    parser = argparse.ArgumentParser(prog="resnet-se record", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("run", nargs="+", help="a run directory or its result.json")
+    runs = parser.parse_args().run
+    try:
+        if len(runs) > 2:
+            raise UserError(f"record: one run or two, got {len(runs)}")
+        settings = [_setting(run) for run in runs]
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    if len(settings) == 1:
+        print(json.dumps({"config_hash": settings[0][0], **settings[0][1]}, indent=2))
+        return
+    (first, ours), (second, theirs) = settings
+    print(f"{first} {second}" if first != second else f"both {first}")
+    for key, (a, b) in difference(ours, theirs).items():
+        print(f"  {key}: {a!r} → {b!r}")

@@ -1,0 +1,11 @@
+"""The configuration: composed, validated and built into objects."""
+
+from pathlib import Path
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+# The configuration groups: inside the package in a wheel, beside it in a checkout.
+CONF = next(
+    folder
+    for folder in (_PACKAGE / "conf", _PACKAGE.parent / "conf")
+    if folder.is_dir()
+)

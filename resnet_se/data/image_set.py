@@ -1,0 +1,109 @@
+"""What every source gives, and the cache of it.
+
+Decoded images are kept in `cache_folder()` as `<key>.npz`, whose checksums show damage.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+
+from resnet_se.utils.errors import UserError
+from resnet_se.utils.files import atomic_file
+from resnet_se.utils.system import cache_folder
+
+log = logging.getLogger(__name__)
+
+SPLITS = ("train", "test")
+TENSORS = ("train_images", "train_labels", "test_images", "test_labels")
+
+
+class DataNotFound(UserError):
+    """The data are neither on disk nor to be had from the network."""
+
+
+@dataclass(frozen=True, eq=False)  # `==` of tensors has no single truth value
+class ImageSet:
+    """uint8 images (N, 3, H, W) and int64 labels (N,) of a training and a test set.
+
+    `name` is the kind of source, `origin` one line on where the pixels came from.
+    Raises UserError unless shapes, dtypes, labels and classes fit each other.
+    """
+
+    name: str
+    origin: str
+    classes: tuple[str, ...]
+    train_images: torch.Tensor
+    train_labels: torch.Tensor
+    test_images: torch.Tensor
+    test_labels: torch.Tensor
+
+    def __post_init__(self) -> None:
+        k, size = len(self.classes), tuple(self.train_images.shape[2:])
+        if k < 2 or len(set(self.classes)) < k:
+            raise _misfit("classes", "2 or more different names", self.classes)
+        for split in SPLITS:
+            images = getattr(self, f"{split}_images")
+            labels = getattr(self, f"{split}_labels")
+            n, shape = len(images), tuple(images.shape)
+            if (
+                images.dtype != torch.uint8
+                or shape != (n, 3, *size)
+                or images.ndim != 4
+            ):
+                expected = f"uint8 (N, 3, H, W), H and W as in the other split, {size}"
+                raise _misfit(f"{split}_images", expected, f"{images.dtype} {shape}")
+            if labels.dtype != torch.int64 or tuple(labels.shape) != (n,):
+                got = f"{labels.dtype} {tuple(labels.shape)}"
+                raise _misfit(f"{split}_labels", f"int64 ({n},)", got)
+            outside = labels[(labels < 0) | (labels >= k)].tolist()
+            if outside:
+                raise _misfit(f"{split}_labels", f"0 to {k - 1}", outside[0])
+        absent = set(range(k)) - set(self.train_labels.tolist())
+        if absent:
+            got = f"none of {self.classes[min(absent)]!r}"
+            raise _misfit("train_labels", "images of every class", got)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """`sha256:` and 16 hex digits, of classes, shapes, pixels and labels alone."""
+        tensors = [getattr(self, name) for name in TENSORS]
+        shapes = [list(tensor.shape) for tensor in tensors]
+        digest = hashlib.sha256(json.dumps([list(self.classes), shapes]).encode())
+        for tensor in tensors:
+            digest.update(tensor.contiguous().numpy())
+        return f"sha256:{digest.hexdigest()[:16]}"
+
+
+def _misfit(argument: str, expected: str, got: object) -> UserError:
+    return UserError(f"ImageSet.{argument}: expected {expected}, got {got}")
+
+
+def cached(key: str, build: Callable[[], ImageSet]) -> ImageSet:
+    """What `build` returns, from the cache where it is there and whole."""
+    path = cache_folder() / f"{key}.npz"
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            tensors = [torch.from_numpy(arrays[name]) for name in TENSORS]
+            name, origin, *classes = arrays["text"].tolist()
+        return ImageSet(name, origin, tuple(classes), *tensors)
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except Exception as error:  # zipfile, zlib, NumPy, ImageSet: each has its own kind
+        log.warning("Cache file %s is damaged (%s): building it again", path, error)
+    images = build()
+    arrays = {name: getattr(images, name).numpy() for name in TENSORS}
+    text = np.array([images.name, images.origin, *images.classes])
+    try:
+        with atomic_file(path) as file:
+            np.savez(file, text=text, **arrays)
+    except OSError as error:
+        log.warning("Images are not cached, the next run decodes again: %s", error)
+    return images

@@ -1,0 +1,198 @@
+"""Pictures for a trained network: files, folders, globs, archives → uint8 RGB.
+
+What a camera, a browser or a scanner writes becomes what the network was trained on:
+the first frame, upright, on white where it is transparent, 8-bit RGB, resized to the
+training size (bilinear, with antialiasing).
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from functools import cache
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from resnet_se.data.archives import is_archive, unpacked
+from resnet_se.data.decode import Size, formats, to_pixels
+from resnet_se.data.image_tree import Limits, hidden
+from resnet_se.utils.errors import UserError
+from resnet_se.utils.system import usable_cores
+
+MEGAPIXELS = 64  # of a picture; what claims more is taken for a decompression bomb
+SMALL = 128 * 128  # pixels; below it threads only queue for Python's lock
+
+
+class Picture(NamedTuple):
+    """A file, and what messages and tables call it."""
+
+    name: str
+    path: Path
+
+    @property
+    def folder(self) -> str:
+        """The name of the folder it lies in: its class, where folders are classes."""
+        return os.path.basename(os.path.dirname(self.name))
+
+
+class Decoded(NamedTuple):
+    """Pictures that could be read, their pixels (B, 3, H, W), and {name: why not}."""
+
+    pictures: list[Picture]
+    pixels: np.ndarray
+    broken: dict[str, str]
+
+
+# --- pixels ------------------------------------------------------
+
+
+def decode(path: Path, size: Size) -> np.ndarray:
+    """uint8 (3, *size) of an image file.
+
+    Raises:
+        ValueError: one line on why it cannot be read.
+    """
+    try:
+        with Image.open(path, formats=formats()) as file:
+            if file.width * file.height <= MEGAPIXELS * 1e6:
+                return to_pixels(file, size)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        pass
+    except Exception as error:  # PIL raises many kinds for damaged files
+        reason = getattr(error, "strerror", None) or str(error)
+        reason = reason.replace(f" {str(path)!r}", "") or type(error).__name__
+        raise ValueError(reason.splitlines()[0]) from None
+    raise ValueError(f"more than {MEGAPIXELS} megapixels")
+
+
+@cache
+def _suffixes() -> frozenset[str]:
+    known = set(formats())
+    registered = Image.registered_extensions().items()
+    return frozenset(suffix for suffix, name in registered if name in known)
+
+
+# --- files -------------------------------------------------------
+
+
+class Pictures:
+    """The picture files of some paths, found anew at every iteration: none are kept."""
+
+    def __init__(self, roots: Sequence[Picture]):
+        self.roots = roots
+
+    def __iter__(self) -> Iterator[Picture]:
+        for root in self.roots:
+            if root.path.is_dir():
+                yield from _below(root)
+            else:
+                yield root
+
+
+@contextmanager
+def find_pictures(inputs: Iterable[str | Path]) -> Iterator[Pictures]:
+    """The pictures of files, folders, globs and archives (unpacked meanwhile).
+
+    In a folder, files with the name of a picture count; a file that is named itself
+    counts whatever its name.
+
+    Raises:
+        UserError: nothing there, no picture in a folder or an archive, an archive that
+            is damaged or too large.
+    """
+    with ExitStack() as stack:
+        roots: list[Picture] = []
+        for path in [path for name in inputs for path in _matches(str(name))]:
+            root = Picture(str(path), path)
+            if is_archive(path) and path.is_file():
+                everything = unpacked(path, lambda _: lambda _: True, Limits())
+                try:
+                    root = Picture(str(path), stack.enter_context(everything))
+                except UserError as error:
+                    raise UserError(f"inputs: {path}: {error}") from error
+            if root.path.is_dir() and next(_below(root), None) is None:
+                kinds = ", ".join(name.lower() for name in formats())
+                raise UserError(f"inputs: no picture in {path} (known are {kinds})")
+            roots.append(root)
+        yield Pictures(roots)
+
+
+def _matches(name: str) -> list[Path]:
+    """The path of that name, else those that match it as a glob."""
+    name = os.path.expanduser(name)
+    if os.path.exists(name):
+        return [Path(name)]
+    matches = sorted(glob.glob(name, recursive=True))
+    if not matches:
+        what = "matches" if glob.has_magic(name) else "is a file or folder called"
+        raise UserError(f"inputs: nothing {what} {name!r}")
+    return [Path(match) for match in matches]
+
+
+def _below(root: Picture) -> Iterator[Picture]:
+    """The pictures in a folder and those inside it, each folder's in their order."""
+    for folder, inner, names in os.walk(root.path):
+        inner[:] = sorted(name for name in inner if not hidden(name))
+        at = os.path.relpath(folder, root.path)
+        prefix = root.name if at == "." else os.path.join(root.name, at)
+        for name in sorted(names):
+            if not hidden(name) and Path(name).suffix.lower() in _suffixes():
+                yield Picture(os.path.join(prefix, name), Path(folder, name))
+
+
+# --- batches -----------------------------------------------------
+
+
+def batches(
+    pictures: Iterable[Picture], size: Size, batch_size: int
+) -> Iterator[Decoded]:
+    """Decoded batches, in order, read ahead in threads while the last are in use."""
+    waiting: deque[Future[Decoded]] = deque()
+    rest = iter(pictures)
+    first = list(islice(rest, batch_size))
+    threads = min(8, usable_cores()) if _is_large(first) else 1
+    with ThreadPoolExecutor(threads) as pool:
+        some = first
+        while some or waiting:
+            if some:
+                waiting.append(pool.submit(_decode_all, some, size))
+            if len(waiting) > threads or not some:
+                yield waiting.popleft().result()
+            some = list(islice(rest, batch_size))
+
+
+def _is_large(pictures: list[Picture]) -> bool:
+    try:
+        with Image.open(pictures[0].path, formats=formats()) as file:
+            return file.width * file.height > SMALL
+    except Exception:  # empty or broken: told where it is decoded
+        return False
+
+
+def _decode_all(pictures: list[Picture], size: Size) -> Decoded:
+    pixels = np.empty((len(pictures), 3, *size), np.uint8)  # (B, 3, H, W)
+    readable: list[Picture] = []
+    broken: dict[str, str] = {}
+    for picture in pictures:
+        image = _decoded_or_why_not(picture.path, size)
+        if isinstance(image, str):
+            broken[picture.name] = image
+        else:
+            pixels[len(readable)] = image
+            readable.append(picture)
+    return Decoded(readable, pixels[: len(readable)], broken)
+
+
+def _decoded_or_why_not(path: Path, size: Size) -> np.ndarray | str:
+    try:
+        return decode(path, size)
+    except ValueError as error:
+        return str(error)

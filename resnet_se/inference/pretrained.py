@@ -1,0 +1,348 @@
+"""A trained network as its user has it: built, filled, with all it needs beside it.
+
+    model = resnet_se.load("runs/quickstart/seed0-…")  # or a bundle, a folder or .zip
+    model.predict("cat.jpg")
+
+Of a run's configuration only `model` is built, and only what is a network.  A bundle
+(`bundle`) may come from a stranger: its weights are safetensors, its texts JSON, and
+its network one of this package's unless `trust=True`.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import warnings
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.errors import InstantiationException
+from omegaconf import DictConfig, OmegaConf
+from PIL import Image
+from torch import Tensor, nn
+from torchvision.transforms.v2.functional import resize
+
+from resnet_se.config import CONF, validate
+from resnet_se.config.compose import load_config
+from resnet_se.config.kinds import located
+from resnet_se.data.augmentation.kernels import normalise
+from resnet_se.data.inference_inputs import batches, find_pictures, to_pixels
+from resnet_se.inference.predictions import Predictions
+from resnet_se.models.tta import TTA
+from resnet_se.runs import bundle, checkpoint
+from resnet_se.runs.record import read_result
+from resnet_se.utils.errors import UserError, nearest
+
+SIZE = (32, 32)  # of CIFAR-10, where a run says nothing else
+
+Input = str | Path | Image.Image | np.ndarray | Tensor
+TTAChoice = bool | str | Mapping[str, Any] | TTA
+
+
+class Pretrained(nn.Module):
+    """A trained network in eval mode, with its preprocessing.
+
+    Attributes:
+        net: normalised images (B, 3, H, W) → logits (B, K).
+        classes: the K names, in the order of the logits.
+        size: height and width that it was trained on; others are resized to it.
+        mean, std: of the training images' channels, in 0..1, (3,) each.
+        config: the run's configuration.
+        record: the run's `result.json`, or None where it had none yet.
+        fingerprint: of the pixels it was trained on.
+        source: the run directory or bundle.
+        note: what its user should know of it (an unfinished run), or None.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        net: nn.Module,
+        content: bundle.Content,
+        source: Path,
+        note: str | None = None,
+    ):
+        super().__init__()
+        self.net = net.to(memory_format=torch.channels_last)
+        self.classes = content.classes
+        self.size = content.size
+        self.register_buffer("mean", content.mean, persistent=False)
+        self.register_buffer("std", content.std, persistent=False)
+        self.config = content.config
+        self.record = content.record
+        self.fingerprint = content.fingerprint
+        self.source = source
+        self.note = note
+        self.eval().requires_grad_(False)
+
+    def preprocess(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W), uint8 or float in 0..1 → normalised, of `size`."""
+        if images.is_floating_point():
+            images = images * 255
+        if tuple(images.shape[-2:]) != self.size:
+            images = resize(images, list(self.size), antialias=True)
+        images = normalise(images, self.mean, self.std)
+        return images.contiguous(memory_format=torch.channels_last)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W), uint8 or float in 0..1, any size → logits (B, K)."""
+        return self.net(self.preprocess(images)).float()
+
+    @torch.inference_mode()
+    def probabilities(self, images: Tensor, tta: TTA | None = None) -> Tensor:
+        """As `forward`, after the softmax: (B, K), the mean over the views of `tta`."""
+        x = self.preprocess(images.to(self.mean.device))
+        if tta is not None:
+            return tta(self.net, x)
+        return self.net(x).float().softmax(dim=1)
+
+    def views(self, tta: TTAChoice) -> TTA | None:
+        """What `tta=` means: true is the run's own, a text one of `conf/tta`.
+
+        Raises:
+            UserError: no such name, or the run has none of its own.
+        """
+        if tta is True:
+            own = self.config.get("tta")
+            if not (isinstance(own, Mapping) and own.get("views")):
+                raise UserError("tta: the run has none of its own; name one: tta=flip")
+            return TTA(own["views"])
+        if isinstance(tta, str):
+            files = {path.stem: path for path in (CONF / "tta").glob("*.yaml")}
+            if tta not in files:
+                raise UserError(f"tta: unknown {tta!r}; {nearest(tta, files)}")
+            named = OmegaConf.to_container(OmegaConf.load(files[tta]))
+            tta = cast("dict[str, Any]", named)
+        if isinstance(tta, Mapping):
+            return TTA(tta["views"]) if tta.get("views") else None
+        return tta if isinstance(tta, TTA) else None
+
+    def predict(
+        self,
+        inputs: Input | Iterable[Input],
+        tta: TTAChoice = False,
+        batch_size: int = 256,
+    ) -> Predictions:
+        """Labels and probabilities of pictures, in their order.
+
+        Args:
+            inputs: one or several of: a path to a picture, a folder, a glob or an
+                archive; a PIL image; a uint8 array (H, W), (H, W, C) or (N, H, W, C);
+                a tensor (3, H, W) or (N, 3, H, W), uint8 or float in 0..1.  Any size.
+            tta: true for the run's own views, a name of `conf/tta`, or a `TTA`.
+            batch_size: images in memory at a time, >= 1.
+
+        Raises:
+            UserError: a picture that cannot be read, an array of another shape or
+                range, nothing at a path.
+        """
+        if batch_size < 1:
+            raise UserError(f"batch_size: expected at least 1, got {batch_size}")
+        views = self.views(tta)
+        names: list[str] = []
+        rows: list[Tensor] = []
+        single = isinstance(inputs, str | Path | Image.Image | np.ndarray | Tensor)
+        for item in [inputs] if single else inputs:
+            if isinstance(item, str | Path):
+                with find_pictures([item]) as pictures:
+                    for batch in batches(pictures, self.size, batch_size):
+                        for name, why in batch.broken.items():
+                            raise UserError(f"inputs: cannot read {name}: {why}")
+                        names += [picture.name for picture in batch.pictures]
+                        images = torch.from_numpy(batch.pixels)
+                        rows.append(self.probabilities(images, views).cpu())
+            else:
+                for images in _pixels(item, self.size).split(batch_size):
+                    names += [f"image {len(names) + i}" for i in range(len(images))]
+                    rows.append(self.probabilities(images, views).cpu())
+        if not rows:
+            raise UserError("inputs: expected at least one picture, got none")
+        # Outside of inference mode again: an ordinary tensor.
+        return Predictions(tuple(names), self.classes, torch.cat(rows).clone())
+
+
+def _pixels(item: Any, size: tuple[int, int]) -> Tensor:
+    """An image or array of any kind → (N, 3, H, W), uint8 or float in 0..1."""
+    if isinstance(item, Image.Image):
+        return _from_pil([item], size)
+    shape, dtype = tuple(getattr(item, "shape", ())), getattr(item, "dtype", None)
+    if isinstance(item, np.ndarray):
+        if item.dtype != np.uint8 or not _is_picture(shape):
+            raise UserError(
+                "inputs: expected a uint8 array (H, W), (H, W, C) or (N, H, W, C) with "
+                f"C = 1, 3 or 4, got {dtype} {shape}"
+            )
+        many = item if item.ndim == 4 else item[None]
+        if many.ndim == 4 and many.shape[-1] == 3:
+            return torch.from_numpy(np.ascontiguousarray(many)).permute(0, 3, 1, 2)
+        many = many[..., 0] if many.shape[-1] == 1 and many.ndim == 4 else many
+        return _from_pil([Image.fromarray(image) for image in many], size)
+    if not isinstance(item, Tensor):
+        kind = type(item).__name__
+        raise UserError(f"inputs: expected paths, images or arrays, got {kind}")
+    images = item[None] if item.ndim == 3 else item
+    if images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape:
+        raise UserError(
+            f"inputs: expected a tensor (3, H, W) or (N, 3, H, W), got {shape}"
+        )
+    if images.dtype == torch.uint8:
+        return images
+    low, high = images.aminmax() if images.is_floating_point() else (-1, -1)
+    if not (low >= 0 and high <= 1):
+        got = f"{dtype} in {float(low):g}..{float(high):g}" if high != -1 else dtype
+        raise UserError(
+            f"inputs: expected a tensor of uint8, or floats in 0..1, got {got}"
+        )
+    return images.float()
+
+
+def _is_picture(shape: tuple[int, ...]) -> bool:
+    return 0 not in shape and (
+        len(shape) == 2 or (len(shape) in (3, 4) and shape[-1] in (1, 3, 4))
+    )
+
+
+def _from_pil(images: list[Image.Image], size: tuple[int, int]) -> Tensor:
+    try:
+        arrays = [to_pixels(image, size) for image in images]
+    except (ValueError, OSError) as error:
+        raise UserError(f"inputs: cannot read the image: {error}") from None
+    return torch.from_numpy(np.stack(arrays))
+
+
+# --- from a name -------------------------------------------------
+
+
+def build(name: str, num_classes: int = 10, **arguments: Any) -> nn.Module:
+    """A new network, untrained: normalised images (B, 3, H, W) → logits (B, K).
+
+    Args:
+        name: of `conf/model`, such as `se_resnet80`.
+        num_classes: K, at least 2.
+        arguments: of the network, in place of the preset's (`reduction=8`).
+
+    Raises:
+        UserError: no such name, an unknown argument or one out of its range.
+    """
+    names = [path.stem for path in (CONF / "model").glob("*.yaml")]
+    if name not in names:
+        raise UserError(f"name: unknown {name!r}; {nearest(str(name), names)}")
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        node = compose("train", [f"model={name}"]).model
+    node = OmegaConf.create(OmegaConf.to_container(node, resolve=True))
+    known = inspect.signature(located("model", node["_target_"])).parameters
+    for key in arguments.keys() - known.keys():
+        raise UserError(f"{name}: no argument {key!r}; {nearest(key, known)}")
+    node.update(arguments)
+    return _network(node, num_classes)
+
+
+def _network(node: DictConfig, num_classes: int) -> nn.Module:
+    try:
+        return validate.build_net(node, num_classes)
+    except InstantiationException as error:
+        raise UserError(f"model: {error.__cause__ or error}") from error
+
+
+# --- from a run or a bundle --------------------------------------
+
+
+def load(path: str | os.PathLike[str], trust: bool = False) -> Pretrained:
+    """The trained network of a run directory, or of a bundle (a folder or `.zip`).
+
+    Args:
+        path: a run's has its best checkpoint so far; one of its `.ckpt` files, that.
+        trust: also build networks of other packages that a bundle names.  They run
+            code of those packages: only where you trust whoever made the bundle.
+
+    Raises:
+        UserError: neither is there, a checkpoint is missing, damaged or from another
+            network, or a bundle is damaged or names what it may not.
+
+    Warns:
+        UserWarning: the run is not finished, or its best checkpoint is missing.
+    """
+    model = read(path, trust)
+    if model.note:
+        warnings.warn(model.note, stacklevel=2)
+    return model
+
+
+def read(path: str | os.PathLike[str], trust: bool = False) -> Pretrained:
+    """As `load`, silent: `note` says what `load` would warn of."""
+    source = Path(path).expanduser()
+    if bundle.is_bundle(source):
+        content = bundle.read(source)
+        model = content.config.get("model")
+        if not trust:
+            bundle.check_network(model, source)
+        node = OmegaConf.create(model if isinstance(model, dict) else {})
+        note = None
+    else:
+        content, node, note = _read_run(source)
+    net = _network(node, len(content.classes))
+    checkpoint.check({"state_dict": content.weights}, source, net)
+    net.load_state_dict(content.weights)
+    return Pretrained(net, content, source, note)
+
+
+def _read_run(source: Path) -> tuple[bundle.Content, DictConfig, str | None]:
+    given = source if source.suffix == ".ckpt" else None
+    run_dir = source.parent.parent if given else source
+    if not (run_dir / "config.yaml").is_file():
+        raise UserError(
+            f"expected a run directory or a bundle, got {source}"
+            + ("" if source.exists() else ", which is not there")
+        )
+    cfg = load_config(run_dir)
+    record = read_result(run_dir)
+    status = record["status"] if record else "running"
+    file, notes = given or run_dir / "checkpoints" / checkpoint.BEST, []
+    if not given and not file.exists():
+        file = file.with_name(checkpoint.LAST)
+        if not file.exists():
+            raise UserError(
+                f"{run_dir}: the run is {status} and has saved no checkpoint yet"
+            )
+        notes.append("has no best checkpoint, this is its last")
+    if status != "finished":
+        notes.append(f"is {status}, not finished: this is what it has so far")
+    saved = checkpoint.read(file)
+    content = _content(saved, file, cfg, record)
+    note = f"{run_dir}: the run {' and '.join(notes)}" if notes else None
+    return content, cfg.model, note
+
+
+def _content(
+    saved: dict[str, Any], file: Path, cfg: DictConfig, record: dict[str, Any] | None
+) -> bundle.Content:
+    data = saved.get(checkpoint.DATA, {})
+    prefix = "net."
+    weights = {
+        name.removeprefix(prefix): tensor
+        for name, tensor in saved["state_dict"].items()
+        if name.startswith(prefix)
+    }
+    if not weights or not {"classes", "mean", "std"} <= data.keys():
+        raise UserError(
+            f"{file}: a checkpoint from elsewhere: it holds no "
+            f"{'classes' if weights else 'network of ours'}"
+        )
+    side = OmegaConf.select(cfg, "data.source.size")
+    size = data.get("size") or ([side, side] if side else SIZE)
+    return bundle.Content(
+        weights=weights,
+        classes=tuple(data["classes"]),
+        size=(int(size[0]), int(size[1])),
+        mean=data["mean"].float(),
+        std=data["std"].float(),
+        fingerprint=str(data.get("fingerprint", "")),
+        config=OmegaConf.to_container(cfg, resolve=True),  # type: ignore[arg-type]
+        record=record,
+    )

@@ -1,0 +1,202 @@
+"""The record of a run: `result.json`, its schema, and how it is written and read.
+
+A run directory is `runs/<experiment>/seed<k>-<hash of its setting>` (`identity`).
+`result.json` needs nothing of this package to be read; whoever changes the meaning of a
+field raises `SCHEMA`.  Its fields:
+
+    schema          this number
+    status          running | finished | failed | interrupted (`error` says why) |
+                    pruned: by a search, without val and test
+    experiment, seed, config_hash, overrides, tags
+    setting         {dotted key: value} of all that `config_hash` covers (from 2)
+    choices         {group: its choice on the command line or by default} (from 2)
+    against         [{experiment, question}] that this one is compared with (from 2)
+    noise_family    experiments that may share one seed deviation, or null (from 2)
+    git             commit, dirty (null outside a repository)
+    versions        python and the packages that compute
+    hardware        accelerator, device, cpu, cores, precision, world_size (from 2)
+    data            name, origin, fingerprint, sizes, batch_size of one device (not in
+                    older ones), split_seed, fallback, …
+    model           trainable, non_trainable, total, macs, layers
+    train           epochs, steps, seconds, images_per_second, compile_seconds (null:
+                    not compiled, of the last start), peak_memory_mb, stopped
+    val             acc, loss (of the best checkpoint)
+    test            acc, acc_tta, loss, ece, per_class, images; and of every test image
+                    in order `labels`, `predicted`, `predicted_tta` (`pack_labels`)
+    best_epoch      0-based epoch of the checkpoint that was tested
+    seconds_in_all  wall-clock of the last start: data, training, tests
+    history         {column: one value an epoch}, the columns of metrics.csv
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import zlib
+from base64 import b64decode, b64encode
+from contextlib import suppress
+from pathlib import Path
+from types import NoneType
+from typing import TYPE_CHECKING, Any
+
+from resnet_se.utils.errors import UserError
+from resnet_se.utils.files import atomic_file, read_regular
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+SCHEMA = 2
+READABLE = (1, 2)
+# What a field is where it stands; a stranger's record may hold anything.
+SHAPES: dict[str, type | tuple[type, ...]] = {
+    "experiment": str,
+    "seed": int,
+    "config_hash": str,
+    "overrides": list,
+    "tags": list,
+    "git": (dict, NoneType),
+    "error": (str, NoneType),
+    **dict.fromkeys(("setting", "choices", "versions", "hardware", "data"), dict),
+    **dict.fromkeys(("model", "train", "val", "test", "history"), dict),
+}
+_words = str.split
+NONE = type(None)
+NUMBER = (int, float)
+EVERY = {  # what is read of a record, and its types; `?`: it may be absent
+    (str,): _words("experiment config_hash"),
+    (int,): _words("seed"),
+    (list,): _words("overrides"),
+    (dict,): _words("versions"),
+    (dict, NONE): _words("setting? choices? git? history?"),
+    (list, NONE): _words("against?"),
+    (str, NONE): _words("noise_family? git.commit?"),
+}
+FINISHED = {
+    NUMBER: _words(
+        "data.train data.val data.test data.split_seed model.trainable model.total "
+        "model.macs model.layers train.epochs train.steps val.acc test.acc test.images"
+    ),
+    (*NUMBER, NONE): _words(
+        "train.seconds train.images_per_second train.peak_memory_mb test.acc_tta "
+        "hardware.cores hardware.world_size?"
+    ),
+    (str, NONE): _words("data.origin data.fallback? train.stopped?"),
+    (str,): _words(
+        "data.name data.fingerprint hardware.accelerator hardware.device "
+        "hardware.precision test.labels test.predicted"
+    ),
+    (int, NONE): _words("best_epoch? data.batch_size?"),
+    (list,): _words("data.classes"),
+}
+STATUSES = ("running", "finished", "failed", "interrupted", "pruned")
+
+
+def write_result(run_dir: Path, result: dict[str, Any]) -> None:
+    """Writes `run_dir/result.json` whole or not at all; NaN, infinities become null."""
+    text = json.dumps(_finite(result), indent=2, allow_nan=False)
+    with atomic_file(run_dir / "result.json") as file:
+        file.write(text.encode() + b"\n")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def read_result(run_dir: Path) -> dict[str, Any] | None:
+    """The run's record, or None where there is none yet; raises as `read_record`."""
+    path = run_dir / "result.json"
+    return read_record(path) if path.is_file() else None
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """A `result.json`, under whatever name.
+
+    Raises:
+        UserError: the file is damaged, or of a schema that this version does not know.
+    """
+    try:
+        result = json.loads(read_regular(path, 256 << 20))
+        schema, status = result["schema"], result["status"]
+    except UserError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise UserError(
+            f"{path}: not a result ({error!r}); delete it to go on"
+        ) from None
+    if schema not in READABLE:
+        raise UserError(f"{path}: schema {SCHEMA} expected, got {schema!r}")
+    if status not in STATUSES:
+        raise UserError(f"{path}: status expected in {STATUSES}, got {status!r}")
+    for name, kinds in SHAPES.items():
+        if name in result and not isinstance(result[name], kinds):
+            kind = kinds if isinstance(kinds, type) else kinds[0]
+            got = type(result[name]).__name__
+            raise UserError(f"{path}: {name}: expected a {kind.__name__}, got a {got}")
+    commit = (result.get("git") or {}).get("commit", "")
+    if not isinstance(commit, str):
+        raise UserError(f"{path}: git.commit: expected a str, got {commit!r}")
+    return result
+
+
+def check_finished(record: dict[str, Any], path: Path) -> None:
+    """A finished run's record has all that is read of one; else raises UserError."""
+    try:
+        check_fields(record, EVERY)
+        check_fields(record, FINISHED)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+def check_fields(record: dict[str, Any], kinds: dict[tuple, list[str]]) -> None:
+    """Raises UserError unless every field of `kinds` is there and of its type."""
+    for types, paths in kinds.items():
+        for path in paths:
+            value: Any = record
+            for key in path.rstrip("?").split("."):
+                absent = not isinstance(value, dict) or key not in value
+                if absent and not path.endswith("?"):
+                    raise UserError(f"not a result: no field {path}")
+                value = None if absent else value[key]
+            if not isinstance(value, types) or isinstance(value, bool):
+                names = " or ".join(kind.__name__ for kind in types)
+                raise UserError(f"{path.rstrip('?')}: {names} expected, got {value!r}")
+
+
+def short(value: float | None) -> float | None:
+    """Six significant digits: float32 has no more."""
+    return value if value is None else float(f"{float(value):.6g}")
+
+
+def pack_labels(labels: Tensor) -> str:
+    """Class indices (N,) in 0..65535 → base64 of zlib of little-endian uint16."""
+    return b64encode(zlib.compress(labels.numpy().astype("<u2").tobytes(), 9)).decode()
+
+
+def unpack_labels(packed: str) -> np.ndarray:
+    """The inverse: int64 (N,)."""
+    import numpy as np
+
+    raw = np.frombuffer(zlib.decompress(b64decode(packed)), "<u2")
+    return raw.astype(np.int64)
+
+
+# --- runs of earlier versions ------------------------------------
+
+
+def earlier_version(experiment_dir: Path, seed: int) -> list[Path]:
+    """Run directories of this experiment and seed that schema 1 has named."""
+
+    def is_earlier(path: Path) -> bool:
+        with suppress(UserError):  # damaged: its own start will say so
+            return read_record(path)["schema"] == 1
+        return False
+
+    paths = sorted(experiment_dir.glob(f"seed{seed}-*/result.json"))
+    return [path.parent for path in paths if is_earlier(path)]

@@ -1,0 +1,124 @@
+"""How a training shows itself: a bar on a terminal, plain lines elsewhere, a forecast.
+
+Every line fits 80 columns, and epochs count from 1.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import ProgressBar, RichProgressBar
+
+from resnet_se.utils.system import now
+
+FORECAST_AFTER = 2, 5  # steps: the first are slow, the others are timed
+WORTH_SAYING = 60.0  # seconds of training; below it nobody asks
+LONG = 3600.0  # seconds from which shorter choices are named
+
+
+def progress() -> ProgressBar:
+    """A live bar with metrics on a terminal, plain lines elsewhere."""
+    return LiveProgress() if sys.stdout.isatty() else PlainProgress()
+
+
+def _brief(trainer: L.Trainer) -> dict[str, str]:
+    """The metrics of the last epoch that a line of 80 columns has room for."""
+    metrics = trainer.callback_metrics
+    brief = {}
+    for name, metric, form in (
+        ("loss", "train/loss", ".3f"),
+        ("val", "val/loss", ".3f"),
+        ("acc", "val/acc", ".2%"),
+        ("lr", "train/lr", ".2g"),
+    ):
+        if metric in metrics:
+            brief[name] = format(float(metrics[metric]), form)
+    return brief
+
+
+class LiveProgress(RichProgressBar):
+    """Lightning's bar, with short metrics and epochs from 1."""
+
+    def get_metrics(self, trainer: L.Trainer, *_: Any) -> dict[str, Any]:
+        brief = _brief(trainer)
+        brief.pop("lr", None)
+        return brief
+
+    def _get_train_description(self, current_epoch: int) -> str:
+        # Lightning counts from 0 here and has no setting for it.
+        return f"epoch {current_epoch + 1}/{self.trainer.max_epochs}"
+
+
+class PlainProgress(ProgressBar):
+    """One line an epoch, and one every half minute within a long epoch."""
+
+    EVERY_SECONDS = 30.0
+
+    def on_train_start(self, *_: Any) -> None:
+        self._start = self._last = time.perf_counter()  # should it resume in mid-epoch
+
+    def on_train_epoch_start(self, trainer: L.Trainer, *_: Any) -> None:
+        self._start = self._last = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, index: int
+    ) -> None:
+        now = time.perf_counter()
+        if now - self._last > self.EVERY_SECONDS:
+            self._last = now
+            self._say(trainer, f"step {index + 1}/{trainer.num_training_batches}")
+
+    def on_train_epoch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        metrics = _brief(trainer)
+        line = "  ".join(f"{name} {value}" for name, value in metrics.items())
+        self._say(trainer, f"{line}  {time.perf_counter() - self._start:.1f} s")
+
+    def _say(self, trainer: L.Trainer, text: str) -> None:
+        if trainer.is_global_zero:
+            epoch = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
+            print(f"{epoch}  {text}", flush=True)
+
+    def disable(self) -> None:
+        """Lightning's bars must offer it; ranks other than zero stay silent anyway."""
+
+
+def duration(seconds: float) -> str:
+    """`40 s`, `12 min`, `3.5 h`, `2.1 days`."""
+    for unit, length in (("days", 86_400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.{0 if unit == 'min' else 1}f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+class Forecast(L.Callback):
+    """Says after a few steps how long training will take here, and what is shorter."""
+
+    def on_train_start(self, *_: Any) -> None:
+        self._steps = 0
+
+    def on_train_batch_end(self, trainer: L.Trainer, module: Any, *_: Any) -> None:
+        first, last = FORECAST_AFTER
+        self._steps += 1
+        if self._steps == first:
+            self._start = now(module.device)
+        elif self._steps == last and trainer.is_global_zero:
+            step = (now(module.device) - self._start) / (last - first)
+            epochs = (trainer.max_epochs or 1) - trainer.current_epoch
+            text = forecast(step * trainer.num_training_batches, epochs)
+            if text:
+                print(text, flush=True)
+
+
+def forecast(epoch_seconds: float, epochs: int) -> str:
+    """One line, empty where training is over in a minute; validation is left out."""
+    whole = epoch_seconds * epochs
+    if whole < WORTH_SAYING:
+        return ""
+    each = duration(epoch_seconds)
+    text = f"about {duration(whole)} here: {epochs} epochs of {each}"
+    if whole > LONG:
+        text += "\nshorter: budget=short, budget=small, or experiment=quickstart"
+    return text

@@ -1,0 +1,119 @@
+"""A trial of a search, stopped early where others of its epoch are better.
+
+* successive halving, asynchronous: Li et al. 2020, arXiv 1810.05934
+* Hyperband: Li et al. 2018, arXiv 1603.06560
+
+Optuna's pruners.  The job itself writes each epoch's figure into the search's journal
+and asks, so that trials of any launcher know of each other.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import lightning as L
+
+from resnet_se.training.callbacks.run import History
+from resnet_se.utils.errors import UserError
+from resnet_se.utils.validation import Count, Natural, Text, validated
+
+if TYPE_CHECKING:
+    import optuna
+
+METRICS = {"val/acc": "maximize", "val/loss": "minimize"}
+Rule = Literal["halving", "hyperband"]
+FACTOR = 3  # one trial of so many goes on from a rung, to so many times its epochs
+
+
+def import_optuna() -> Any:
+    """Optuna, which is an extra, without its line for every trial."""
+    try:
+        import optuna
+    except ImportError:
+        raise UserError(
+            "hparams_search=optuna: not installed; uv sync --extra optuna"
+        ) from None
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    return optuna
+
+
+def open_study(
+    folder: Path, metric: str, rule: Rule | None = None, least: int = 1, most: int = 1
+) -> optuna.Study:
+    """The study in `folder`, new or as it was left; its journal takes many processes.
+
+    Args:
+        metric: one of `METRICS`.
+        rule: of the pruner, or None.
+        least, most: epochs of the first rung and of a whole training.
+    """
+    optuna = import_optuna()
+    pruner = optuna.pruners.NopPruner()
+    if rule == "halving":
+        pruner = optuna.pruners.SuccessiveHalvingPruner(least, FACTOR)
+    elif rule == "hyperband":
+        pruner = optuna.pruners.HyperbandPruner(least, max(least, most), FACTOR)
+    backend = optuna.storages.journal.JournalFileBackend(str(folder / "study.log"))
+    return optuna.create_study(
+        storage=optuna.storages.JournalStorage(backend),
+        study_name=folder.name,
+        direction=METRICS[metric],
+        pruner=pruner,
+        load_if_exists=True,
+    )
+
+
+class Pruner(L.Callback):
+    """Reports each epoch's figure to the search, and ends training where it says so.
+
+    The run is then `pruned`: the same command without the search goes on to its end.
+
+    Args:
+        folder: of the search.
+        trial: its number.
+        metric: one of `METRICS`.
+        rule: which trials go on.
+        least: epochs of the first rung.
+    """
+
+    @validated
+    def __init__(
+        self,
+        folder: Text,
+        trial: Natural,
+        metric: Literal["val/acc", "val/loss"],
+        rule: Rule,
+        least: Count,
+    ):
+        self.folder = Path(folder)
+        self.number = trial
+        self.metric = metric
+        self.rule = rule
+        self.least = least
+        self.pruned = False
+        self._trial: Any = None  # opened by rank 0
+
+    def on_train_epoch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        last = trainer.current_epoch + 1 >= trainer.max_epochs
+        stop = self._ask(trainer) if trainer.is_global_zero else False
+        stop = trainer.strategy.broadcast(stop)
+        if stop and not last:
+            self.pruned = trainer.should_stop = True
+
+    def _ask(self, trainer: L.Trainer) -> bool:
+        """Reports what is new since the last time, and what an earlier start left."""
+        if self._trial is None:
+            most = trainer.max_epochs
+            study = open_study(self.folder, self.metric, self.rule, self.least, most)
+            # Optuna finds a trial by its number nowhere in public.
+            frozen = study.get_trials(deepcopy=False)[self.number]
+            self._trial = import_optuna().trial.Trial(study, frozen._trial_id)
+            self._known = set(frozen.intermediate_values)
+        history = next(c for c in trainer.callbacks if isinstance(c, History))
+        for row in history.rows:
+            step = row["epoch"] + 1
+            if step not in self._known and self.metric in row:
+                self._trial.report(row[self.metric], step)
+                self._known.add(step)
+        return bool(self._known) and self._trial.should_prune()

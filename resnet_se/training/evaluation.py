@@ -1,0 +1,55 @@
+"""The figures of a network: validation and test, as the record has them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+
+from resnet_se.data.datamodule import ImageDataModule
+from resnet_se.runs.record import pack_labels, short
+from resnet_se.training.module import Classifier
+from resnet_se.utils.files import atomic_file
+
+
+def score(
+    trainer: L.Trainer, model: Classifier, data: ImageDataModule
+) -> dict[str, Any]:
+    """The `val` and `test` fields of a record, for the weights as they are."""
+    trainer.loggers, loggers = [], trainer.loggers  # no second val/acc in a dashboard
+    trainer.validate(model, datamodule=data, verbose=False)
+    trainer.loggers = loggers
+    val = {k: short(v) for k, v in trainer.callback_metrics.items()}
+    trainer.test(model, datamodule=data, verbose=False)
+    test = {k: short(v) for k, v in trainer.callback_metrics.items()}
+    outputs = model.predictions
+    predicted = outputs["logits"].argmax(dim=1)
+    per_class = [short(v) for v in model.per_class]
+    return {
+        "val": {"acc": val["val/acc"], "loss": val["val/loss"]},
+        "test": {
+            "acc": test["test/acc"],
+            "acc_tta": test.get("test/acc_tta"),
+            "loss": test["test/loss"],
+            "ece": test["test/ece"],
+            "per_class": dict(zip(data.images.classes, per_class, strict=True)),
+            "images": len(predicted),
+            "labels": pack_labels(outputs["labels"]),
+            "predicted": pack_labels(predicted),
+            "predicted_tta": pack_labels(outputs["tta"].argmax(dim=1))
+            if "tta" in outputs
+            else None,
+        },
+    }
+
+
+def save_predictions(path: Path, predictions: dict[str, torch.Tensor]) -> None:
+    """`labels` (N,), `logits` (N, K), with TTA `tta` probabilities (N, K), of the test.
+
+    `val_labels` and `val_logits` are those of the validation part.
+    """
+    with atomic_file(path) as file:
+        np.savez_compressed(file, **{k: v.numpy() for k, v in predictions.items()})

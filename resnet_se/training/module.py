@@ -1,0 +1,274 @@
+"""The Lightning module: one loss, its metrics, the optimizer and the schedule.
+
+`METRICS` are the names that are logged, and all that a callback can monitor.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from typing import Any
+
+import lightning as L
+import torch
+import torch.nn.functional as F
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor, nn
+from torchmetrics.functional.classification import (
+    multiclass_accuracy,
+    multiclass_calibration_error,
+)
+
+from resnet_se.models.tta import TTA
+from resnet_se.training.mixing import Mixing
+from resnet_se.training.optim import Schedule, check_state
+from resnet_se.utils import lightning_private as internals
+from resnet_se.utils.collective import gathered, summed
+from resnet_se.utils.errors import UserError
+from resnet_se.utils.random_streams import derive_seed
+
+METRICS = (
+    "train/loss",
+    "train/acc",
+    "train/lr",
+    "val/loss",
+    "val/acc",
+    "test/loss",
+    "test/acc",
+    "test/acc_tta",
+    "test/ece",
+)
+
+
+Batch = tuple[Tensor, Tensor, int]
+# Images (B, 3, H, W), logits (B, K), soft targets (B, K) → the mean loss.
+Criterion = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+INIT_IMAGES = 2000  # that a network may set itself up from
+
+
+def cross_entropy(images: Tensor, logits: Tensor, targets: Tensor) -> Tensor:
+    """The loss of a training without a teacher; a `Criterion`."""
+    return F.cross_entropy(logits, targets)
+
+
+class Diverged(UserError):
+    """The training loss became NaN or infinite."""
+
+
+class Classifier(L.LightningModule):
+    """Trains `net` with cross-entropy over soft targets.
+
+    Args:
+        net: (B, 3, H, W) → logits (B, K).
+        optimizer: net → optimizer; None for tests alone.
+        scheduler: (optimizer, steps per epoch, epochs) → `Schedule`; None likewise.
+        num_classes: K.
+        mixing: images and labels → images and soft targets.
+        tta: views averaged in the test beside the plain image, or None.
+        seed: of dropout and mixing, which draw from (seed, epoch, rank, batch).
+            The loss, `criterion`, is `cross_entropy` unless set to another.
+        channels_last: keep images and weights in that memory format; faster on CPUs
+            with oneDNN and on GPUs with tensor cores.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        optimizer: Callable[[nn.Module], torch.optim.Optimizer] | None,
+        scheduler: Callable[..., Schedule] | None,
+        num_classes: int,
+        mixing: Mixing,
+        tta: TTA | None = None,
+        seed: int = 0,
+        channels_last: bool = True,
+    ):
+        super().__init__()
+        self.memory_format = (
+            torch.channels_last if channels_last else torch.contiguous_format
+        )
+        self.net = net.to(memory_format=self.memory_format)
+        self.make_optimizer = optimizer
+        self.make_schedule = scheduler
+        self.num_classes = num_classes
+        self.mixing = mixing
+        self.tta = tta
+        self.seed = seed
+        self.criterion: Criterion = cross_entropy
+        self.initialised = False  # with weights that were trained before
+        # Loss, hits and size of each batch since the epoch began, on the device: asking
+        # for a value would wait for it, and what sums them up each step costs more.
+        self.train_batches: dict[int, Batch] = {}
+        self.earlier = torch.zeros(3)  # the epoch's `_sums` before it was resumed
+        self.val_batches: list[Batch] = []
+        self.outputs: list[dict[str, Tensor]] = []
+        self.predictions: dict[str, Tensor] = {}  # of the test
+        self.val_predictions: dict[str, Tensor] = {}  # of a validation by itself
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Normalised images (B, 3, H, W) → logits (B, K), float32."""
+        images = images.to(memory_format=self.memory_format)
+        if self.training:
+            return self.net(images).float()
+        # Evaluation is a small part of the time; its batch sizes differ, and each would
+        # be compiled anew.
+        with torch.compiler.set_stance("force_eager"):
+            return self.net(images).float()
+
+    # --- training ----------------------------------------------------
+
+    def on_fit_start(self) -> None:
+        # A network may set itself up from training images, once: a whitening stem does.
+        init = getattr(self.net, "init_from_images", None)
+        resumed = self.trainer.ckpt_path is not None or self.initialised
+        if callable(init) and not resumed:
+            init(self.trainer.datamodule.first_images(INIT_IMAGES))
+
+    def on_train_start(self) -> None:
+        if self.trainer.ckpt_path is not None:
+            fresh = self.make_optimizer(copy.deepcopy(self.net))
+            check_state(self.trainer.optimizers[0], fresh)
+
+    def on_train_epoch_start(self) -> None:
+        self.train_batches = {}
+        self.earlier = torch.zeros(3)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        done = internals.batches_done(self.trainer)
+        if 0 < done < self.trainer.num_training_batches:
+            checkpoint["epoch_so_far"] = self._train_sums().cpu()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.earlier = checkpoint.get("epoch_so_far", self.earlier)
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        # Dropout and mixing go on as they would have if the run had not been cut here,
+        # and are the same where a batch has two passes (`sam`).
+        step = (self.seed, self.current_epoch, self.global_rank, batch_idx)
+        torch.manual_seed(derive_seed("step", *step))
+        images, targets = self.mixing(*batch, self.num_classes)  # (B, 3, H, W), (B, K)
+        logits = self(images)  # (B, K)
+        loss = self.criterion(images, logits, targets)
+        if batch_idx in self.train_batches:  # its second pass
+            return loss
+        labels = targets.argmax(dim=1)
+        self.train_batches[batch_idx] = _counted(loss, logits, labels)
+        if batch_idx + 1 == self.trainer.num_training_batches:
+            # Not at the epoch's end: callbacks that write the epoch down read it.
+            losses = [loss for loss, *_ in self.train_batches.values()]
+            self._stop_if_diverged("training", losses)
+            lr = self.trainer.optimizers[0].param_groups[0]["lr"]
+            self._log_epoch("train", self._train_sums(), **{"train/lr": lr})
+        return loss
+
+    def _stop_if_diverged(self, what: str, losses: list[Tensor]) -> None:
+        finite = torch.stack(losses).isfinite()
+        if not finite.all():
+            batch = int(finite.int().argmin())
+            raise Diverged(
+                f"{what} loss not finite at batch {batch} of epoch "
+                f"{self.current_epoch} (both from 0); checkpoints/last.ckpt keeps the "
+                "last good epoch, if there was one; try a lower optimizer.lr or a "
+                "longer warm-up"
+            )
+
+    def _train_sums(self) -> Tensor:
+        sums = _sums([*self.train_batches.values()])
+        return sums + self.earlier.to(sums.device)
+
+    def _log_epoch(self, part: str, sums: Tensor, **more: float) -> None:
+        means = sums[:2] / sums[2]
+        values = {f"{part}/loss": means[0], f"{part}/acc": means[1], **more}
+        self.log_dict(values, prog_bar=True, on_step=False, on_epoch=True)
+
+    # --- validation --------------------------------------------------
+
+    def on_validation_epoch_start(self) -> None:
+        self.val_batches = []
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        images, labels = batch
+        logits = self(images)
+        loss = F.cross_entropy(logits, labels)
+        self.val_batches.append(_counted(loss, logits, labels))
+        if self.trainer.state.fn != TrainerFn.FITTING:
+            self.outputs.append({"labels": labels, "logits": logits})
+
+    def on_validation_epoch_end(self) -> None:
+        if self.trainer.sanity_checking:
+            return
+        sums = _sums(self.val_batches)
+        if self.trainer.state.fn == TrainerFn.FITTING:
+            # Before a checkpoint of it could be written.
+            self._stop_if_diverged("validation", [b[0] for b in self.val_batches])
+            self.lr_schedulers().observe(float(sums[0] / sums[2]))
+        else:
+            found = self._all_outputs()
+            self.val_predictions = {k: v.cpu() for k, v in found.items()}
+        self._log_epoch("val", sums)
+
+    # --- test --------------------------------------------------------
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        images, labels = batch
+        output = {"labels": labels, "logits": self(images)}
+        if self.tta is not None:
+            output["tta"] = self.tta(self, images, output["logits"])
+        self.outputs.append(output)
+
+    def on_test_epoch_end(self) -> None:
+        outputs = self._all_outputs()
+        self.predictions = {k: v.cpu() for k, v in outputs.items()}
+        labels, logits = outputs["labels"], outputs["logits"]
+        figures = {
+            "test/loss": F.cross_entropy(logits, labels),
+            "test/acc": (logits.argmax(dim=1) == labels).float().mean(),
+            "test/ece": multiclass_calibration_error(
+                logits, labels, self.num_classes, n_bins=15
+            ),
+        }
+        if "tta" in outputs:
+            hits = outputs["tta"].argmax(dim=1) == labels
+            figures["test/acc_tta"] = hits.float().mean()
+        self.per_class = multiclass_accuracy(
+            logits, labels, self.num_classes, average=None
+        )
+        self.log_dict(figures)
+
+    def _all_outputs(self) -> dict[str, Tensor]:
+        """Of all batches on all ranks, in the order of the images."""
+        parts, self.outputs = self.outputs, []
+        return {k: gathered(torch.cat([part[k] for part in parts])) for k in parts[0]}
+
+    # --- optimizer ---------------------------------------------------
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        optimizer = self.make_optimizer(self.net)
+        trainer = self.trainer
+        # `trainer.estimated_stepping_batches` is cut by max_steps: that would squeeze
+        # the schedule of all epochs into the steps that are taken.
+        internals.make_loaders(trainer)
+        steps = math.ceil(
+            trainer.num_training_batches / trainer.accumulate_grad_batches
+        )
+        schedule = self.make_schedule(optimizer, steps, trainer.max_epochs)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
+        }
+
+
+def _counted(loss: Tensor, logits: Tensor, labels: Tensor) -> Batch:
+    hits = (logits.argmax(dim=1) == labels).sum()
+    return loss.detach(), hits, len(labels)
+
+
+def _sums(batches: list[Batch]) -> Tensor:
+    """Loss × images, hits and images (3,) of all batches on all ranks."""
+    losses, hits, sizes = zip(*batches, strict=True)
+    weights = torch.tensor(sizes, device=losses[0].device)
+    # Not a product of matrices, which autocast would round to three digits.
+    loss = (torch.stack(losses).float() * weights.float()).sum()
+    sums = [loss, torch.stack(hits).sum().float(), weights.sum().float()]
+    return summed(torch.stack(sums))

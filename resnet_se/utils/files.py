@@ -1,0 +1,104 @@
+"""Files that are whole or not there, and a lock that the system frees."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from filelock import FileLock, Timeout
+
+from resnet_se.utils.errors import UserError
+
+
+@contextmanager
+def atomic_file(path: Path, backup: Path | None = None) -> Iterator[BinaryIO]:
+    """A binary file that replaces `path` only once it is whole and on disk.
+
+    Args:
+        backup: what `path` was before is kept under this name.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o644)  # mkstemp's files are private
+        if backup is not None and path.is_file():
+            _link(path, backup)
+        os.replace(name, path)
+        _sync_folder(path.parent)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def read_regular(path: Path, most: int) -> bytes:
+    """The content of a file of at most so many bytes; a pipe or device has no end.
+
+    Raises:
+        UserError: it is no regular file, or larger.
+        OSError: of the system.
+    """
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise UserError(f"{path}: expected a regular file")
+    if status.st_size > most:
+        raise UserError(f"{path}: expected at most {most >> 20} MB")
+    return path.read_bytes()
+
+
+def _link(path: Path, other: Path) -> None:
+    """A second name for a file, in place of what had it."""
+    new = other.with_name(f".{other.name}.new")
+    new.unlink(missing_ok=True)
+    try:
+        os.link(path, new)
+    except OSError:  # a file system without links
+        shutil.copyfile(path, new)
+    os.replace(new, other)
+
+
+def _sync_folder(folder: Path) -> None:
+    """The new name is on disk too, where a folder can be opened (not on Windows)."""
+    if os.name == "posix":
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+class Busy(UserError):
+    """Another process is working in the run directory."""
+
+
+@contextmanager
+def exclusive(run_dir: Path, name: str = ".lock") -> Iterator[None]:
+    """Nobody else holds `run_dir/name` meanwhile; the system frees it when we die.
+
+    Raises:
+        Busy: somebody else does.
+        UserError: the directory cannot be written.
+    """
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(run_dir / name, timeout=0)
+        lock.acquire()
+    except Timeout:
+        raise Busy(f"{run_dir}: another process is training this run") from None
+    except OSError as error:
+        raise UserError(
+            f"runs_dir: cannot write in {run_dir}: {error.strerror}"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()

@@ -1,0 +1,181 @@
+"""The machine: device, processor, cores, memory, clock, versions and commit."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import subprocess
+import time
+from contextlib import suppress
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from resnet_se.utils.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+VERSIONED = ("torch", "torchvision", "lightning", "hydra-core", "torchmetrics")
+
+
+def environment() -> dict[str, Any]:
+    """The `git` and `versions` fields of this process."""
+    packages = {name: version(name) for name in VERSIONED}
+    return {
+        "git": git_state(Path(__file__).parent),
+        "versions": {"python": platform.python_version(), **packages},
+    }
+
+
+def git_state(folder: Path) -> dict[str, Any] | None:
+    """The commit that `folder` is tracked at, and if it differs; None without git.
+
+    Records that earlier runs have left in the repository are no difference.
+    """
+
+    def git(*command: str) -> str | None:
+        try:
+            done = subprocess.run(
+                ["git", "-C", str(folder), *command],
+                capture_output=True,
+                text=True,
+                timeout=10,
+            )
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    # An installed package may lie in somebody else's repository: ask for our file.
+    if not git("ls-files", "--error-unmatch", "__init__.py"):
+        return None
+    code = (":(top)", ":(top,exclude,glob)**/result.json")
+    changes = git("status", "--short", "--untracked-files=all", "--", *code)
+    return {"commit": git("rev-parse", "HEAD"), "dirty": bool(changes)}
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Whether `device` computes in bfloat16, not by a plain loop."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(False)
+    # AVX-512 or AMX; without them a bf16 product is 17 times slower than float32.
+    return device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+def hardware(
+    device: torch.device, precision: str, world_size: int = 1
+) -> dict[str, Any]:
+    """The `hardware` field: what the run computes on."""
+    name = processor()
+    if device.type == "cuda":
+        import torch
+
+        name = torch.cuda.get_device_name(device)
+    return {
+        "accelerator": device.type,
+        "device": name,
+        "cpu": processor(),
+        "cores": usable_cores(),
+        "precision": str(precision),
+        "world_size": world_size,
+    }
+
+
+def usable_cores() -> int:
+    """CPU cores that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Peak memory counts from here: a sweep runs many jobs in one process."""
+    if device.type == "cuda":
+        import torch
+
+        torch.cuda.reset_peak_memory_stats(device)
+    with suppress(OSError, AttributeError, TypeError):  # no glibc
+        ctypes.CDLL(None).malloc_trim(0)  # what earlier jobs had and was kept
+    with suppress(OSError):  # Linux; elsewhere the peak is the whole process's
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def keep_freed_memory() -> None:
+    """Has glibc's allocator keep what is freed, for the next tensor of that size.
+
+    It maps a block over 32 MB anew each time, and the system fills every page of it
+    with zeros: up to a sixth of a step (experiments/speedrun).  For the whole process;
+    `reset_peak_memory` gives back what has been kept so far.
+    """
+    mmap_max, trim_threshold = -4, -1  # of mallopt(3)
+    with suppress(OSError, AttributeError, TypeError):  # no glibc
+        libc = ctypes.CDLL(None)
+        libc.mallopt(mmap_max, 0)
+        libc.mallopt(trim_threshold, -1)  # never
+
+
+def peak_memory_mb(device: torch.device) -> float:
+    """Peak memory in MB (10⁶ bytes): the card's, else the process's resident set."""
+    if device.type == "cuda":
+        import torch
+
+        return torch.cuda.max_memory_allocated(device) / 1e6
+    with suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024 / 1e6
+    with suppress(ImportError):  # macOS; Windows has no such figure
+        import resource
+
+        unit = 1 if platform.system() == "Darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
+    return float("nan")
+
+
+def now(device: torch.device) -> float:
+    """Seconds, once the device has done all that it was given."""
+    if device.type == "cuda":
+        import torch
+
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def accelerator(wanted: str) -> str:
+    """`trainer.accelerator` settled: cpu, cuda or mps, what Lightning would take.
+
+    Raises:
+        UserError: a GPU is asked for and there is none.
+    """
+    import torch
+
+    if wanted in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+        return "cuda"
+    if wanted in ("auto", "gpu", "mps") and torch.backends.mps.is_available():
+        return "mps"
+    if wanted in ("gpu", "cuda", "mps"):
+        raise UserError(
+            f"trainer.accelerator={wanted}: no such device here; trainer=cpu trains "
+            "on the processor"
+        )
+    return "cpu" if wanted == "auto" else wanted
+
+
+def cache_folder() -> Path:
+    """$RESNET_SE_CACHE, else resnet-se in the user's cache folder; may be missing."""
+    own = os.environ.get("RESNET_SE_CACHE")
+    general = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(own or Path(general, "resnet-se")).expanduser()
