@@ -17,7 +17,7 @@ from resnet_se.utils import system
 from resnet_se.utils.errors import UserError
 from tests.conftest import TINY
 
-EXPERIMENTS = Path(__file__).parent.parent / "experiments"
+EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 CPU = torch.device("cpu")
 OVERRIDES = (
     *(o for o in TINY if not o.startswith(("data.batch_size", "data.num_workers"))),

@@ -23,7 +23,7 @@ from resnet_se.data.loaders import (
 )
 from resnet_se.data.sources import ImageSet
 from resnet_se.utils.errors import UserError
-from tests.test_augment import ALL, PAPER, random_images
+from tests.data.test_augmentation import ALL, PAPER, random_images
 
 CPU = torch.device("cpu")
 

@@ -26,7 +26,7 @@ from resnet_se.commands import multirun
 from resnet_se.config import CONF
 from tests.conftest import TINY
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 LAUNCHERS = ("joblib", "submitit_local", "submitit_slurm", "ray")
 
 
@@ -38,7 +38,7 @@ class Note(L.Callback):
             print(os.getpid(), os.environ.get("CUDA_VISIBLE_DEVICES"), file=file)
 
 
-NOTE = "+callbacks.note._target_=tests.test_launchers.Note"
+NOTE = "+callbacks.note._target_=tests.commands.test_launchers.Note"
 
 
 def extra(launcher: str) -> None:

@@ -18,7 +18,7 @@ from resnet_se.runs.run_hash import NOT_HASHED
 from resnet_se.utils.errors import UserError
 from tests.records import old, record, swept, unfinished, write
 
-DATA = Path(__file__).parent / "data"
+DATA = Path(__file__).parents[1] / "fixtures"
 
 
 @pytest.fixture

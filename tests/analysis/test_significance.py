@@ -25,7 +25,7 @@ from resnet_se.analysis.report.significance import (
 )
 from resnet_se.analysis.report.simulate import SEEDS, simulate
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 quick = settings(max_examples=50, deadline=None)
 
 

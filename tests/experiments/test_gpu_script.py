@@ -13,7 +13,7 @@ from resnet_se.config import CONF
 from resnet_se.config.compose import resolved
 from resnet_se.runs.run_hash import Facts, config_hash, setting
 
-SCRIPT = Path(__file__).parents[1] / "experiments/gpu.py"
+SCRIPT = Path(__file__).parents[2] / "experiments/gpu.py"
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 
 from resnet_se.config import CONF
 
-FOLDER = Path(__file__).parents[1] / "experiments" / "small"
+FOLDER = Path(__file__).parents[2] / "experiments" / "small"
 RECORDS = sorted(FOLDER.glob("*/*/seed*/result.json"))
 
 

@@ -20,7 +20,7 @@ import pytest
 
 from tests.conftest import records
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 pytestmark = pytest.mark.slow
 

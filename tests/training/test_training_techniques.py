@@ -26,8 +26,8 @@ from resnet_se.training.callbacks.sam import SAM, ascent
 from resnet_se.utils.errors import UserError
 from resnet_se.utils.lightning_private import batches_done
 from resnet_se.utils.random_streams import derive_seed
+from tests.commands.test_train import Stopped, assert_same_run, interrupt, only
 from tests.conftest import TINY
-from tests.test_train import Stopped, assert_same_run, interrupt, only
 
 
 @pytest.fixture

@@ -51,8 +51,8 @@ from resnet_se.runs.run_hash import Facts
 from resnet_se.training import loop
 from resnet_se.utils import console
 from resnet_se.utils.errors import UserError
+from tests.config.test_config_errors import tiny_beside
 from tests.conftest import Run, call, records
-from tests.test_careless import tiny_beside
 
 SOAK = int(os.environ.get("SOAK_EXAMPLES", "10000"))
 SECONDS = 20  # of computing; longer than that is a hang, as is 15 times that of waiting
@@ -69,7 +69,7 @@ CALLS = [
     {"_target_": "pathlib.Path.write_text", "_args_": [{"_target_": "x"}, "y"]},
     {"_target_": "builtins.eval", "_args_": [f"open({TRAP!r}, 'w')"]},
     {"_target_": "torch.load", "f": TRAP, "weights_only": False},
-    {"_target_": "tests.test_fuzz.spring"},
+    {"_target_": "tests.commands.test_fuzz.spring"},
     {"_target_": "resnet_se.data.image_tree.cache_file", "x": 3},
     {"_target_": 3},
     {"_target_": "resnet_se.models.resnet.ResNet"},
@@ -550,7 +550,7 @@ def test_the_checks_can_fail(finished: Run, monkeypatch):
         broken.setattr(record, "_setting", lambda run: spring())
         with pytest.raises(AssertionError):
             read_as_record(whole)
-        broken.setattr("tests.test_fuzz.SECONDS", 0.05)
+        broken.setattr("tests.commands.test_fuzz.SECONDS", 0.05)
         broken.setattr(record, "_setting", lambda run: [0 for _ in iter(int, 1)])
         with pytest.raises(TimeoutError):
             read_as_record(whole)

@@ -22,7 +22,7 @@ from resnet_se.data.synthetic import Synthetic
 from resnet_se.utils.errors import UserError
 from tests.conftest import Run
 
-EXPERIMENTS = Path(__file__).parents[1] / "experiments"
+EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 
 
 def noise(side: int = 32, seed: int = 0) -> Image.Image:

@@ -16,7 +16,7 @@ from resnet_se.__main__ import COMMANDS, MODULES, main
 from resnet_se.commands import model_table
 from tests.conftest import TINY
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 BAD_YAML = {
     "trianer: {max_epochs: 3}": "did you mean 'trainer'?",

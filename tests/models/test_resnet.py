@@ -402,7 +402,7 @@ def test_what_needs_a_shortcut_is_refused_without(options, message):
 
 def test_without_se_and_shortcuts_it_is_airbench_s_network():
     """The same weights, the same logits as experiments/speedrun/reference.py."""
-    path = Path(__file__).parents[1] / "experiments/speedrun/reference.py"
+    path = Path(__file__).parents[2] / "experiments/speedrun/reference.py"
     theirs = runpy.run_path(str(path))["Reference"]().eval()
     ours = ResNet(
         [1, 1, 1], [64, 256, 256], [2, 2, 2], None, conv_bias=False, bn_momentum=0.4,

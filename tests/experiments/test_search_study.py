@@ -6,7 +6,7 @@ from pathlib import Path
 
 from scipy import stats
 
-FOLDER = Path(__file__).parents[1] / "experiments" / "search"
+FOLDER = Path(__file__).parents[2] / "experiments" / "search"
 
 
 def test_the_table_is_that_of_the_record():

@@ -14,7 +14,7 @@ from resnet_se.analysis.report.runs import load
 from resnet_se.analysis.report.significance import mean_std
 from resnet_se.config import CONF
 
-FOLDER = Path(__file__).parents[1] / "experiments" / "speedrun"
+FOLDER = Path(__file__).parents[2] / "experiments" / "speedrun"
 ROWS = {  # first words of a table's row → the records it sums up
     "| reference |": "reference.cpu1.seed?.json",
     "| before |": "cpu1.seed?.json",

@@ -13,7 +13,7 @@ from resnet_se.data.augmentation import policies
 from resnet_se.data.augmentation.pipeline import Augmentation
 from resnet_se.data.augmentation.policies import OPERATIONS
 from resnet_se.utils.random_streams import kept_stream
-from tests.test_augment import random_images
+from tests.data.test_augmentation import random_images
 
 POLICIES = ("trivial", "randaugment", "autoaugment")
 N = 3000

@@ -27,7 +27,7 @@ from resnet_se.analysis.report.runs import Run, frame, load
 from resnet_se.utils.errors import UserError
 from tests.records import GPU, old, record, swept, unfinished, write
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture

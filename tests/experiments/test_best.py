@@ -11,7 +11,7 @@ from resnet_se.analysis.report.groups import sections
 from resnet_se.analysis.report.runs import load
 from resnet_se.analysis.report.significance import mean_std
 
-FOLDER = Path(__file__).parents[1] / "experiments" / "best"
+FOLDER = Path(__file__).parents[2] / "experiments" / "best"
 FINAL = ("best_cpu", "without_se", "rival_resnet18", "rival_e14")
 
 

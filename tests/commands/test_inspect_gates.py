@@ -22,7 +22,7 @@ from resnet_se.data.synthetic import Synthetic
 from resnet_se.runs import checkpoint
 from resnet_se.utils.random_streams import stream
 from tests.conftest import Run, call
-from tests.test_gates import by_hand
+from tests.models.test_se_gates import by_hand
 
 KINDS = ("mean", "class mean", "shuffled", "one")
 PICTURES = ("gates", "ablations", "channels", "maps")
