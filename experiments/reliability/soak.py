@@ -369,7 +369,7 @@ def fuzz_once(test: str, n: int) -> dict[str, Any]:
     options = ["-m", "soak", "-p", "no:cacheprovider", "--hypothesis-show-statistics"]
     begun = time.perf_counter()
     ended = subprocess.run(
-        [sys.executable, "-m", "pytest", *options, f"tests/{test}"],
+        [sys.executable, "-m", "pytest", *options, f"tests/commands/{test}"],
         cwd=HERE.parents[1], capture_output=True, text=True,
         env=os.environ | {"SOAK_EXAMPLES": str(n)},
     )  # fmt: skip

@@ -56,7 +56,7 @@ def network(trust: bool = False):
 '''
 
 
-def bundle(cfg: DictConfig) -> Path:
+def bundle_run(cfg: DictConfig) -> Path:
     """Writes the folder and the .zip; returns the folder.
 
     Raises:
@@ -146,7 +146,7 @@ def _card(model: Pretrained, name: str) -> str:
     test = record.get("test") or {}
     figures = {"test accuracy": "acc", "test accuracy with TTA": "acc_tta"}
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("resnet_se", "runs"),
+        loader=jinja2.PackageLoader("resnet_se.runs", "."),
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -179,7 +179,7 @@ def _zip(file: Any, folder: str, files: dict[str, bytes]) -> None:
 
 def main() -> None:
     """Console entry: `resnet-se bundle …`."""
-    run(bundle, "bundle")
+    run(bundle_run, "bundle")
 
 
 if __name__ == "__main__":

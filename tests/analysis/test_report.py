@@ -301,7 +301,7 @@ def test_a_whole_set_of_runs_has_nothing_to_note(text_of):
 
 def test_records_of_schema_1_make_a_report(monkeypatch, tmp_path, undrawn):
     monkeypatch.chdir(ROOT)
-    assert report(["tests/data"], tmp_path, "old") == 0
+    assert report(["tests/fixtures"], tmp_path, "old") == 0
     text = (tmp_path / "REPORT.md").read_text()
     assert [row["n"] for row in rows_of(text, "## cifar10")] == ["1", "1"]
     assert "stopped early: e05_se_resnet20: seed 0 after 4 epochs" in text

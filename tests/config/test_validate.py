@@ -172,7 +172,7 @@ def test_there_is_one_way_from_a_target_to_an_object():
         for path in package.rglob("*.py")
         if "import instantiate" in path.read_text()
     }
-    assert users == {"checks.py"}
+    assert users == {"validate.py"}
 
 
 # --- a stranger's run directory ----------------------------------

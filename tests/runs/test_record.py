@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from resnet_se.commands.record import difference
 from resnet_se.runs.record import (
     READABLE,
     SCHEMA,
     STATUSES,
-    difference,
     pack_labels,
     read_result,
     unpack_labels,

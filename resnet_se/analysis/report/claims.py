@@ -16,6 +16,7 @@ from resnet_se.analysis.report.groups import Group, Section
 from resnet_se.analysis.report.runs import frame
 from resnet_se.analysis.report.significance import Noise, contrast, images_only, pooled
 from resnet_se.analysis.report.text import accuracy, gain
+from resnet_se.config import CONF
 from resnet_se.utils.errors import UserError
 
 KEYS = {"claim", "claimed", "counted", "column", "of", "against", "over"}
