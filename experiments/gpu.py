@@ -79,7 +79,8 @@ NETWORKS = {  # 1.0 PFLOP each on the 45,000 images that are left
     "deep": "trainer.max_epochs=19 model.depths=[2,2,2] model.residual=true",
 }
 CUTOUT = "augment.crop_padding=4 augment.cutout=12"
-AVERAGE = "+callbacks.weight_average._target_=resnet_se.training.callbacks.averaging.WeightAverage "
+AVERAGE = "+callbacks.weight_average._target_="
+AVERAGE += "resnet_se.training.callbacks.averaging.WeightAverage "
 AVERAGE += "+callbacks.weight_average.decay=0.98"
 MEANS = {  # of which `best_cpu` may be made: SE's rate, settings, networks
     "plain": (83, "", "base wide deep"),
@@ -267,8 +268,8 @@ def main() -> None:
     told = parser.parse_args()
     out, end = told.out.resolve(), time.monotonic() + 60 * told.minutes
     import resnet_se.commands.benchmark
-    import resnet_se.commands.train  # noqa: F401  once for all
-    import resnet_se.training.loop
+    import resnet_se.commands.train
+    import resnet_se.training.loop  # noqa: F401  once for all
 
     steps = [s for part in told.only for s in PARTS[part](out, told.dry_run)]
     waiting = [step for step in steps if not is_done(step, out)]

@@ -20,7 +20,7 @@ from hydra import compose, initialize_config_dir
 from torch.profiler import ProfilerActivity, profile
 
 from resnet_se.commands.benchmark import training_step
-from resnet_se.config import compose
+from resnet_se.config import CONF
 from resnet_se.config.build import build_classifier
 from resnet_se.models import resnet
 from resnet_se.models.complexity import describe
@@ -48,7 +48,7 @@ def mean_squeeze(self, x):
 
 def make_step(name: str, parts: str):
     """A bf16 step of a preset: `as it is`, `mean`, or `compiled`; and its MACs."""
-    with initialize_config_dir(str(compose.CONF), version_base="1.3"):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("train", [f"model={name}", "mixing=none"])
     net = build_classifier(cfg, 10)
     if parts == "mean":

@@ -17,7 +17,7 @@ from hydra import compose, initialize_config_dir
 from torch import Tensor, nn
 
 from resnet_se.commands.benchmark import training_step
-from resnet_se.config import compose
+from resnet_se.config import CONF
 from resnet_se.config.build import build_classifier
 from resnet_se.utils import system
 
@@ -69,7 +69,7 @@ class Apart(nn.Module):
 
 def make_step(way: str, precision: str):
     torch.manual_seed(0)
-    with initialize_config_dir(str(compose.CONF), version_base="1.3"):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("train", [f"model={NETWORK}", "mixing=none"])
     model = build_classifier(cfg, 10)
     if way == "compiled, pooling apart":

@@ -23,7 +23,7 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
 from resnet_se.commands.predict import predict
-from resnet_se.config import compose
+from resnet_se.config import CONF
 from resnet_se.inference.pretrained import Pretrained, read
 from resnet_se.utils import system
 
@@ -33,7 +33,7 @@ WAYS = ("predict", "plain", "plain with workers")
 
 def with_predict(run: str, inputs: str, out: Path) -> float:
     """Seconds of the command itself, its import and the reading of the run apart."""
-    with initialize_config_dir(str(compose.CONF), version_base="1.3"):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("predict")
     cfg.run, cfg.inputs, cfg.out, cfg.accelerator = run, inputs, str(out), "cpu"
     return predict(cfg).seconds

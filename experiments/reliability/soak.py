@@ -409,8 +409,8 @@ def main() -> None:
     os.environ.setdefault("RESNET_SE_CACHE", str(work / "cache"))
     # Imported once, here; a fork has them.
     from resnet_se.commands import search, train  # noqa: F401
-    from resnet_se.config import build
-    from resnet_se.training import loop
+    from resnet_se.config import build  # noqa: F401
+    from resnet_se.training import loop  # noqa: F401
     from resnet_se.utils import system
 
     done = globals()[told.what](work, told)

@@ -4,8 +4,8 @@
 
 Takes in the records of the runs that RUNS (a `runs_dir`) has finished.  Then writes
 what stands between `<!-- findings.py: NAME -->` and `<!-- end -->` in the README here
-and in that of the folder above, and length.svg; `tests/experiments/test_small_study.py` holds them
-to the records.
+and in that of the folder above, and length.svg;
+`tests/experiments/test_small_study.py` holds them to the records.
 """
 
 from __future__ import annotations

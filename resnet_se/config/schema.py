@@ -57,7 +57,8 @@ PLACES = {
     "mixing": _one_of("a mixing", "resnet_se.training.mixing.Mixing"),
     "tta": _one_of("test-time augmentation", "resnet_se.models.tta.TTA"),
     "optimizer": Place(
-        "resnet_se.training.optim.make_optimizer, resnet_se.training.muon.make_muon or a subclass of "
+        "resnet_se.training.optim.make_optimizer, "
+        "resnet_se.training.muon.make_muon or a subclass of "
         "torch.optim.Optimizer",
         ("torch.optim.Optimizer",),
     ),

@@ -202,7 +202,8 @@ def test_records_of_schema_1_are_read():
 @pytest.mark.slow
 def test_importing_the_report_pulls_in_nothing_heavy():
     code = (
-        "import sys; import resnet_se.analysis.report; import resnet_se.analysis.report.runs; "
+        "import sys; import resnet_se.commands.report; "
+        "import resnet_se.analysis.report.runs; "
         "heavy = 'torch torchvision lightning hydra pandas scipy matplotlib'.split(); "
         "print([m for m in heavy if m in sys.modules])"
     )

@@ -126,7 +126,8 @@ class Own(L.Callback):
 
 
 def test_a_callback_of_ones_own_may_name_the_run_directory(train, run_dirs, capsys):
-    own = "+callbacks.own={_target_: tests.commands.test_train.Own, path: '${run_dir}/mine'}"
+    own = "+callbacks.own={_target_: tests.commands.test_train.Own, "
+    own += "path: '${run_dir}/mine'}"
     for _ in range(2):
         assert train(own, "trainer.max_epochs=1") == 0
     assert "skipped" in capsys.readouterr().out
