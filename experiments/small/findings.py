@@ -21,7 +21,7 @@ from textwrap import fill
 import pandas as pd
 from omegaconf import OmegaConf
 
-from resnet_se.analysis.report.canvas import draw
+from resnet_se.analysis.canvas import draw
 from resnet_se.analysis.report.claims import claim_rows
 from resnet_se.analysis.report.compare import Comparison, Family, compare
 from resnet_se.analysis.report.differences import NBSP, differences

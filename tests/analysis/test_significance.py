@@ -1,10 +1,8 @@
-"""The statistics against cases counted by hand, their laws, and their simulation."""
+"""The statistics against cases counted by hand, and their laws."""
 
 from __future__ import annotations
 
-import json
 from math import inf, sqrt
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from resnet_se.analysis.report.document import METHOD
 from resnet_se.analysis.report.significance import (
     Estimate,
     Noise,
@@ -23,9 +20,7 @@ from resnet_se.analysis.report.significance import (
     mean_std,
     pooled,
 )
-from resnet_se.analysis.report.simulate import SEEDS, simulate
 
-ROOT = Path(__file__).parents[2]
 quick = settings(max_examples=50, deadline=None)
 
 
@@ -185,44 +180,3 @@ def test_power_is_what_is_found(freedom):
     found = np.mean(t > stats.t.isf(0.025, freedom))
     assert found == pytest.approx(0.8, abs=0.015)
     assert Estimate(0, 1.0, 0, 1).detectable(0.05 / 18) > 100  # does not overflow
-
-
-# --- the simulation ----------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def committed():
-    return json.loads((ROOT / "experiments/statistics/verdicts.json").read_text())
-
-
-def test_the_committed_simulation_says_that_the_verdicts_hold(committed):
-    assert committed["studies"] >= 500
-    for n, rules in committed["null"].items():
-        after = rules["after"]
-        assert after["false_alarms"] <= 0.05
-        if n != "1":
-            assert 0.94 <= after["coverage"] <= 0.965
-    assert committed["null"]["1"]["before"]["false_alarms"] > 0.5
-    assert committed["power"]["3"]["before"] < 0.05
-    assert committed["power"]["3"]["after"] > 0.9
-
-
-def test_the_report_states_what_was_simulated(committed):
-    null = {int(n): rules["after"] for n, rules in committed["null"].items()}
-    several = [n for n in SEEDS if n > 1]
-    text = " ".join(METHOD)
-    for key in ("coverage", "false_alarms"):
-        assert ", ".join(f"{100 * null[n][key]:.1f}" for n in several) + " %" in text
-    assert f"{', '.join(map(str, several))} seeds" in text
-    assert f"{100 * null[1]['coverage']:.1f} %" in text
-
-
-def test_a_small_simulation_finds_the_same():
-    found = simulate(3)
-    assert found["null"].keys() == {str(n) for n in SEEDS}
-    assert found["null"]["1"]["after"]["false_alarms"] == 0
-    covered = [
-        rules["after"]["coverage"] for n, rules in found["null"].items() if n > "1"
-    ]
-    assert np.mean(covered) > 0.88
-    assert found == simulate(3)

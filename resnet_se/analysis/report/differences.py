@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from textwrap import fill
 from typing import TYPE_CHECKING
 
-from resnet_se.analysis.report.canvas import BLUE, GREEN, GREY, RED, of_all, subplots
+from resnet_se.analysis.canvas import BLUE, GREEN, GREY, RED, of_all, subplots
 from resnet_se.analysis.report.compare import Comparison, Family
 from resnet_se.analysis.report.text import gain
 

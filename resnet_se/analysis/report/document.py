@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 
 from resnet_se.analysis.report import gates
-from resnet_se.analysis.report.canvas import draw
+from resnet_se.analysis.canvas import draw
 from resnet_se.analysis.report.claims import claim_rows
 from resnet_se.analysis.report.compare import Family, compare
 from resnet_se.analysis.report.figures import figures
@@ -49,7 +49,7 @@ METHOD = (
     "With one seed: McNemar's exact test (Dietterich 1998) and an interval for new "
     "images, which speak of two trained networks. Recipes are not decided, and such "
     "comparisons are not counted.",
-    "Simulated under the null (`resnet-se report.simulate`): with 2, 3, 5, "
+    "Simulated under the null (`experiments/statistics/simulate.py`): with 2, 3, 5, "
     "10 seeds 95 % intervals hold the truth in 95.2, 95.1, 95.0, 94.6 % of the cases, "
     "and 3.8, 4.4, 2.8, 2.6 % of studies of 18 comparisons show any false better or "
     "worse. An images-only interval of one seed would hold it in 77.0 %.",

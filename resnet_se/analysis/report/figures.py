@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from resnet_se.analysis.report.canvas import BLUE, ORANGE, of_all, subplots
+from resnet_se.analysis.canvas import BLUE, ORANGE, of_all, subplots
 from resnet_se.analysis.report.compare import Family
 from resnet_se.analysis.report.differences import differences
 from resnet_se.analysis.report.groups import Group, Section, short_names

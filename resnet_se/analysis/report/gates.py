@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from resnet_se.analysis.report.canvas import (
+from resnet_se.analysis.canvas import (
     BLUE,
     GREEN,
     GREY,

@@ -1,8 +1,8 @@
-"""How often the report's verdicts are wrong, by simulation: before its rules and after.
+"""The error rates of the report's verdicts, by simulation: earlier rules and today's.
 
-    resnet-se report.simulate [--studies 20] [--out FILE]
+    python experiments/statistics/simulate.py [--studies 20] [--out FILE]
 
-`experiments/statistics/verdicts.json` is of 500 studies, about four minutes.
+`verdicts.json` beside it is of 500 studies, about four minutes.
 
 A study is 22 recipes in three families, compared in 18 pairs, tested on 10,000 images
 of which 1,500 are uncertain; seeds differ by 0.3 points.  Under the null all recipes
@@ -47,31 +47,31 @@ PAIRS = (
 TRUE = (13, 20)  # the pair that differs in the study for power
 DEVIATION = 0.003  # of accuracy, from seed to seed
 CHANCE = UNCERTAIN / IMAGES / 6 / IMAGES  # variance that independent mistakes give
-TASTE = 0.2  # an image suits one recipe more than another: deviation of its probability
+PREFERENCE = 0.2  # an image suits one recipe more than another: deviation of its probability
 
 
-def study(
+def draw_study(
     rng: np.random.Generator, seeds: int, deviations: np.ndarray, gains: np.ndarray
 ) -> np.ndarray:
-    """Right (1) or wrong of each recipe, seed and image: int8 (22, S, N).
+    """Return right (1) or wrong (0) for each recipe, seed and image: int8 (22, S, N).
 
     Args:
         deviations, gains: of each recipe's accuracy: (22,).
     """
     shifts = np.sqrt(np.maximum(deviations**2 - CHANCE, 0))[:, None]
     of_seed = gains[:, None] + shifts * rng.normal(size=(len(gains), seeds))
-    p = rng.random(UNCERTAIN) + TASTE * rng.normal(size=(len(gains), UNCERTAIN))
+    p = rng.random(UNCERTAIN) + PREFERENCE * rng.normal(size=(len(gains), UNCERTAIN))
     p = p[:, None] + of_seed[:, :, None] * IMAGES / UNCERTAIN
     right = np.ones((len(gains), seeds, IMAGES), np.int8)
     right[:, :, :UNCERTAIN] = rng.random(p.shape, dtype=np.float32) < p
     return right
 
 
-Answers = list[tuple[float, tuple[float, float]]]  # p and 95 % interval of each pair
+Results = list[tuple[float, tuple[float, float]]]  # p and 95 % interval of each pair
 
 
-def after(right: np.ndarray, pairs: Sequence[tuple[int, int]]) -> Answers:
-    """As `compare` does it; one seed is never decided."""
+def after(right: np.ndarray, pairs: Sequence[tuple[int, int]]) -> Results:
+    """Return the results by today's rules; one seed is never decided."""
     differences = [right[a] - right[b] for a, b in pairs]
     if right.shape[1] == 1:
         return [(1.0, images_only(d[0])[1]) for d in differences]
@@ -89,16 +89,16 @@ def after(right: np.ndarray, pairs: Sequence[tuple[int, int]]) -> Answers:
     return [(e.p, e.interval()) for e in estimates]
 
 
-def before(right: np.ndarray, pairs: Sequence[tuple[int, int]]) -> Answers:
-    """As the first version did it."""
+def before(right: np.ndarray, pairs: Sequence[tuple[int, int]]) -> Results:
+    """Return the results by the rules of the first version."""
     from scipy import stats
 
-    answers = []
+    results: Results = []
     seeds, noise = right.shape[1], pooled(right.mean(axis=2))
     for a, b in pairs:
         d = right[a] - right[b]
         if seeds == 1:
-            answers.append(images_only(d[0]))
+            results.append(images_only(d[0]))
             continue
         d = d[:, :UNCERTAIN].astype(np.float32)  # the others are 0 in every study
         of_seed, of_image = d.sum(axis=1) / IMAGES, d.mean(axis=0)
@@ -111,12 +111,12 @@ def before(right: np.ndarray, pairs: Sequence[tuple[int, int]]) -> Answers:
         total = by_seeds + max(for_images / (IMAGES - 1) - ms_rest, 0)
         t = abs(mean) / np.sqrt(total / (seeds * IMAGES))
         p = 2 * stats.t.sf(t, noise.freedom * (total / by_seeds) ** 2)
-        answers.append((float(p), _bootstrap(d)))
-    return answers
+        results.append((float(p), _bootstrap(d)))
+    return results
 
 
 def _bootstrap(d: np.ndarray, resamples: int = 200) -> tuple[float, float]:
-    """95 % percentile interval, seeds and images both redrawn."""
+    """Return the 95 % percentile interval, seeds and images both redrawn."""
     seeds = len(d)
     rng = np.random.default_rng(0)
     of_seed = d @ _redraws(resamples) / IMAGES  # (S, R)
@@ -130,13 +130,13 @@ def _bootstrap(d: np.ndarray, resamples: int = 200) -> tuple[float, float]:
 
 @cache
 def _redraws(resamples: int) -> np.ndarray:
-    """How often each image is drawn: float32 (UNCERTAIN, R)."""
+    """Return the number of times each image is drawn: float32 (UNCERTAIN, R)."""
     rng = np.random.default_rng(1)
     return rng.poisson(1, (UNCERTAIN, resamples)).astype(np.float32)
 
 
 def simulate(studies: int, seed: int = 0) -> dict[str, Any]:
-    """{"null": {n: {rules: {"false_alarms", "coverage"}}}, "power": {n: {rules: …}}}.
+    """Return {"null": {n: {rules: …}}, "power": {n: {rules: …}}}.
 
     False alarms are the share of studies with at least one; coverage is the share of
     95 % intervals that hold the truth; power is that of the raw test of the one pair.
@@ -151,8 +151,8 @@ def simulate(studies: int, seed: int = 0) -> dict[str, Any]:
     rules = {"before": before, "after": after}
     for n in SEEDS:
         for _ in range(studies):
-            of_alike = study(rng, n, alike, 0 * gains)
-            of_noisy = study(rng, n, noisy, gains)
+            of_alike = draw_study(rng, n, alike, 0 * gains)
+            of_noisy = draw_study(rng, n, noisy, gains)
             for name, rule in rules.items():
                 p, intervals = zip(*rule(of_alike, PAIRS), strict=True)
                 alarm = min(corrected for corrected, _ in holm(p)) < ALPHA
@@ -180,23 +180,23 @@ def simulate(studies: int, seed: int = 0) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Prints the table, and writes the figures as JSON where `--out` says."""
+    """Print the table, and write the figures as JSON to `--out`."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--studies", type=int, default=20)
     parser.add_argument("--out", type=Path)
-    asked = parser.parse_args()
-    if asked.studies < 1:
-        parser.error(f"--studies: at least 1 expected, got {asked.studies}")
-    result = {**environment(), **simulate(asked.studies)}
+    arguments = parser.parse_args()
+    if arguments.studies < 1:
+        parser.error(f"--studies: at least 1 expected, got {arguments.studies}")
+    result = {**environment(), **simulate(arguments.studies)}
     print("n   false alarms      95 % covers       power for +1.0")
     print("     before   after    before   after    before   after")
     for n, of in result["null"].items():
         figures = [of[r][k] for k in ("false_alarms", "coverage") for r in of]
         figures += result["power"][n].values()
         print(f"{n:<3} " + " ".join(f"{100 * f:5.1f} %" for f in figures))
-    if asked.out:
-        with atomic_file(asked.out) as file:
+    if arguments.out:
+        with atomic_file(arguments.out) as file:
             file.write(json.dumps(result, indent=2).encode() + b"\n")
 
 
