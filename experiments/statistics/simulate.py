@@ -47,7 +47,9 @@ PAIRS = (
 TRUE = (13, 20)  # the pair that differs in the study for power
 DEVIATION = 0.003  # of accuracy, from seed to seed
 CHANCE = UNCERTAIN / IMAGES / 6 / IMAGES  # variance that independent mistakes give
-PREFERENCE = 0.2  # an image suits one recipe more than another: deviation of its probability
+PREFERENCE = (
+    0.2  # an image suits one recipe more than another: deviation of its probability
+)
 
 
 def draw_study(

@@ -17,8 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from resnet_se.analysis.report import claims, document
 from resnet_se.analysis.canvas import draw
+from resnet_se.analysis.report import claims, document
 from resnet_se.analysis.report.compare import compare
 from resnet_se.analysis.report.document import report
 from resnet_se.analysis.report.figures import figures, pareto, spread_labels

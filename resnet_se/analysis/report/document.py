@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from resnet_se.analysis.report import gates
 from resnet_se.analysis.canvas import draw
+from resnet_se.analysis.report import gates
 from resnet_se.analysis.report.claims import claim_rows
 from resnet_se.analysis.report.compare import Family, compare
 from resnet_se.analysis.report.figures import figures
