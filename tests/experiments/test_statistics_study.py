@@ -1,4 +1,4 @@
-"""experiments/statistics: the committed simulation, its script, and the report's words."""
+"""experiments/statistics: the committed simulation, and what the report says of it."""
 
 import json
 import runpy
