@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from resnet_se.data.augmentation.kernels import channel_statistics, normalise
+from resnet_se.data.normalisation import channel_statistics, normalise
 from resnet_se.data.sources import CIFAR10
 from resnet_se.models.complexity import forward_macs
 from resnet_se.models.resnet import WhiteningStem

@@ -26,7 +26,7 @@ from hydra import compose, initialize_config_dir
 
 from resnet_se.analysis.timing import Stopwatch
 from resnet_se.config import CONF, build
-from resnet_se.data.augmentation.kernels import channel_statistics, normalise
+from resnet_se.data.normalisation import channel_statistics, normalise
 from resnet_se.data.sources import CIFAR10
 from resnet_se.utils import system
 

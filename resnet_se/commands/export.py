@@ -29,8 +29,8 @@ from torch import Tensor, nn
 from resnet_se.analysis.cost import milliseconds
 from resnet_se.config.build import quiet, run_data
 from resnet_se.config.compose import run
-from resnet_se.data.augmentation.kernels import normalise
 from resnet_se.data.datamodule import ImageDataModule
+from resnet_se.data.normalisation import normalise
 from resnet_se.inference.pretrained import Pretrained, read
 from resnet_se.models.fold import folded, mean_gates, with_mean_gates
 from resnet_se.utils.errors import UserError, nearest

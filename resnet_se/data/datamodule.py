@@ -25,7 +25,6 @@ from pydantic import Field
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from resnet_se.data.augmentation.kernels import channel_statistics, normalise
 from resnet_se.data.augmentation.pipeline import Augmentation
 from resnet_se.data.image_set import DataNotFound, ImageSet
 from resnet_se.data.loaders import (
@@ -38,6 +37,7 @@ from resnet_se.data.loaders import (
     evenly_spread,
     stratified_split,
 )
+from resnet_se.data.normalisation import channel_statistics, normalise
 from resnet_se.utils import lightning_private as internals
 from resnet_se.utils.errors import UserError
 from resnet_se.utils.system import usable_cores

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from resnet_se.data.augmentation.kernels import normalise_
+from resnet_se.data.augmentation.custom import apply_custom, apply_custom_batch
 from resnet_se.data.augmentation.pipeline import Augmentation
+from resnet_se.data.normalisation import normalise_
 from resnet_se.utils.errors import UserError
 from resnet_se.utils.random_streams import derive_seed, kept_stream
 
@@ -158,7 +159,9 @@ class AugmentedImages(Dataset):
         index = torch.tensor([i for _, i in batch]) % len(self.images)  # repeats
         images, labels = self.images[index], self.labels[index]
         epoch, first = batch[0]
-        images = self.augmentation.own_at_once(images, first, self.seed, epoch)
+        if self.augmentation.own_batch is not None:
+            place = first, self.seed, epoch
+            images = apply_custom_batch(self.augmentation.own_batch, images, *place)
         if self.mirrored is not None:
             # Before the rest, whose ranges are symmetric: the same distribution.
             for row, (epoch, i) in enumerate(batch):
@@ -210,21 +213,27 @@ class BatchesOnDevice:
         chunks = (o.split(at_once * size) for o in (order.to(device), order))
         for index, on_cpu in zip(*chunks, strict=True):
             image = index % count
-            images = self._own(self.images.index_select(0, image), index)
-            images = self.augmentation.apply(images, draws.of(index, on_cpu))
+            images = self._apply_custom(self.images.index_select(0, image), index)
+            images = self.augmentation.apply(images, draws.select(index, on_cpu))
             images = normalise_(images, *self.statistics)
             images = images.contiguous(memory_format=torch.channels_last)
             labels = self.labels.index_select(0, image)
             yield from zip(images.split(size), labels.split(size), strict=True)
 
-    def _own(self, images: Tensor, index: Tensor) -> Tensor:
-        """The user's own transforms of uint8 (k·B, 3, H, W), batch by batch."""
-        own, place = self.augmentation, (self.sampler.seed, self.sampler.epoch)
-        if own.own_batch is not None:
+    def _apply_custom(self, images: Tensor, index: Tensor) -> Tensor:
+        """Return uint8 (k·B, 3, H, W) after the user's own transforms."""
+        single, batch = self.augmentation.own, self.augmentation.own_batch
+        place = self.sampler.seed, self.sampler.epoch
+        if batch is not None:
             size = self.sampler.batch_size
-            batches = zip(images.split(size), index[::size].tolist(), strict=True)
-            images = torch.cat([own.own_at_once(x, i, *place) for x, i in batches])
-        return own.own_each(images, index, *place)
+            firsts = index[::size].tolist()
+            images = torch.cat(
+                [
+                    apply_custom_batch(batch, part, first, *place)
+                    for part, first in zip(images.split(size), firsts, strict=True)
+                ]
+            )
+        return images if single is None else apply_custom(single, images, index, *place)
 
 
 class ImagesInOrder:

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from resnet_se.analysis.report.runs import Run
+from resnet_se.data.augmentation.custom import apply_custom
 from resnet_se.data.augmentation.pipeline import Augmentation
 from resnet_se.data.loaders import AugmentedImages, BatchesOnDevice, ShuffledBatches
 from resnet_se.runs.foreign import foreign_sources
@@ -243,13 +244,12 @@ def test_a_transform_draws_by_image_and_keeps_the_shape():
             return torch.randint(256, image.shape, dtype=torch.uint8)
 
     images = torch.zeros(4, 3, 8, 8, dtype=torch.uint8)
-    own = Augmentation(own=Noise())
     index = torch.tensor([5, 6, 7, 8])
-    whole = own.own_each(images, index, seed=0, epoch=1)
-    part = own.own_each(images[2:], index[2:], seed=0, epoch=1)
+    whole = apply_custom(Noise(), images, index, seed=0, epoch=1)
+    part = apply_custom(Noise(), images[2:], index[2:], seed=0, epoch=1)
     assert torch.equal(whole[2:], part)
     assert not torch.equal(whole[0], whole[1])
-    assert not torch.equal(whole, own.own_each(images, index, seed=0, epoch=2))
+    assert not torch.equal(whole, apply_custom(Noise(), images, index, seed=0, epoch=2))
 
 
 class Shaken(torch.nn.Module):

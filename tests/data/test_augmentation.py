@@ -12,14 +12,10 @@ from scipy import stats
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as TF
 
-from resnet_se.data.augmentation.kernels import (
-    BRIGHTNESS,
-    CONTRAST,
-    SATURATION,
-    channel_statistics,
-    normalise,
-)
-from resnet_se.data.augmentation.pipeline import Augmentation, Cutout
+from resnet_se.data.augmentation.colour import BRIGHTNESS, CONTRAST, SATURATION
+from resnet_se.data.augmentation.erasing import Cutout
+from resnet_se.data.augmentation.pipeline import Augmentation
+from resnet_se.data.normalisation import channel_statistics, normalise
 from resnet_se.utils.errors import UserError
 from resnet_se.utils.random_streams import derive_seed, kept_stream
 
@@ -205,18 +201,18 @@ def reference(image, draws, row, augmentation):
     height, width = image.shape[-2:]
     pad = augmentation.crop_padding
     if pad:
-        top, left = draws.corner[row].tolist()
+        top, left = draws.crop_origin[row].tolist()
         image = TF.pad(image, [pad] * 4, padding_mode="reflect")
         image = TF.crop(image, top, left, height, width)
     x = image.double() / 255
     if augmentation.resamples:
-        down, right = draws.shift[row].tolist()
+        down, right = draws.affine.shift[row].tolist()
         x = TF.affine(
             x,
-            angle=draws.angle[row].item(),
+            angle=draws.affine.angle[row].item(),
             translate=[right, down],
-            scale=draws.scale[row].item(),
-            shear=[draws.shear[row].item(), 0.0],
+            scale=draws.affine.scale[row].item(),
+            shear=[draws.affine.shear[row].item(), 0.0],
             interpolation=v2.InterpolationMode.BILINEAR,
         )
     if draws.mirror is not None and draws.mirror[row]:
@@ -227,11 +223,11 @@ def reference(image, draws, row, augmentation):
             CONTRAST: TF.adjust_contrast,
             SATURATION: TF.adjust_saturation,
         }
-        for which in draws.order[row].tolist():
-            x = adjust[which](x, draws.jitter[row, which].item())
+        for which in draws.jitter.order[row].tolist():
+            x = adjust[which](x, draws.jitter.factors[row, which].item())
     if augmentation.cutout:
         side = augmentation.cutout
-        top, left = (draws.hole[row] - side // 2).tolist()
+        top, left = (draws.cutout_center[row] - side // 2).tolist()
         for i, j in itertools.product(range(side), repeat=2):
             if 0 <= top + i < height and 0 <= left + j < width:
                 x[:, top + i, left + j] = 0
@@ -286,11 +282,15 @@ def test_affine_map_is_torchvisions_on_whole_levels():
     draws = PAPER.draw(40, 16, 16, seed=1, epoch=2)
     found = PAPER.apply(images, replace(draws, mirror=torch.zeros(40) > 0))
     for row, image in enumerate(images):
-        down, right = draws.shift[row].tolist()
+        down, right = draws.affine.shift[row].tolist()
         expected = TF.affine(
-            image, draws.angle[row].item(), [right, down], draws.scale[row].item(),
-            [draws.shear[row].item(), 0.0], v2.InterpolationMode.BILINEAR,
-        )  # fmt: skip
+            image,
+            angle=draws.affine.angle[row].item(),
+            translate=[right, down],
+            scale=draws.affine.scale[row].item(),
+            shear=[draws.affine.shear[row].item(), 0.0],
+            interpolation=v2.InterpolationMode.BILINEAR,
+        )
         assert (found[row] - expected).abs().max() < 0.6  # half a level is rounding
 
 
@@ -298,7 +298,8 @@ def test_affine_map_is_torchvisions_on_whole_levels():
 def test_jitter_is_torchvisions_in_each_order(order):
     augmentation, images = Augmentation(jitter=0.9), random_images()
     draws = augmentation.draw(40, 16, 16, seed=1, epoch=2)
-    draws = replace(draws, order=torch.tensor(order).expand(40, 3))
+    changed = draws.jitter._replace(order=torch.tensor(order).expand(40, 3))
+    draws = replace(draws, jitter=changed)
     found = augmentation.apply(images, draws)
     for row, image in enumerate(images):
         expected = reference(image, draws, row, augmentation)
@@ -311,8 +312,8 @@ def test_jitter_is_torchvisions_on_whole_levels():
     found = augmentation.apply(images, draws)
     adjust = [TF.adjust_brightness, TF.adjust_contrast, TF.adjust_saturation]
     for row, image in enumerate(images):
-        for which in draws.order[row].tolist():
-            image = adjust[which](image, draws.jitter[row, which].item())
+        for which in draws.jitter.order[row].tolist():
+            image = adjust[which](image, draws.jitter.factors[row, which].item())
         # It cuts off at whole levels three times: up to 1 + 1.2 + 1.44 of them, of
         # which the middle is 1.5, and nothing where it ended in black or white.
         lost = found[row] - image
@@ -365,14 +366,18 @@ def test_affine_parameters_are_distributed_as_torchvisions():
         t for t in PAPER.transform(20, 36).transforms if isinstance(t, v2.RandomAffine)
     )
     theirs = [affine.make_params([image]) for _ in range(N)]
-    assert same_distribution(draws.angle, [p["angle"] for p in theirs])
-    assert same_distribution(draws.scale, [p["scale"] for p in theirs])
-    assert same_distribution(draws.shear, [p["shear"][0] for p in theirs])
-    assert same_distribution(draws.shift[:, 1], [p["translate"][0] for p in theirs])
-    assert same_distribution(draws.shift[:, 0], [p["translate"][1] for p in theirs])
-    assert torch.equal(draws.shift, draws.shift.round())
+    assert same_distribution(draws.affine.angle, [p["angle"] for p in theirs])
+    assert same_distribution(draws.affine.scale, [p["scale"] for p in theirs])
+    assert same_distribution(draws.affine.shear, [p["shear"][0] for p in theirs])
+    assert same_distribution(
+        draws.affine.shift[:, 1], [p["translate"][0] for p in theirs]
+    )
+    assert same_distribution(
+        draws.affine.shift[:, 0], [p["translate"][1] for p in theirs]
+    )
+    assert torch.equal(draws.affine.shift, draws.affine.shift.round())
     # ±2 and ±3.6 pixels: rounding gives the ends of whole numbers half a share.
-    found = [sorted(set(draws.shift[:, k].int().tolist())) for k in (0, 1)]
+    found = [sorted(set(draws.affine.shift[:, k].int().tolist())) for k in (0, 1)]
     assert found == [list(range(-2, 3)), list(range(-4, 5))]
 
 
@@ -383,13 +388,13 @@ def test_jitter_parameters_are_distributed_as_torchvisions():
     theirs = [jitter.make_params([]) for _ in range(N)]
     for which, name in enumerate(("brightness", "contrast", "saturation")):
         values = [p[f"{name}_factor"] for p in theirs]
-        assert same_distribution(draws.jitter[:, which], values)
+        assert same_distribution(draws.jitter.factors[:, which], values)
     # 0, 1, 2 are theirs too; 3 would be hue, which changes nothing here.
     places = list(itertools.permutations(range(3)))
     orders = [[i for i in p["fn_idx"].tolist() if i < 3] for p in theirs]
     counts = [
         [sum(tuple(order) == place for order in found) for place in places]
-        for found in (draws.order.tolist(), orders)
+        for found in (draws.jitter.order.tolist(), orders)
     ]
     assert sum(counts[0]) == N
     assert stats.chi2_contingency(counts).pvalue > 1e-3
@@ -397,7 +402,7 @@ def test_jitter_parameters_are_distributed_as_torchvisions():
 
 def test_whole_number_draws_are_uniform_over_all_places():
     draws = replace(ALL, flip=0.25).draw(N, 16, 24, seed=0, epoch=0)
-    for found, ends in ((draws.corner, (9, 9)), (draws.hole, (16, 24))):
+    for found, ends in ((draws.crop_origin, (9, 9)), (draws.cutout_center, (16, 24))):
         for column, end in zip(found.T, ends, strict=True):
             counts = torch.bincount(column, minlength=end)
             assert len(counts) == end
@@ -420,20 +425,35 @@ def test_torchvisions_cutout_is_centred_as_the_batched_one():
 
 
 def given(draws):
-    """{parameter: its values} of those that are not left out."""
-    return {name: value for name, value in vars(draws).items() if value is not None}
+    """{(family, parameter): its values} of those that are not left out."""
+    values = {}
+    for family, value in vars(draws).items():
+        if isinstance(value, tuple):
+            values |= {(family, name): part for name, part in value._asdict().items()}
+        elif value is not None:
+            values[family, None] = value
+    return values
+
+
+def with_value(draws, place, value):
+    """The same draws but for one parameter."""
+    family, name = place
+    if name is not None:
+        value = getattr(draws, family)._replace(**{name: value})
+    return replace(draws, **{family: value})
 
 
 def columns(draws):
-    """All parameters as (N, P) of mean 0 and deviation 1."""
-    parts = [value.double().reshape(len(value), -1) for value in given(draws).values()]
+    """All parameters but the jitter's order as (N, P) of mean 0 and deviation 1."""
+    values = given(draws)
+    del values["jitter", "order"]
+    parts = [value.double().reshape(len(value), -1) for value in values.values()]
     table = torch.cat(parts, dim=1)
     return (table - table.mean(0)) / table.std(0)
 
 
 def test_parameters_of_neighbours_and_of_one_image_are_independent():
-    draws = replace(ALL.draw(N, 16, 16, seed=0, epoch=0), order=None)
-    table = columns(draws)
+    table = columns(ALL.draw(N, 16, 16, seed=0, epoch=0))
     p = table.shape[1]
     assert p == 13
     limit = 4.5 / math.sqrt(N)  # of 13² values
@@ -444,7 +464,7 @@ def test_parameters_of_neighbours_and_of_one_image_are_independent():
         assert between.abs().max() < limit
     others = {"seed": (1, 0), "epoch": (0, 1), "both": (1, 1)}
     for what, (seed, epoch) in others.items():
-        other = columns(replace(ALL.draw(N, 16, 16, seed, epoch), order=None))
+        other = columns(ALL.draw(N, 16, 16, seed, epoch))
         assert (table.T @ other / N).abs().max() < limit, what
 
 
@@ -452,12 +472,14 @@ def test_draws_repeat_and_do_not_depend_on_what_else_is_done():
     draws, again = (ALL.draw(50, 16, 16, seed=3, epoch=4) for _ in range(2))
     alone = replace(ALL, rotation=0, shift=0, shear=0, zoom=0, jitter=0)
     fewer = alone.draw(50, 16, 16, seed=3, epoch=4)
-    for name, value in given(draws).items():
-        assert torch.equal(value, getattr(again, name)), name
-        if getattr(fewer, name) is not None:
-            assert torch.equal(value, getattr(fewer, name)), name
-    assert fewer.angle is None
+    repeated, kept = given(again), given(fewer)
+    for place, value in given(draws).items():
+        assert torch.equal(value, repeated[place]), place
+        if place in kept:
+            assert torch.equal(value, kept[place]), place
+    assert fewer.affine is None
     assert fewer.jitter is None
+    assert len(kept) == 3
 
 
 def test_an_images_draw_changes_that_image_alone():
@@ -465,21 +487,21 @@ def test_an_images_draw_changes_that_image_alone():
     draws = ALL.draw(8, 16, 16, seed=0, epoch=0)
     found = ALL.apply(images, draws)
     assert all(not torch.equal(a, b) for a, b in itertools.combinations(found, 2))
-    for name, value in given(draws).items():
+    for place, value in given(draws).items():
         changed = value.clone()
         changed[3] = changed[5]  # another image's
         if torch.equal(changed, value):
             changed[3] = ~value[3] if value.dtype == torch.bool else value[3].flip(0)
-        after = ALL.apply(images, replace(draws, **{name: changed}))
+        after = ALL.apply(images, with_value(draws, place, changed))
         rows = [i for i in range(8) if not torch.equal(after[i], found[i])]
-        assert rows == [3], name
+        assert rows == [3], place
 
 
 def test_an_image_does_not_depend_on_its_batch():
     images, draws = random_images(), ALL.draw(40, 16, 16, seed=0, epoch=0)
     together = ALL.apply(images, draws)
     index = torch.tensor([7, 3, 30])
-    some = ALL.apply(images[index], draws.of(index))
+    some = ALL.apply(images[index], draws.select(index))
     torch.testing.assert_close(some, together[index], atol=1e-3, rtol=0)
 
 
@@ -498,7 +520,7 @@ def test_batched_engine_reads_no_value_back():
     # Tensors without values: asking for one fails, and so does another device.
     draws = ALL.draw(6, 16, 16, seed=0, epoch=0).to("meta")
     with pytest.raises(RuntimeError):
-        draws.angle.max().item()
+        draws.affine.angle.max().item()
     found = ALL.apply(random_images(6).to("meta"), draws)
     assert found.shape == (6, 3, 16, 16)
 

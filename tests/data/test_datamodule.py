@@ -12,7 +12,6 @@ import torch
 from torch.utils.data import DataLoader
 
 from resnet_se.data import loaders
-from resnet_se.data.augmentation.kernels import normalise
 from resnet_se.data.augmentation.pipeline import Augmentation
 from resnet_se.data.datamodule import ImageDataModule
 from resnet_se.data.loaders import (
@@ -21,6 +20,7 @@ from resnet_se.data.loaders import (
     ShuffledBatches,
     stratified_split,
 )
+from resnet_se.data.normalisation import normalise
 from resnet_se.data.sources import ImageSet
 from resnet_se.utils.errors import UserError
 from tests.data.test_augmentation import ALL, PAPER, random_images
@@ -133,7 +133,7 @@ def test_batches_are_the_description_applied_to_the_epochs_draws():
     images, labels = data.train_part
     draws = SMALL.draw(135, 8, 12, seed=5, epoch=2)
     index = _indices(data, 2).flatten()
-    expected = SMALL.apply(images[index], draws.of(index))
+    expected = SMALL.apply(images[index], draws.select(index))
     found, theirs = together(epoch_of(data, 2))
     # The same numbers in smaller batches, so that the last digits may differ.
     levels = found * 255 * data.std[:, None, None] + 255 * data.mean[:, None, None]

@@ -142,5 +142,7 @@ def test_an_image_does_not_depend_on_its_batch(policy):
     draws = augmentation.draw(30, 16, 16, seed=3, epoch=1)
     whole = augmentation.apply(images, draws)
     index = torch.tensor([21, 4, 4, 13])
-    assert torch.equal(augmentation.apply(images[index], draws.of(index)), whole[index])
+    assert torch.equal(
+        augmentation.apply(images[index], draws.select(index)), whole[index]
+    )
     assert not torch.equal(whole, images.float())

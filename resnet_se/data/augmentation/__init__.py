@@ -1,0 +1,1 @@
+"""Training augmentation: one file a family, and `Augmentation`, which composes them."""

@@ -1,112 +1,44 @@
-"""Training augmentation: one description, `Augmentation`, and its two engines.
+"""`Augmentation`: one description of training augmentation, and its two engines.
 
 The paper (Data Augmentation) has rotation ±15°, shifts ±10 %, horizontal flip, shear
-and zoom, and names random crops and colour jitter in its introduction.  Cutout is
-DeVries & Taylor's (2017, arXiv 1708.04552), random erasing Zhong et al.'s (2020, arXiv
-1708.04896), the alternating flip Jordan's (2024, arXiv 2404.00498).  A setting of zero
-leaves its transform out.
+and zoom, and names random crops and colour jitter in its introduction.  The alternating
+flip is Jordan's (2024, arXiv 2404.00498).  A setting of zero leaves its transform out.
 
 - *torchvision*, the reference: `transforms.v2`, image by image, each image with its own
   stream, keyed by (seed, epoch, index).
 - *batched*: `draw` takes the parameters of a whole epoch from (seed, epoch), one set an
   image; `apply` does a batch at once, on whatever device it is on.
 
-Either way what an image looks like depends on (seed, epoch, index) alone: not on the
-batch, the number of workers or ranks, or where a run was interrupted.  Both draw from
-the same distribution, not the same numbers.
+Either way an augmented image depends on (seed, epoch, index) alone: not on the batch,
+the number of workers or ranks, or where a run was interrupted.  Both draw from the same
+distribution, not the same numbers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
-from typing import Annotated, Any
+from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torchvision.transforms import InterpolationMode, v2
 
-from resnet_se.data.augmentation import kernels, policies
+from resnet_se.data.augmentation import policies
+from resnet_se.data.augmentation.colour import JitterDraws, jitter_
+from resnet_se.data.augmentation.custom import check_custom
+from resnet_se.data.augmentation.draws import Draws
+from resnet_se.data.augmentation.erasing import Cutout, erase_, sample_boxes
+from resnet_se.data.augmentation.geometry import AffineDraws, crop_flip, resample
 from resnet_se.utils.errors import UserError
-from resnet_se.utils.random_streams import derive_seed, kept_stream, stream
+from resnet_se.utils.random_streams import stream
 from resnet_se.utils.validation import Unit, validated
-
-
-@dataclass(frozen=True, eq=False)  # `==` of tensors has no single truth value
-class Draws:
-    """Parameters of N images, one row each; None where the transform is left out.
-
-    Args:
-        corner: (N, 2) int64, y and x of the window in the padded image, 0..2·padding.
-        angle: (N,) degrees.
-        shift: (N, 2) whole pixels down and to the right.
-        shear: (N,) degrees along x.
-        scale: (N,).
-        mirror: (N,) bool.
-        jitter: (N, 3) factors of brightness, contrast, saturation.
-        order: (N, 3) int64, the columns of `jitter` in the order of their use.
-        hole: (N, 2) int64, y and x of the pixel that the black square is centred on.
-        erased: (N, 4) int64, y, x, height and width of a black rectangle.
-        operations, magnitudes: (N, k), of `policies`; they stay on the CPU.
-    """
-
-    corner: Tensor | None = None
-    angle: Tensor | None = None
-    shift: Tensor | None = None
-    shear: Tensor | None = None
-    scale: Tensor | None = None
-    mirror: Tensor | None = None
-    jitter: Tensor | None = None
-    order: Tensor | None = None
-    hole: Tensor | None = None
-    erased: Tensor | None = None
-    operations: Tensor | None = None
-    magnitudes: Tensor | None = None
-
-    def _each(self, change: Callable[[Tensor], Tensor]) -> Draws:
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return Draws(**{k: v if v is None else change(v) for k, v in values.items()})
-
-    def to(self, device: torch.device) -> Draws:
-        moved = self._each(lambda value: value.to(device))
-        kept = {"operations": self.operations, "magnitudes": self.magnitudes}
-        return replace(moved, **kept)
-
-    def of(self, index: Tensor, on_cpu: Tensor | None = None) -> Draws:
-        """The rows `index` (B,), on the device, and the same on the CPU, if apart."""
-
-        def rows(value: Tensor) -> Tensor:
-            here = on_cpu is None or value.device == index.device
-            return value.index_select(0, index if here else on_cpu)
-
-        return self._each(rows)
-
-
-class Cutout(v2.Transform):
-    """A black square of `side` pixels around a pixel drawn uniformly, for torchvision's
-    engine; what lies outside the image is cut off."""
-
-    def __init__(self, side: int):
-        super().__init__()
-        self.side = side
-
-    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
-        size = flat_inputs[0].shape[-2:]
-        starts = [int(torch.randint(n, ())) - self.side // 2 for n in size]
-        return {"hole": [slice(max(0, i), i + self.side) for i in starts]}
-
-    def transform(self, inpt: Tensor, params: dict[str, Any]) -> Tensor:
-        rows, columns = params["hole"]
-        result = inpt.clone()
-        result[..., rows, columns] = 0
-        return result
 
 
 @validated
 @dataclass(frozen=True)
 class Augmentation:
-    """What is done to a training image, in this order.
+    """Transforms of a training image, in this order.
 
     Args:
         crop_padding: pixels of reflection padding before a random crop to the old size.
@@ -158,11 +90,11 @@ class Augmentation:
 
     @property
     def resamples(self) -> bool:
-        """Whether there is an affine map, which reads between the pixels."""
+        """True with an affine map, which reads between the pixels."""
         return any((self.rotation, self.shift, self.shear, self.zoom))
 
     def check(self, height: int, width: int) -> None:
-        """Raises UserError where images of this size cannot be treated so."""
+        """Raise UserError where images of this size cannot be treated so."""
         side = min(height, width)
         if self.crop_padding >= side:  # there is nothing to reflect
             raise UserError(
@@ -175,18 +107,25 @@ class Augmentation:
                 f"got {self.cutout}"
             )
         if self.own is not None:
-            _check_own("own", self.own, (3, height, width))
+            check_custom("own", self.own, (3, height, width))
         if self.own_batch is not None:
-            _check_own("own_batch", self.own_batch, (2, 3, height, width))
+            check_custom("own_batch", self.own_batch, (2, 3, height, width))
+
+    def mirrored(self, n: int, seed: int, epoch: int) -> Tensor:
+        """Return (n,) bool: the images that the alternating flip mirrors this epoch."""
+        coin = torch.rand(n, generator=stream("coin", seed)) < 0.5
+        return coin ^ (epoch % 2 == 1)
 
     # --- torchvision, image by image ---------------------------------
 
     def transform(self, height: int, width: int) -> v2.Transform | None:
-        """The torchvision transform of uint8 (3, H, W), or None if it does nothing.
+        """Return the torchvision transform of uint8 (3, H, W); None if it does nothing.
 
         An alternating flip is not in it, since that depends on the epoch (`mirrored`),
         and `own_batch` is for whole batches.
-        Raises UserError as `check` does.
+
+        Raises:
+            UserError: as `check`.
         """
         self.check(height, width)
         steps: list[nn.Module] = [] if self.own is None else [self.own]
@@ -220,121 +159,80 @@ class Augmentation:
             steps.append(v2.RandomErasing(self.erase))
         return v2.Compose(steps) if steps else None
 
-    def mirrored(self, n: int, seed: int, epoch: int) -> Tensor:
-        """(n,) bool: which of n images the alternating flip mirrors in this epoch."""
-        coin = torch.rand(n, generator=stream("coin", seed)) < 0.5
-        return coin ^ (epoch % 2 == 1)
-
-    def own_at_once(self, images: Tensor, first: int, seed: int, epoch: int) -> Tensor:
-        """`own_batch` of uint8 (B, 3, H, W), by the stream of its first image's index.
-
-        Of either engine.
-        """
-        if self.own_batch is None:
-            return images
-        with kept_stream() as generator:
-            generator.manual_seed(derive_seed("own_batch", seed, epoch, first))
-            return self.own_batch(images)
-
     # --- batched -----------------------------------------------------
 
-    def own_each(self, images: Tensor, index: Tensor, seed: int, epoch: int) -> Tensor:
-        """`own` on each of uint8 (B, 3, H, W), by its stream; slow, but as said."""
-        if self.own is None:
-            return images
-        with kept_stream() as generator:
-            results = []
-            for i, image in zip(index.tolist(), images, strict=True):
-                generator.manual_seed(derive_seed("own", seed, epoch, i))
-                results.append(self.own(image))
-        return torch.stack(results)
-
     def draw(self, n: int, height: int, width: int, seed: int, epoch: int) -> Draws:
-        """The parameters of n images of this size in one epoch, on the CPU.
+        """Return the parameters of n images of this size in one epoch, on the CPU.
 
         Each has its own stream, so a transform's draws do not depend on what else is
-        done.  Raises UserError as `check` does.
+        done.
+
+        Raises:
+            UserError: as `check`.
         """
         self.check(height, width)
 
         def uniform(name: str, limit: float, columns: tuple[int, ...] = ()) -> Tensor:
-            drawn = stream(name, seed, epoch)
-            return (2 * torch.rand(n, *columns, generator=drawn) - 1) * limit
+            generator = stream(name, seed, epoch)
+            return (2 * torch.rand(n, *columns, generator=generator) - 1) * limit
 
         def integers(name: str, *ends: int) -> Tensor:
-            drawn = stream(name, seed, epoch)
+            generator = stream(name, seed, epoch)
             return torch.stack(
-                [torch.randint(end, (n,), generator=drawn) for end in ends], dim=1
+                [torch.randint(end, (n,), generator=generator) for end in ends], dim=1
             )
 
-        draws: dict[str, Tensor] = {}
+        origin = affine = mirror = policy = jitter = center = erased = None
         if self.crop_padding:
             positions = 2 * self.crop_padding + 1
-            draws["corner"] = integers("corner", positions, positions)
+            origin = integers("corner", positions, positions)
         if self.resamples:
-            draws["angle"] = uniform("angle", self.rotation)
             reach = self.shift * torch.tensor([height, width])
-            draws["shift"] = (uniform("shift", 1, (2,)) * reach).round()
-            draws["shear"] = uniform("shear", self.shear)
-            draws["scale"] = 1 + uniform("scale", self.zoom)
-        if self.alternate_flip:
-            draws["mirror"] = self.mirrored(n, seed, epoch)
-        elif self.flip:
-            chance = torch.rand(n, generator=stream("mirror", seed, epoch))
-            draws["mirror"] = chance < self.flip
-        if self.jitter:
-            draws["jitter"] = 1 + uniform("jitter", self.jitter, (3,))
-            draws["order"] = uniform("order", 1, (3,)).argsort(dim=1)
-        if self.cutout:
-            draws["hole"] = integers("hole", height, width)
-        if self.erase:
-            drawn = stream("erase", seed, epoch)
-            draws["erased"] = kernels.rectangles(n, height, width, self.erase, drawn)
-        if self.policy:
-            draws["operations"], draws["magnitudes"] = policies.draw(
-                self.policy, n, height, width, stream("policy", seed, epoch)
+            affine = AffineDraws(
+                angle=uniform("angle", self.rotation),
+                shear=uniform("shear", self.shear),
+                scale=1 + uniform("scale", self.zoom),
+                shift=(uniform("shift", 1, (2,)) * reach).round(),
             )
-        return Draws(**draws)
+        if self.alternate_flip:
+            mirror = self.mirrored(n, seed, epoch)
+        elif self.flip:
+            mirror = torch.rand(n, generator=stream("mirror", seed, epoch)) < self.flip
+        if self.policy:
+            generator = stream("policy", seed, epoch)
+            policy = policies.draw(self.policy, n, height, width, generator)
+        if self.jitter:
+            factors = 1 + uniform("jitter", self.jitter, (3,))
+            jitter = JitterDraws(factors, uniform("order", 1, (3,)).argsort(dim=1))
+        if self.cutout:
+            center = integers("hole", height, width)
+        if self.erase:
+            generator = stream("erase", seed, epoch)
+            erased = sample_boxes(n, height, width, self.erase, generator)
+        return Draws(origin, affine, mirror, policy, jitter, center, erased)
 
     def apply(self, images: Tensor, draws: Draws) -> Tensor:
-        """uint8 (B, 3, H, W) and their parameters → float32 (B, 3, H, W) in 0..255.
+        """Return uint8 (B, 3, H, W), augmented by their draws, as float32 in 0..255.
 
         Everything stays on the images' device and nothing waits for it.  Not rounded:
         torchvision rounds to whole levels after each transform.
         """
-        mirror = draws.mirror
-        if self.resamples:
-            if self.crop_padding:
-                images = kernels.window(images, draws.corner, self.crop_padding, None)
-            moved = draws.angle, draws.shear, draws.scale, draws.shift
-            x = kernels.resample(images.float(), *moved, mirror)
-        elif self.crop_padding or mirror is not None:
-            x = kernels.window(images, draws.corner, self.crop_padding, mirror).float()
+        origin, mirror = draws.crop_origin, draws.mirror
+        if draws.affine is not None:
+            if origin is not None:
+                images = crop_flip(images, origin, self.crop_padding, None)
+            x = resample(images.float(), draws.affine, mirror)
+        elif origin is not None or mirror is not None:
+            x = crop_flip(images, origin, self.crop_padding, mirror).float()
         else:
             x = images.float()
-        if self.policy:
-            levels = x.round().to(torch.uint8)
-            x = policies.apply(levels, draws.operations, draws.magnitudes).float()
-        if self.jitter:
-            kernels.jitter_(x, draws.jitter, draws.order)
-        if self.cutout:
-            kernels.cut_(
-                x, draws.hole - self.cutout // 2, draws.hole.new_tensor(self.cutout)
-            )
-        if self.erase:
-            kernels.cut_(x, *draws.erased.split(2, dim=1))
+        if draws.policy is not None:
+            x = policies.apply(x.round().to(torch.uint8), *draws.policy).float()
+        if draws.jitter is not None:
+            jitter_(x, draws.jitter)
+        if draws.cutout_center is not None:
+            side = draws.cutout_center.new_tensor(self.cutout)
+            erase_(x, draws.cutout_center - self.cutout // 2, side)
+        if draws.erased is not None:
+            erase_(x, *draws.erased.split(2, dim=1))
         return x
-
-
-def _check_own(name: str, own: nn.Module, shape: tuple[int, ...]) -> None:
-    """Raises UserError unless uint8 images come back as uint8 of their shape."""
-    where = f"augment.{name}: {type(own).__name__}"
-    try:
-        with kept_stream():
-            result = own(torch.zeros(shape, dtype=torch.uint8))
-    except Exception as error:
-        raise UserError(f"{where} fails on uint8 {shape}: {error}") from error
-    dtype, size = (getattr(result, part, None) for part in ("dtype", "shape"))
-    if dtype != torch.uint8 or size != shape:
-        got = f"{dtype} {tuple(size)}" if dtype and size else type(result).__name__
-        raise UserError(f"{where}: expected torch.uint8 {shape} back, got {got}")

@@ -1,12 +1,11 @@
-"""Searched and random policies of augmentation, on a batch with a draw for each image.
+"""Augmentation policies, searched and random, with a draw for each image of a batch.
 
 * AutoAugment: Cubuk et al. 2019, arXiv 1805.09501, CIFAR-10's policy
 * RandAugment: Cubuk et al. 2020, arXiv 1909.13719
 * TrivialAugment (wide): Müller & Hutter 2021, arXiv 2103.10158
 
-Operations, their ranges and their probabilities are torchvision's own tables; its
-transforms treat one image, or a batch alike.  What is left here is to draw for many
-images at once, and the operations with a magnitude, each image with its own.
+Operations, ranges and probabilities are torchvision's own tables.  Its transforms treat
+one image, or a whole batch alike; here each image of a batch has its own draw.
 """
 
 from __future__ import annotations
@@ -20,14 +19,23 @@ from torch import Tensor
 from torchvision.transforms import AutoAugmentPolicy, v2
 from torchvision.transforms.v2 import functional
 
+from resnet_se.data.augmentation.colour import grey
+
 Policy = Literal["trivial", "randaugment", "autoaugment"]
 MOVES = ("ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate")
-# Luma weights of torchvision's `rgb_to_grayscale` (ITU-R 601-2).
-GREY = (0.2989, 0.587, 0.114)
+
+
+class PolicyDraws(NamedTuple):
+    """Parameters of `apply`, one row an image, k operations each."""
+
+    operations: (
+        Tensor  # (B, k) int64, numbers in `OPERATIONS`, in the order of their use
+    )
+    magnitudes: Tensor  # (B, k)
 
 
 def transform(policy: Policy) -> v2.Transform:
-    """torchvision's, of one uint8 image (3, H, W)."""
+    """Return torchvision's transform of one uint8 image (3, H, W)."""
     if policy == "autoaugment":
         return v2.AutoAugment(AutoAugmentPolicy.CIFAR10)
     return v2.RandAugment() if policy == "randaugment" else v2.TrivialAugmentWide()
@@ -37,11 +45,11 @@ def transform(policy: Policy) -> v2.Transform:
 
 
 class Space(NamedTuple):
-    """A policy's operations: numbers in `OPERATIONS`, their values, whether ± them."""
+    """The operations that a policy draws from, and their magnitudes."""
 
-    operations: Tensor  # (M,)
+    operations: Tensor  # (M,) int64, numbers in `OPERATIONS`
     values: Tensor  # (M, bins), 0 where there is no magnitude
-    signed: Tensor  # (M,) bool
+    signed: Tensor  # (M,) bool: the magnitude's sign is drawn as well
 
 
 def _space(policy: v2.Transform, bins: int, height: int, width: int) -> Space:
@@ -56,48 +64,48 @@ def _space(policy: v2.Transform, bins: int, height: int, width: int) -> Space:
 
 def draw(
     policy: Policy, n: int, height: int, width: int, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """Operations (n, k) in the order of their use, and their magnitudes (n, k)."""
-    theirs = transform(policy)
+) -> PolicyDraws:
+    """Return what is done to n images of this size."""
+    reference = transform(policy)
 
     def uniform() -> Tensor:
         return torch.rand(n, k, generator=generator)
 
-    if isinstance(theirs, v2.AutoAugment):
-        k, space = 2, _space(theirs, 10, height, width)
-        names = list(theirs._AUGMENTATION_SPACE)
+    if isinstance(reference, v2.AutoAugment):
+        k, space = 2, _space(reference, 10, height, width)
+        names = list(reference._AUGMENTATION_SPACE)
         rows = [
             [(names.index(name), p, i or 0) for name, p, i in pair]
-            for pair in theirs._policies
+            for pair in reference._policies
         ]
         table = torch.tensor(rows)  # (25, k, 3)
         picked = table[torch.randint(len(table), (n,), generator=generator)]
         row, p, value = picked.unbind(2)  # (n, k)
         row, value, used = row.long(), value.long(), uniform() <= p
     else:
-        k = theirs.num_ops if isinstance(theirs, v2.RandAugment) else 1
-        bins = theirs.num_magnitude_bins
-        space = _space(theirs, bins, height, width)
+        k = reference.num_ops if isinstance(reference, v2.RandAugment) else 1
+        bins = reference.num_magnitude_bins
+        space = _space(reference, bins, height, width)
         row = torch.randint(len(space.operations), (n, k), generator=generator)
         used = torch.ones(n, k, dtype=torch.bool)
-        if isinstance(theirs, v2.RandAugment):
-            value = torch.full((n, k), theirs.magnitude)
+        if isinstance(reference, v2.RandAugment):
+            value = torch.full((n, k), reference.magnitude)
         else:
             value = torch.randint(bins, (n, k), generator=generator)
     minus = space.signed[row] & (uniform() <= 0.5)
     magnitude = space.values[row, value] * torch.where(minus, -1, 1)
-    return space.operations[row] * used, magnitude  # 0 is the identity
+    return PolicyDraws(space.operations[row] * used, magnitude)  # 0 is the identity
 
 
 # --- operations --------------------------------------------------
 
 
 def apply(images: Tensor, operations: Tensor, magnitudes: Tensor) -> Tensor:
-    """uint8 (B, 3, H, W) → the same, k operations each.
+    """Return uint8 (B, 3, H, W) after k operations on each image.
 
     Args:
-        operations, magnitudes: (B, k), on the CPU: how many images an operation has
-            must be known without waiting for the images' device.
+        operations, magnitudes: (B, k), as in `PolicyDraws`; on the CPU: how many images
+            an operation has must be known without waiting for the images' device.
     """
     for numbers, values in zip(operations.unbind(1), magnitudes.unbind(1), strict=True):
         images, device = images.clone(), images.device
@@ -122,43 +130,45 @@ def apply(images: Tensor, operations: Tensor, magnitudes: Tensor) -> Tensor:
 
 
 def _moved(values: Tensor, device: torch.device) -> Tensor:
-    """On the device, without waiting for it."""
+    """Copy to the device without waiting for it."""
     if device.type == "cpu":
         return values
     return values.pin_memory().to(device, non_blocking=True)
 
 
 def _move(images: Tensor, kind: Tensor, m: Tensor) -> Tensor:
-    """Shears about the corner, shifts, rotations about the centre; nearest, black."""
+    """Shear about the corner, shift, rotate about the centre; nearest, black outside.
+
+    Args:
+        kind, m: (B,), the number of each image's operation and its magnitude.
+    """
     h, w = images.shape[-2:]
     x = torch.arange(w, device=images.device) - (w - 1) / 2  # from the centre
     y = torch.arange(h, device=images.device)[:, None] - (h - 1) / 2
 
-    def of(name: str, value: Tensor) -> Tensor:
-        chosen = torch.where(kind == OPERATIONS.index(name), value, 0)
-        return chosen[:, None, None]
+    def only(name: str, value: Tensor) -> Tensor:  # 0 for the other operations
+        return torch.where(kind == OPERATIONS.index(name), value, 0)[:, None, None]
 
-    angle = torch.deg2rad(of("Rotate", m))
-    shear_x, shear_y = of("ShearX", m), of("ShearY", m)
+    angle = torch.deg2rad(only("Rotate", m))
+    shear_x, shear_y = only("ShearX", m), only("ShearY", m)
     cos, sin = angle.cos(), angle.sin()
-    from_x = cos * x - sin * y + shear_x * (y + h / 2) - of("TranslateX", m.trunc())
-    from_y = sin * x + cos * y + shear_y * (x + w / 2) - of("TranslateY", m.trunc())
+    from_x = cos * x - sin * y + shear_x * (y + h / 2) - only("TranslateX", m.trunc())
+    from_y = sin * x + cos * y + shear_y * (x + w / 2) - only("TranslateY", m.trunc())
     grid = torch.stack([from_x * (2 / w), from_y * (2 / h)], dim=3)  # (B, H, W, 2)
     moved = F.grid_sample(images.float(), grid, mode="nearest", align_corners=False)
     return moved.to(torch.uint8)
 
 
 def _blended(images: Tensor, other: Tensor | float, m: Tensor) -> Tensor:
-    """(1 + m) × images − m × other, cut off to whole levels as torchvision does."""
+    """Return (1 + m) × images − m × other in whole levels, truncated as torchvision's."""
     ratio = 1 + m
     blend = images * ratio + other * (1 - ratio)
     return blend.clamp_(0, 255).to(torch.uint8)
 
 
 def _grey(images: Tensor) -> Tensor:
-    """(B, 1, H, W), whole levels."""
-    r, g, b = images.float().split(1, dim=1)
-    return (r * GREY[0]).add_(g, alpha=GREY[1]).add_(b, alpha=GREY[2]).floor_()
+    """Return the luma (B, 1, H, W) in whole levels."""
+    return grey(images.float()).floor_()
 
 
 def _sharpen(images: Tensor, m: Tensor) -> Tensor:
@@ -179,7 +189,7 @@ def _posterize(images: Tensor, bits: Tensor) -> Tensor:
     return (images.int() // step * step).to(torch.uint8)
 
 
-# Of uint8 (B, 3, H, W) and magnitudes (B, 1, 1, 1).
+# {operation: function of uint8 (B, 3, H, W) and magnitudes (B, 1, 1, 1)}
 CHANGES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "Brightness": lambda x, m: _blended(x, 0.0, m),
     "Color": lambda x, m: _blended(x, _grey(x), m),

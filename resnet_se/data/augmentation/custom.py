@@ -1,0 +1,53 @@
+"""The user's own transforms, each image or batch by a random stream of its own."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from resnet_se.utils.errors import UserError
+from resnet_se.utils.random_streams import derive_seed, kept_stream
+
+
+def apply_custom(
+    custom: nn.Module, images: Tensor, index: Tensor, seed: int, epoch: int
+) -> Tensor:
+    """Return uint8 (B, 3, H, W) after `custom`, called image by image.
+
+    Args:
+        index: (B,), of the images in the training part; keys their streams.
+    """
+    with kept_stream() as generator:
+        results = []
+        for i, image in zip(index.tolist(), images, strict=True):
+            generator.manual_seed(derive_seed("own", seed, epoch, i))
+            results.append(custom(image))
+    return torch.stack(results)
+
+
+def apply_custom_batch(
+    custom: nn.Module, images: Tensor, first: int, seed: int, epoch: int
+) -> Tensor:
+    """Return uint8 (B, 3, H, W) after `custom`, called once.
+
+    Args:
+        first: index of the batch's first image; keys its stream.
+    """
+    with kept_stream() as generator:
+        generator.manual_seed(derive_seed("own_batch", seed, epoch, first))
+        result: Tensor = custom(images)
+    return result
+
+
+def check_custom(key: str, custom: nn.Module, shape: tuple[int, ...]) -> None:
+    """Raise UserError, naming `augment.<key>`, unless uint8 keeps dtype and shape."""
+    where = f"augment.{key}: {type(custom).__name__}"
+    try:
+        with kept_stream():
+            result = custom(torch.zeros(shape, dtype=torch.uint8))
+    except Exception as error:
+        raise UserError(f"{where} fails on uint8 {shape}: {error}") from error
+    dtype, size = (getattr(result, part, None) for part in ("dtype", "shape"))
+    if dtype != torch.uint8 or size != shape:
+        got = f"{dtype} {tuple(size)}" if dtype and size else type(result).__name__
+        raise UserError(f"{where}: expected torch.uint8 {shape} back, got {got}")
