@@ -160,7 +160,7 @@ def _move(images: Tensor, kind: Tensor, m: Tensor) -> Tensor:
 
 
 def _blended(images: Tensor, other: Tensor | float, m: Tensor) -> Tensor:
-    """Return (1 + m) × images − m × other in whole levels, truncated as torchvision's."""
+    """Return (1 + m) × images − m × other, truncated to levels as torchvision does."""
     ratio = 1 + m
     blend = images * ratio + other * (1 - ratio)
     return blend.clamp_(0, 255).to(torch.uint8)
