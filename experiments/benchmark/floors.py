@@ -22,8 +22,8 @@ from torch.profiler import ProfilerActivity, profile
 from resnet_se.commands.benchmark import training_step
 from resnet_se.config import CONF
 from resnet_se.config.build import build_classifier
-from resnet_se.models import resnet
-from resnet_se.models.complexity import describe
+from resnet_se.models import layers
+from resnet_se.models.complexity import network_summary
 from resnet_se.utils import system
 
 HERE = Path(__file__).parent
@@ -53,7 +53,7 @@ def make_step(name: str, parts: str):
     net = build_classifier(cfg, 10)
     if parts == "mean":
         for module in net.modules():
-            if isinstance(module, resnet.SqueezeExcite):
+            if isinstance(module, layers.SqueezeExcite):
                 module.forward = MethodType(mean_squeeze, module)
     if parts == "compiled":
         net.net.compile(dynamic=False)
@@ -61,7 +61,7 @@ def make_step(name: str, parts: str):
     images = torch.randn(batch, 3, 32, 32).to(memory_format=torch.channels_last)
     labels = torch.randint(10, (batch,))
     step = training_step(net, CPU, "bf16-mixed")
-    return lambda: step((images, labels)), describe(net.net)["macs"] * batch
+    return lambda: step((images, labels)), network_summary(net.net)["macs"] * batch
 
 
 def roof() -> float:

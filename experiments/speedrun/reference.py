@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from resnet_se.data.normalisation import channel_statistics, normalise
 from resnet_se.data.sources import CIFAR10
 from resnet_se.models.complexity import forward_macs
-from resnet_se.models.resnet import WhiteningStem
+from resnet_se.models.layers import WhiteningStem
 from resnet_se.utils.system import accelerator, environment, hardware, now
 
 WIDTHS = (64, 256, 256)

@@ -14,7 +14,7 @@ from resnet_se.config.build import build_classifier
 from resnet_se.data.datamodule import ImageDataModule
 from resnet_se.data.loaders import EVAL_BATCH_SIZE
 from resnet_se.inference.distillation import criterion
-from resnet_se.models.complexity import describe
+from resnet_se.models.complexity import network_summary
 from resnet_se.utils.system import accelerator, now, peak_memory_mb, reset_peak_memory
 
 WARMUP_STEPS, TIMED_STEPS = 1, 2
@@ -34,7 +34,7 @@ def measure(cfg: DictConfig, data: ImageDataModule, precision: str) -> Cost:
     """Builds the job, takes its steps, and extrapolates to its whole length."""
     model = build_classifier(cfg, data.num_classes)
     model.criterion = criterion(cfg, data)
-    counts = describe(model.net, data.image_size[0])
+    counts = network_summary(model.net, data.image_size[0])
     device = torch.device(accelerator(cfg.trainer.accelerator))
     model.to(device)
     reset_peak_memory(device)

@@ -47,7 +47,7 @@ from resnet_se.config import build
 from resnet_se.config.compose import run
 from resnet_se.config.validate import check_config
 from resnet_se.data.datamodule import ImageDataModule
-from resnet_se.models.complexity import describe
+from resnet_se.models.complexity import network_summary
 from resnet_se.training.module import Classifier
 from resnet_se.utils import distributed, system
 from resnet_se.utils.console import console
@@ -305,7 +305,7 @@ def benchmark(cfg: DictConfig) -> None:
             device, cfg.trainer.precision, distributed.world_size()
         ),
         "data": data.describe(),
-        "model": describe(net, data.image_size[0]),
+        "model": network_summary(net, data.image_size[0]),
         "settings": own | {"threads": torch.get_num_threads()},
         "setting": OmegaConf.to_container(cfg.model),
         "skipped": {},

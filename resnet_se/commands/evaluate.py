@@ -24,7 +24,7 @@ from resnet_se.runs.record import read_result
 from resnet_se.training.evaluation import score
 from resnet_se.utils.errors import UserError, nearest
 from resnet_se.utils.files import atomic_file
-from resnet_se.utils.validation import check
+from resnet_se.utils.validation import check_value
 
 CHECKPOINTS = ("best", "last")
 
@@ -44,7 +44,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
         hint = nearest(str(cfg.ckpt), CHECKPOINTS)
         raise UserError(f"ckpt: unknown {cfg.ckpt!r}; {hint}")
     precision = result.get("hardware", {}).get("precision")
-    check("hardware.precision", precision, PRECISION)
+    check_value("hardware.precision", precision, PRECISION)
     of_run = load_config(run_dir)
     check_saved(of_run)
     if "tta" in cfg:

@@ -32,7 +32,7 @@ from resnet_se.config.compose import run
 from resnet_se.data.datamodule import ImageDataModule
 from resnet_se.data.normalisation import normalise
 from resnet_se.inference.pretrained import Pretrained, read
-from resnet_se.models.fold import folded, mean_gates, with_mean_gates
+from resnet_se.models.fusion import fold_batchnorm, mean_gates, with_mean_gates
 from resnet_se.utils.errors import UserError, nearest
 
 SUFFIXES = {"onnx": ".onnx", "torch": ".pt2", "safetensors": ".safetensors"}
@@ -165,11 +165,13 @@ def _steps(
     """The network after each change that was asked for, the last, and their rows."""
     nets: list[tuple[str, nn.Module]] = [("network", model.net)]
     if cfg.fold or cfg.gates == "mean":
-        nets.append(("BatchNorm folded", folded(model.net)))
+        nets.append(("BatchNorm folded", fold_batchnorm(model.net)))
     if cfg.gates == "mean":
         images = model.preprocess(data.val_part[0]).split(256)
         gates = mean_gates(model.net, images)
-        nets.append(("mean gates folded", folded(with_mean_gates(model.net, gates))))
+        nets.append(
+            ("mean gates folded", fold_batchnorm(with_mean_gates(model.net, gates)))
+        )
     rows: list[tuple[Row, Tensor]] = []
     for name, net in nets:
         forward = torch.inference_mode()(Exported(net, model, cfg.preprocess))

@@ -130,7 +130,7 @@ def _study(cfg: DictConfig, model: Pretrained, console: Console) -> Study:
             name: se_gates.class_means(v, val.labels, k) for name, v in seen.items()
         }
         overall = {name: v.mean(0) for name, v in seen.items()}
-    plain = se_gates.logits(model.net, test, {})
+    plain = se_gates.logits_with_gates(model.net, test, {})
     stages = se_gates.stages(model.net)
     entry = {
         **_identity(model),
@@ -187,9 +187,11 @@ def _described(
     """Mean, deviation and shares of each block, each stage, and all together."""
 
     def of(names: list[str]) -> dict[str, Any]:
-        found = se_gates.shares([values[n] for n in names], labels, len(classes))
-        parts = {**found._asdict(), "constant": found.constant}
-        parts["between_classes"] = found.between_classes
+        found = se_gates.moment_shares([values[n] for n in names], labels, len(classes))
+        parts = dict(
+            zip(("number", "channels", "classes", "images"), found, strict=True)
+        )
+        parts |= {"constant": found.constant, "between_classes": found.between_classes}
         together = torch.cat([values[n] for n in names], dim=1).double()  # (N, ΣC)
         return {
             "channels": together.shape[1],
@@ -247,7 +249,9 @@ def _accuracies(
     for kind, gate in kinds.items():
         for where, names in {"all": list(values), **places}.items():
             with console.status(f"testing with gates set to {kind}, {where}"):
-                found = se_gates.logits(model.net, test, {n: gate(n) for n in names})
+                found = se_gates.logits_with_gates(
+                    model.net, test, {n: gate(n) for n in names}
+                )
             now_right = found.argmax(1) == test.labels
             difference = (now_right.int() - right.int()).numpy()
             _, interval = images_only(difference)

@@ -25,10 +25,10 @@ def counts(model: DictConfig) -> dict[str, int]:
     """{trainable, non_trainable, total, macs, layers} of a composed `model`."""
     import torch
 
-    from resnet_se.models.complexity import describe
+    from resnet_se.models.complexity import network_summary
 
     with torch.device("meta"):  # counts need no weights
-        return describe(build("model", model))
+        return network_summary(build("model", model))
 
 
 def presets() -> dict[str, dict[str, Any]]:

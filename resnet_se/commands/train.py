@@ -122,7 +122,7 @@ def train(cfg: DictConfig) -> Outcome:
     if result["status"] == "pruned":
         console.print(f"pruned: {run_dir}; the same command without the search goes on")
         return Outcome("pruned", result)
-    if not distributed.has_parent():
+    if not distributed.launched_by_us():
         show = print_closing_line if _in_sweep() else print_closing_table
         show(result, run_dir)
     return Outcome("resumed" if resumed else "done", result)
@@ -181,7 +181,7 @@ def _alone(run_dir: Path) -> Iterator[None]:
     if not distributed.is_leader():
         with nullcontext():
             yield
-    elif distributed.has_parent():
+    elif distributed.launched_by_us():
         with exclusive(run_dir, RANKS_LOCK):
             yield
     else:

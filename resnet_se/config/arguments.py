@@ -15,7 +15,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from resnet_se.config.kinds import located, place_of
 from resnet_se.config.schema import FOREIGN, GIVEN, OWN_KEYS, PLACES
 from resnet_se.utils.errors import UserError, nearest
-from resnet_se.utils.validation import check, hints_of
+from resnet_se.utils.validation import check_value, hints_of
 
 HYDRA_KEYS = {"_target_", "_partial_", "_convert_", "_recursive_", "_args_"}
 
@@ -102,7 +102,7 @@ def check_arguments(path: str, node: DictConfig, target: Any) -> None:
                     f"{name}: expected a mapping with a _target_, got {value!r}"
                 )
         if key in signature.hints and not _holds_target(value):
-            check(name, value, signature.hints[key])
+            check_value(name, value, signature.hints[key])
     if "_args_" in node or (node.get("_partial_") and path not in GIVEN):
         return
     for key, parameter in signature.parameters.items():

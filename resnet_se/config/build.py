@@ -168,9 +168,7 @@ def build_trainer(cfg: DictConfig, precision: str) -> L.Trainer:
         for key in ("compile", "scale_lr"):  # read elsewhere
             options.pop(key, None)
         if distributed.on_cpu(cfg.trainer):
-            options.pop(
-                "sync_batchnorm", None
-            )  # ours, see `distributed.sync_batchnorm`
+            options.pop("sync_batchnorm", None)  # ours, see `layers.sync_batchnorm`
     return validate.build(
         "trainer",
         options,

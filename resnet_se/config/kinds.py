@@ -18,7 +18,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from resnet_se.config.schema import PLACES, Place
 from resnet_se.utils.errors import UserError
-from resnet_se.utils.validation import check
+from resnet_se.utils.validation import check_value
 
 GET_CLASS = "hydra.utils.get_class"
 
@@ -55,7 +55,7 @@ def check_kind(path: str, node: DictConfig) -> None:
             raise UserError(f"{path}._target_: expected {GET_CLASS}, got {name!r}")
         key = "path"
     name = node.get(key)
-    check(f"{path}.{key}", name, str)
+    check_value(f"{path}.{key}", name, str)
     if not _is_of(where[1], name, f"{path}.{key}"):
         raise UserError(f"{path}.{key}: expected {where[1].words}, got {name!r}")
 
@@ -92,7 +92,7 @@ def located(path: str, name: str) -> Any:
     Raises:
         UserError: there is no such module or name, or importing it failed.
     """
-    check(path, name, str)
+    check_value(path, name, str)
     parts = name.split(".")
     if len(parts) < 2 or not all(part.isidentifier() for part in parts):
         raise UserError(f"{path}: expected module.Name, got {name!r}")

@@ -37,7 +37,7 @@ from resnet_se.config.schema import (
     NULLABLE,
 )
 from resnet_se.utils.errors import UserError, nearest
-from resnet_se.utils.validation import check
+from resnet_se.utils.validation import check_value
 
 if TYPE_CHECKING:
     from torch import nn
@@ -67,7 +67,7 @@ def check_config(cfg: DictConfig) -> None:
     for path in ARGUMENTS_OF:
         node = OmegaConf.select(cfg, path)
         if node is not None:
-            check("scheduler.plateau", plain(node), dict)
+            check_value("scheduler.plateau", plain(node), dict)
             check_arguments(path, node, located(path, ARGUMENTS_OF[path]))
     _check_together(cfg)
     _rehearse(cfg)
@@ -122,14 +122,14 @@ def check_saved(cfg: DictConfig) -> None:
     Raises:
         UserError: one is missing, of another kind, or has a value out of its range.
     """
-    check("seed", value_at("seed", cfg), KEYS["train"]["seed"])
+    check_value("seed", value_at("seed", cfg), KEYS["train"]["seed"])
     for group in ("model", "data", "trainer"):
-        check(group, plain(cfg.get(group)), dict)
+        check_value(group, plain(cfg.get(group)), dict)
     hints = FOREIGN["lightning.pytorch.trainer.trainer.Trainer"]
     for key in ("limit_val_batches", "limit_test_batches"):
-        check(f"trainer.{key}", cfg.trainer.get(key), hints[key])
+        check_value(f"trainer.{key}", cfg.trainer.get(key), hints[key])
     if cfg.get("tta"):
-        check("tta", plain(cfg.tta), dict)
+        check_value("tta", plain(cfg.tta), dict)
     for group in ("model", "data", "tta"):
         for path, node in targets(cfg.get(group), group):
             check_kind(path, node)
@@ -154,7 +154,7 @@ def check_keys(cfg: DictConfig, config_name: str = "train") -> None:
         parent = OmegaConf.select(cfg, path.rpartition(".")[0]) if "." in path else cfg
         key = path.rpartition(".")[2]
         if isinstance(parent, DictConfig) and key in parent:
-            check(path, plain(value_at(path, parent)), hint)
+            check_value(path, plain(value_at(path, parent)), hint)
     if config_name == "train":
         _check_groups(cfg)
 

@@ -12,7 +12,7 @@ from resnet_se.data.augmentation.custom import apply_custom, apply_custom_batch
 from resnet_se.data.augmentation.pipeline import Augmentation
 from resnet_se.data.normalisation import normalise_
 from resnet_se.utils.errors import UserError
-from resnet_se.utils.random_streams import derive_seed, kept_stream
+from resnet_se.utils.random_streams import derive_seed
 
 EVAL_BATCH_SIZE = 500
 
@@ -168,9 +168,11 @@ class AugmentedImages(Dataset):
                 if self.mirrored[epoch % 2][i]:
                     images[row] = images[row].flip(-1)
         if self.transform is not None:
-            with kept_stream() as stream:
+            with torch.random.fork_rng(devices=[]):
                 for row, (epoch, i) in enumerate(batch):
-                    stream.manual_seed(derive_seed("image", self.seed, epoch, i))
+                    torch.default_generator.manual_seed(
+                        derive_seed("image", self.seed, epoch, i)
+                    )
                     images[row] = self.transform(images[row])
         return images, labels
 

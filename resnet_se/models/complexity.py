@@ -38,7 +38,7 @@ def forward_macs(net: nn.Module, size: int = 32, in_channels: int = 3) -> int:
     return counter.get_total_flops() // 2  # a multiply and an add are two FLOPs
 
 
-def describe(net: nn.Module, size: int = 32) -> dict[str, int]:
+def network_summary(net: nn.Module, size: int = 32) -> dict[str, int]:
     """The `model` field of `result.json`: counts, MACs, weighted layers.
 
     Layers are those of the longest path, where the network says so (`num_layers`); of

@@ -20,7 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from resnet_se.models.resnet import ResNet, SqueezeExcite
+from resnet_se.models.layers import SqueezeExcite
+from resnet_se.models.resnet import ResNet
 from resnet_se.utils.errors import UserError
 
 
@@ -105,7 +106,7 @@ def set_gates(net: nn.Module, gates: Mapping[str, Tensor]) -> Iterator[None]:
 
 
 @torch.inference_mode()
-def logits(
+def logits_with_gates(
     net: nn.Module, batches: Iterable[Tensor], gates: Mapping[str, Tensor]
 ) -> Tensor:
     """Logits (N, K), on the CPU, with these gates, (C,) or (N, C), in place of theirs.
@@ -145,36 +146,38 @@ def class_means(values: Tensor, labels: Tensor, num_classes: int) -> Tensor:
     return torch.where(counts > 0, means, values.mean(0))
 
 
-class Shares(NamedTuple):
+class MomentShares(NamedTuple):
     """The second moment of gates, E[g²] over images and channels, in four parts.
 
     With m the mean of all, m_c of a channel and m_kc of a class and channel:
 
         E[g²] = m² + E[(m_c − m)²] + E[(m_kc − m_c)²] + E[(g − m_kc)²]
 
-    `number`: one number for the whole block would do;  `channels`: a constant for each
-    channel;  `classes`: what a class has in common;  `images`: what tells apart images
-    of one class.  Each is a share, the four add up to 1.
+    In this order `scalar`, one number for the whole block; `per_channel`, a constant
+    for each channel; `per_class`, common to a class; `residual`, which tells apart
+    images of one class.  The four shares add up to 1.
     """
 
-    number: float
-    channels: float
-    classes: float
-    images: float
+    scalar: float
+    per_channel: float
+    per_class: float
+    residual: float
 
     @property
     def constant(self) -> float:
         """E[m_c²] / E[g²]: what of the gates does not depend on the image."""
-        return self.number + self.channels
+        return self.scalar + self.per_channel
 
     @property
     def between_classes(self) -> float:
         """What of the variance over images, Σ_c Var(g_c), lies between classes."""
-        varies = self.classes + self.images
-        return self.classes / varies if varies > 0 else float("nan")
+        varies = self.per_class + self.residual
+        return self.per_class / varies if varies > 0 else float("nan")
 
 
-def shares(values: Iterable[Tensor], labels: Tensor, num_classes: int) -> Shares:
+def moment_shares(
+    values: Iterable[Tensor], labels: Tensor, num_classes: int
+) -> MomentShares:
     """Of the gates (N, C) of one or several blocks together, labels (N,).
 
     Population variances, as they are: with n images of each class, gates that know
@@ -193,7 +196,7 @@ def shares(values: Iterable[Tensor], labels: Tensor, num_classes: int) -> Shares
             ((g - of_class) ** 2).mean(),
         ]
         parts += g.shape[1] * torch.stack(squares)
-    return Shares(*(parts / parts.sum()).tolist())
+    return MomentShares(*(parts / parts.sum()).tolist())
 
 
 # --- Grad-CAM ----------------------------------------------------

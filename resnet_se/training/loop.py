@@ -21,7 +21,8 @@ from resnet_se.config.build import (
 from resnet_se.config.compose import resolved
 from resnet_se.data.datamodule import ImageDataModule
 from resnet_se.inference.distillation import criterion
-from resnet_se.models.complexity import describe
+from resnet_se.models.complexity import network_summary
+from resnet_se.models.layers import sync_batchnorm
 from resnet_se.runs import checkpoint
 from resnet_se.runs.record import short, write_result
 from resnet_se.training import loggers, memory
@@ -29,7 +30,7 @@ from resnet_se.training.callbacks.pruning import Pruner
 from resnet_se.training.callbacks.run import Checkpoints, History
 from resnet_se.training.evaluation import save_predictions, score
 from resnet_se.training.mixing import Mixing
-from resnet_se.utils import collective, distributed
+from resnet_se.utils import distributed
 from resnet_se.utils.console import console, print_devices, print_header
 from resnet_se.utils.errors import UserError
 from resnet_se.utils.system import (
@@ -57,11 +58,11 @@ def train_and_test(
         keep_freed_memory()
     data.fit_batch_size(world_size)
     if cfg.trainer.get("sync_batchnorm") and device.type == "cpu":
-        collective.sync_batchnorm(model.net)
+        sync_batchnorm(model.net)
     result |= {
         "hardware": hardware(device, cfg.trainer.precision, world_size),
         "data": data.describe(),
-        "model": describe(model.net, data.image_size[0]),
+        "model": network_summary(model.net, data.image_size[0]),
     }
     if distributed.is_leader():
         write_result(run_dir, result)

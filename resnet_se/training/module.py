@@ -24,7 +24,7 @@ from resnet_se.models.tta import TTA
 from resnet_se.training.mixing import Mixing
 from resnet_se.training.optim import Schedule, check_state
 from resnet_se.utils import lightning_private as internals
-from resnet_se.utils.collective import gathered, summed
+from resnet_se.utils.distributed import gather_rows, sum_over_ranks
 from resnet_se.utils.errors import UserError
 from resnet_se.utils.random_streams import derive_seed
 
@@ -239,7 +239,9 @@ class Classifier(L.LightningModule):
     def _all_outputs(self) -> dict[str, Tensor]:
         """Of all batches on all ranks, in the order of the images."""
         parts, self.outputs = self.outputs, []
-        return {k: gathered(torch.cat([part[k] for part in parts])) for k in parts[0]}
+        return {
+            k: gather_rows(torch.cat([part[k] for part in parts])) for k in parts[0]
+        }
 
     # --- optimizer ---------------------------------------------------
 
@@ -271,4 +273,4 @@ def _sums(batches: list[Batch]) -> Tensor:
     # Not a product of matrices, which autocast would round to three digits.
     loss = (torch.stack(losses).float() * weights.float()).sum()
     sums = [loss, torch.stack(hits).sum().float(), weights.sum().float()]
-    return summed(torch.stack(sums))
+    return sum_over_ranks(torch.stack(sums))

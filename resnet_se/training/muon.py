@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from resnet_se.models.resnet import SqueezeExcite
+from resnet_se.models.layers import SqueezeExcite
 from resnet_se.utils.errors import UserError
 from resnet_se.utils.system import has_bf16
 

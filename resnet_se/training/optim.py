@@ -22,7 +22,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from resnet_se.utils.errors import UserError, nearest
-from resnet_se.utils.validation import Natural, NonNegative, check
+from resnet_se.utils.validation import Natural, NonNegative, check_value
 
 Decay = Callable[[float, float], float]
 # Of `ReduceLROnPlateau`; the rest of its state are its arguments, which are configured.
@@ -272,11 +272,11 @@ class Schedule(LRScheduler):
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        check("Schedule.last_epoch", state["last_epoch"], Natural)
+        check_value("Schedule.last_epoch", state["last_epoch"], Natural)
         self.last_epoch = state["last_epoch"]
         # Without it (`ckpt_path` of a run with another schedule) the plateau starts.
         if self._plateau and "plateau" in state:
-            check("Schedule.plateau_factor", state["plateau_factor"], NonNegative)
+            check_value("Schedule.plateau_factor", state["plateau_factor"], NonNegative)
             self._plateau.optimizer.param_groups[0]["lr"] = state["plateau_factor"]
             for name in PLATEAU_STATE:
                 value = state["plateau"][name]

@@ -16,15 +16,17 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Sequence
-
-from omegaconf import DictConfig
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from resnet_se.utils.errors import UserError
 from resnet_se.utils.system import accelerator, usable_cores
 
-OURS = "RESNET_SE_LAUNCHER"  # for the processes that `launch` starts: its own id
-RUN = "RESNET_SE_RUN"  # for the same: the run that was launched
+if TYPE_CHECKING:
+    from torch import Tensor
+
+LAUNCHER_PID_ENV = "RESNET_SE_LAUNCHER"  # set for the processes that `launch` starts
+RUN_ENV = "RESNET_SE_RUN"  # for the same: the run that was launched
 STOP_SECONDS = 15  # for the others to end once one has: then they are killed
 
 
@@ -54,9 +56,9 @@ def is_leader() -> bool:
     return _number("RANK", _number("SLURM_PROCID", 0)) == 0
 
 
-def has_parent() -> bool:
+def launched_by_us() -> bool:
     """Whether `launch` started this process: its parent keeps the run's lock."""
-    return OURS in os.environ
+    return LAUNCHER_PID_ENV in os.environ
 
 
 def world_size() -> int:
@@ -74,12 +76,12 @@ def _number(name: str, default: int) -> int:
         raise UserError(f"{name} in the environment: not a number: {text!r}") from None
 
 
-def on_cpu(trainer: DictConfig) -> bool:
+def on_cpu(trainer: Mapping[str, Any]) -> bool:
     """Whether a `trainer` configuration trains on the CPU here."""
-    return accelerator(trainer.accelerator) == "cpu"
+    return accelerator(trainer["accelerator"]) == "cpu"
 
 
-def local_processes(trainer: DictConfig) -> int:
+def local_processes(trainer: Mapping[str, Any]) -> int:
     """How many processes a `trainer` configuration asks for on this machine.
 
     Raises:
@@ -88,7 +90,7 @@ def local_processes(trainer: DictConfig) -> int:
     """
     if trainer.get("num_nodes", 1) != 1 and not in_group():
         raise UserError(
-            f"trainer.num_nodes={trainer.num_nodes}: start it on each machine, by "
+            f"trainer.num_nodes={trainer['num_nodes']}: start it on each machine, by "
             "torchrun --nnodes or srun; alone this process would wait for the others"
         )
     if not str(trainer.get("strategy", "auto")).startswith("ddp"):
@@ -96,7 +98,7 @@ def local_processes(trainer: DictConfig) -> int:
     import torch
 
     gpus = torch.cuda.device_count()
-    devices = trainer.devices
+    devices = trainer["devices"]
     if isinstance(devices, int) and devices > 0:
         n = devices
     elif devices in ("auto", -1, "-1"):
@@ -111,7 +113,7 @@ def local_processes(trainer: DictConfig) -> int:
     return n
 
 
-def processes(trainer: DictConfig) -> int:
+def processes(trainer: Mapping[str, Any]) -> int:
     """The world size of a run: what was started, else what will be; see above."""
     return world_size() if in_group() else local_processes(trainer)
 
@@ -125,6 +127,37 @@ def share_cores() -> None:
         torch.set_num_threads(max(1, usable_cores() // local))
 
 
+# --- shared tensors ----------------------------------------------
+
+
+def gather_rows(part: Tensor) -> Tensor:
+    """Return all ranks' rows in the images' order; rank r has rows r, r + ranks, …
+
+    Args:
+        part: this rank's rows (n, …); n may differ by one between ranks.
+    """
+    from torch import distributed as dist
+
+    if not (dist.is_available() and dist.is_initialized()):
+        return part
+    from torchmetrics.utilities.distributed import gather_all_tensors
+
+    parts = gather_all_tensors(part)
+    whole = part.new_empty((sum(map(len, parts)), *part.shape[1:]))
+    for rank, rows in enumerate(parts):
+        whole[rank :: len(parts)] = rows
+    return whole
+
+
+def sum_over_ranks(values: Tensor) -> Tensor:
+    """Add up all ranks' values in place and return them."""
+    from torch import distributed as dist
+
+    if dist.is_available() and dist.is_initialized():
+        dist.all_reduce(values)
+    return values
+
+
 # --- starting them -----------------------------------------------
 
 
@@ -133,7 +166,7 @@ def die_with_parent() -> None:
 
     On Linux by the kernel; elsewhere a thread watches.
     """
-    parent = _number(OURS, 0)
+    parent = _number(LAUNCHER_PID_ENV, 0)
     if not parent:
         return
     if sys.platform == "linux":
@@ -153,8 +186,8 @@ def _watch(parent: int) -> None:
 
 def check_same_run(name: str) -> None:
     """Raises UserError in a rank whose run is not the one that was launched."""
-    launched = os.environ.get(RUN) or name
-    if has_parent() and launched != name:
+    launched = os.environ.get(RUN_ENV) or name
+    if launched_by_us() and launched != name:
         raise UserError(
             f"launched as {launched}, started as {name}: a module of your own, or the "
             "data, changed in between; start it again"
@@ -190,7 +223,7 @@ def launch(
         shutdown_timeout=STOP_SECONDS,
     )
     handlers = {s: signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)}
-    os.environ |= {OURS: str(os.getpid()), RUN: run}
+    os.environ |= {LAUNCHER_PID_ENV: str(os.getpid()), RUN_ENV: run}
     try:
         elastic_launch(config, sys.executable)("-m", module, *overrides)
     except (SignalException, KeyboardInterrupt) as error:
@@ -208,6 +241,6 @@ def launch(
             raise Stopped(f"rank {rank} was stopped: {failure.message}") from None
         raise UserError(f"rank {rank} ended with status {failure.exitcode}") from None
     finally:
-        del os.environ[OURS], os.environ[RUN]
+        del os.environ[LAUNCHER_PID_ENV], os.environ[RUN_ENV]
         for which, handler in handlers.items():
             signal.signal(which, handler)

@@ -2,9 +2,9 @@
 
     def __init__(self, depths: Sequence[Count], dropout: Annotated[float, Field(lt=1)])
 
-`validated` checks a constructor's arguments where it is called, `checks` those of a
-configuration before anything is called; pydantic judges both, strictly: `"3"` is no
-number, `true` no integer, NaN and infinity no value.
+`validated` checks a constructor's arguments where it is called, `check_value` one
+value of a configuration before anything is called; pydantic judges both, strictly:
+`"3"` is no number, `true` no integer, NaN and infinity no value.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 @functools.cache
-def plain(hint: Any) -> Any:
+def configurable_hint(hint: Any) -> Any:
     """A hint without what a configuration cannot say: `Any` in its place.
 
     Of several alternatives those are left out that only Python code can give, a Tensor
@@ -69,18 +69,18 @@ def plain(hint: Any) -> Any:
     """
     kind, inner = get_origin(hint), get_args(hint)
     if kind is Annotated:
-        core = plain(inner[0])
+        core = configurable_hint(inner[0])
         return core if core is Any else Annotated[(core, *inner[1:])]
     if kind in UNIONS:
-        options = [plain(option) for option in inner]
+        options = [configurable_hint(option) for option in inner]
         enums = any(isinstance(o, type) and issubclass(o, Enum) for o in inner)
         said = [option for option in options if option is not Any]
         nothing = not said or said == [types.NoneType]
         return Any if enums or nothing or Any in inner else reduce(or_, said)
     if kind is tuple and Ellipsis not in inner:
-        return Annotated[tuple[tuple(map(plain, inner))], Strict(False)]
+        return Annotated[tuple[tuple(map(configurable_hint, inner))], Strict(False)]
     if kind in MANY or kind is tuple:
-        return Sequence[plain(inner[0])]  # type: ignore[misc]
+        return Sequence[configurable_hint(inner[0])]  # type: ignore[misc]
     if hint in MANY or hint is tuple:
         return Sequence[Any]
     if kind in (dict, Mapping) or hint is Mapping:
@@ -98,22 +98,24 @@ def _adapter(hint: Any) -> TypeAdapter | None:
         return None
 
 
-def describe(hint: Any) -> str:
+def describe_hint(hint: Any) -> str:
     """A plain hint in words: `an integer >= 1`, `a number 0..1`, `one of a, b`."""
     kind, inner = get_origin(hint), get_args(hint)
     if kind is Annotated:
         limits = _range(inner[1:])
         closed = inner[0] is float and ".." in limits
-        return limits.strip() if closed else f"{describe(inner[0])}{limits}"
+        return limits.strip() if closed else f"{describe_hint(inner[0])}{limits}"
     if kind is Literal:
         names = [_spelt(value) for value in inner]
         return f"one of {', '.join(names)}" if len(names) > 1 else names[0]
     if kind in UNIONS:
-        return " or ".join(describe(option) for option in inner)
+        return " or ".join(describe_hint(option) for option in inner)
     if kind is tuple:
-        return f"a list of {len(inner)}: {', '.join(map(describe, inner))}"
+        return f"a list of {len(inner)}: {', '.join(map(describe_hint, inner))}"
     if kind is Sequence:
-        return "a list" if inner[0] is Any else f"a list, each {describe(inner[0])}"
+        return (
+            "a list" if inner[0] is Any else f"a list, each {describe_hint(inner[0])}"
+        )
     return KINDS.get(hint, str(hint))
 
 
@@ -144,14 +146,14 @@ def _range(metadata: Sequence[Any]) -> str:
 # --- checking ----------------------------------------------------
 
 
-def check(name: str, value: Any, hint: Any) -> None:
+def check_value(name: str, value: Any, hint: Any) -> None:
     """One value against its hint.
 
     Raises:
         UserError: it is not of that type, or out of its range; names the item of a
             list that is.
     """
-    hint = plain(hint)
+    hint = configurable_hint(hint)
     adapter = _adapter(hint)
     if adapter is None:
         return
@@ -159,11 +161,11 @@ def check(name: str, value: Any, hint: Any) -> None:
         adapter.validate_python(value)
     except ValidationError as error:
         for item, item_hint, i in _items(value, hint):
-            check(f"{name}[{i}]", item, item_hint)
+            check_value(f"{name}[{i}]", item, item_hint)
         choices = [c for c in _choices(hint) if isinstance(c, str)]
         hint_of_name = f"; {nearest(value, choices)}" if _near(value, choices) else ""
         raise UserError(
-            f"{name}: expected {describe(hint)}, got {_shown(value)}{hint_of_name}"
+            f"{name}: expected {describe_hint(hint)}, got {_shown(value)}{hint_of_name}"
         ) from error
 
 
@@ -235,7 +237,7 @@ def validated(function: F) -> F:
         arguments = signature.bind(*args, **kwargs).arguments
         for name, hint in hints().items():
             if name in arguments:
-                check(name, arguments[name], hint)
+                check_value(name, arguments[name], hint)
         return function(*args, **kwargs)
 
     return checked  # type: ignore[return-value]

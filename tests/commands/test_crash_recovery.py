@@ -296,9 +296,9 @@ def test_impatience_prints_no_traceback(tmp_path):
 
 def test_a_rank_of_another_run_than_was_launched_says_so(monkeypatch):
     """A module of one's own was edited between the launch and the start."""
-    monkeypatch.setenv(distributed.RUN, "seed0-11111111")
+    monkeypatch.setenv(distributed.RUN_ENV, "seed0-11111111")
     distributed.check_same_run("seed0-22222222")  # no rank
-    monkeypatch.setenv(distributed.OURS, "1")
+    monkeypatch.setenv(distributed.LAUNCHER_PID_ENV, "1")
     distributed.check_same_run("seed0-11111111")
     with pytest.raises(UserError, match="changed in between; start it again"):
         distributed.check_same_run("seed0-22222222")

@@ -25,7 +25,7 @@ from resnet_se.models.resnet import ResNet
 from resnet_se.runs.record import read_result
 from resnet_se.utils import validation
 from resnet_se.utils.errors import UserError
-from resnet_se.utils.validation import Count, Unit, check, validated
+from resnet_se.utils.validation import Count, Unit, check_value, validated
 from tests.conftest import Run, call
 
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
@@ -220,7 +220,7 @@ def test_evaluate_builds_only_what_it_needs(stranger, capsys, tmp_path, place):
 def test_a_range_is_held_and_no_other_type_passes(value):
     number = isinstance(value, int | float) and not isinstance(value, bool)
     try:
-        check("x", value, Unit)
+        check_value("x", value, Unit)
     except UserError as error:
         assert str(error).startswith("x: expected 0..1, got ")  # noqa: PT017
         assert not (number and 0 <= value <= 1)
@@ -231,16 +231,16 @@ def test_a_range_is_held_and_no_other_type_passes(value):
 
 def test_the_item_of_a_list_is_named():
     with pytest.raises(UserError, match=r"x\[1\]: expected an integer >= 1, got 0"):
-        check("x", [1, 0], Sequence[Count] | None)
-    check("x", None, Sequence[Count] | None)
-    check("x", (1, 2), Sequence[Count])
+        check_value("x", [1, 0], Sequence[Count] | None)
+    check_value("x", None, Sequence[Count] | None)
+    check_value("x", (1, 2), Sequence[Count])
 
 
 def test_what_only_code_can_give_is_no_alternative():
-    check("x", [0.9, 0.999], tuple[float | torch.Tensor, float | torch.Tensor])
+    check_value("x", [0.9, 0.999], tuple[float | torch.Tensor, float | torch.Tensor])
     with pytest.raises(UserError, match="expected a number, got 'fast'"):
-        check("x", "fast", float | torch.Tensor)
-    check("x", object(), nn.Module)  # not ours to judge
+        check_value("x", "fast", float | torch.Tensor)
+    check_value("x", object(), nn.Module)  # not ours to judge
 
 
 def test_a_constructor_meets_its_hints():
@@ -267,7 +267,7 @@ def test_ranges_in_words():
         Sequence[str]: "a list, each a text",
     }.items():
         with pytest.raises(UserError, match=f"x: expected {words}, got"):
-            check("x", {}, hint)
+            check_value("x", {}, hint)
 
 
 # --- readers never end in a traceback ----------------------------
@@ -358,7 +358,7 @@ def test_a_class_that_is_checked_again_leaves_nothing_behind():
     for _ in range(3):
         for name, hint in validation.hints_of(ResNet).items():
             if name == "reduction":
-                validation.check(name, 4, hint)
-            validation.plain(hint)
-        sizes.append(validation.plain.cache_info().currsize)
+                validation.check_value(name, 4, hint)
+            validation.configurable_hint(hint)
+        sizes.append(validation.configurable_hint.cache_info().currsize)
     assert sizes[0] == sizes[2]

@@ -2,7 +2,6 @@
 
 import itertools
 import math
-from contextlib import suppress
 from dataclasses import replace
 
 import pytest
@@ -13,11 +12,11 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as TF
 
 from resnet_se.data.augmentation.colour import BRIGHTNESS, CONTRAST, SATURATION
+from resnet_se.data.augmentation.custom import apply_custom, apply_custom_batch
 from resnet_se.data.augmentation.erasing import Cutout
 from resnet_se.data.augmentation.pipeline import Augmentation
 from resnet_se.data.normalisation import channel_statistics, normalise
 from resnet_se.utils.errors import UserError
-from resnet_se.utils.random_streams import derive_seed, kept_stream
 
 PAPER = Augmentation(rotation=15, shift=0.1, shear=10, zoom=0.1, flip=0.5)
 ALL = replace(PAPER, crop_padding=4, jitter=0.2, cutout=5)
@@ -558,27 +557,23 @@ def test_alternating_flip_shows_each_image_both_ways():
     assert not torch.equal(epoch(0, seed=1), first)
 
 
-# --- random streams ----------------------------------------------
+def test_own_transforms_leave_torchs_generator_as_it_was():
+    class Noise(torch.nn.Module):
+        def forward(self, images):
+            return images + torch.randint(0, 2, images.shape, dtype=torch.uint8)
 
-
-def test_seeds_differ_across_parts_and_their_order():
-    parts = [
-        p for n in (1, 2, 3, 4) for p in itertools.product((0, 1, 2**32), repeat=n)
-    ]
-    seeds = [derive_seed(purpose, *p) for p in parts for purpose in ("a", "b")]
-    assert len(set(seeds)) == 2 * len(parts)
-    assert all(0 <= seed < 2**63 for seed in seeds)
-    assert derive_seed("a", 3, 4) == derive_seed("a", 3, 4)
-
-
-def test_stream_gives_the_state_back_even_after_an_error():
-    torch.manual_seed(5)
-    expected = torch.rand(4)
-    torch.manual_seed(5)
-    with kept_stream() as stream:
-        stream.manual_seed(6)
-        assert not torch.equal(torch.rand(4), expected)
-    with suppress(KeyError), kept_stream():
+    def fails(_):
         torch.rand(1)
         raise KeyError
-    assert torch.equal(torch.rand(4), expected)
+
+    torch.manual_seed(5)
+    expected = torch.get_rng_state()
+    images, index = random_images(3), torch.arange(3)
+    apply_custom_batch(Noise(), images, 0, seed=0, epoch=0)
+    apply_custom(Noise(), images, index, seed=0, epoch=0)
+    assert torch.equal(torch.get_rng_state(), expected)
+    with pytest.raises(KeyError):
+        apply_custom_batch(fails, images, 0, seed=0, epoch=0)
+    with pytest.raises(KeyError):
+        apply_custom(fails, images, index, seed=0, epoch=0)
+    assert torch.equal(torch.get_rng_state(), expected)

@@ -12,7 +12,6 @@ from torchvision.transforms import v2
 from resnet_se.data.augmentation import policies
 from resnet_se.data.augmentation.pipeline import Augmentation
 from resnet_se.data.augmentation.policies import OPERATIONS
-from resnet_se.utils.random_streams import kept_stream
 from tests.data.test_augmentation import random_images
 
 POLICIES = ("trivial", "randaugment", "autoaugment")
@@ -72,8 +71,8 @@ def recorded(policy: str, n: int, size: tuple[int, int]) -> list[tuple]:
 
     transform._apply_image_or_video_transform = note
     image = torch.zeros(3, *size, dtype=torch.uint8)
-    with kept_stream() as generator:
-        generator.manual_seed(0)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
         for _ in range(n):
             rows.append(())
             transform(image)
@@ -113,8 +112,8 @@ def test_erased_rectangles_are_distributed_as_torchvisions():
     augmentation, size = Augmentation(erase=0.6), (12, 16)
     draws = augmentation.draw(N, *size, seed=0, epoch=0).erased
     theirs, image = v2.RandomErasing(0.6), torch.ones(3, *size)
-    with kept_stream() as generator:
-        generator.manual_seed(0)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
         erased = [1 - theirs(image)[0] for _ in range(N)]
     rows = [
         [*(place[0].tolist()), *(place[-1] - place[0] + 1).tolist()]

@@ -15,8 +15,9 @@ from torch import nn
 import resnet_se
 from resnet_se.analysis.cost import milliseconds
 from resnet_se.commands import export
-from resnet_se.models.fold import folded, mean_gates, with_mean_gates
-from resnet_se.models.resnet import POOLING, ResNet, SqueezeExcite
+from resnet_se.models.fusion import fold_batchnorm, mean_gates, with_mean_gates
+from resnet_se.models.layers import SqueezeExcite
+from resnet_se.models.resnet import POOLING, ResNet
 from resnet_se.utils.errors import UserError
 from tests.conftest import Run
 
@@ -48,7 +49,7 @@ def count(net: nn.Module, kind: type) -> int:
 @pytest.mark.parametrize("downsample", ["stride", "pool"])
 def test_folding_changes_nothing_but_leaves_no_batch_norm(bias, downsample):
     net = network(conv_bias=bias, downsample=downsample, pooling="max")
-    small = folded(net)
+    small = fold_batchnorm(net)
     x = torch.randn(4, 3, 16, 16)
     with torch.no_grad():
         torch.testing.assert_close(small(x), net(x), atol=1e-5, rtol=1e-4)
@@ -60,7 +61,7 @@ def test_a_falling_batch_norm_past_a_max_pooling_stays():
     net = network(downsample="pool")
     norm = net.blocks[1].down[2]
     norm.weight.data[0] = -1.0
-    small = folded(net)
+    small = fold_batchnorm(net)
     x = torch.randn(4, 3, 16, 16)
     with torch.no_grad():
         torch.testing.assert_close(small(x), net(x), atol=1e-5, rtol=1e-4)
@@ -69,7 +70,7 @@ def test_a_falling_batch_norm_past_a_max_pooling_stays():
 
 def test_nothing_to_fold_is_said():
     with pytest.raises(UserError, match="no BatchNorm follows a convolution"):
-        folded(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()))
+        fold_batchnorm(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()))
 
 
 @pytest.mark.parametrize("position", POSITIONS)
@@ -100,7 +101,7 @@ def test_folded_mean_gates_are_gates_set_to_their_mean(position):
     net = network(se_position=position)
     images = torch.randn(6, 3, 16, 16)
     gates = mean_gates(net, [images])
-    small = folded(with_mean_gates(net, gates))
+    small = fold_batchnorm(with_mean_gates(net, gates))
     assert count(small, SqueezeExcite) == 0
     for name, block in net.named_modules():
         if isinstance(block, SqueezeExcite):  # the gate's logit, whatever the image

@@ -11,15 +11,15 @@ from torch import nn
 from torchvision.ops import StochasticDepth
 
 from resnet_se.models.complexity import forward_macs, parameter_counts
-from resnet_se.models.resnet import (
+from resnet_se.models.layers import (
     SE_POSITIONS,
     BasicBlock,
-    Layers,
+    LayerFactory,
     PoolBlock,
-    ResNet,
     SqueezeExcite,
     WhiteningStem,
 )
+from resnet_se.models.resnet import ResNet
 from resnet_se.utils.errors import UserError
 
 # trainable, non-trainable, MMAC at 32×32, weighted layers
@@ -52,7 +52,7 @@ def tiny(**options):
 def make_block(position, *, kind=BasicBlock, c_in=4, channels=8, stride=2, reduction=2):
     """A block whose every number is drawn, BatchNorm's running statistics too."""
     torch.manual_seed(0)
-    layers = Layers(reduction, position, True, {"momentum": 0.1, "eps": 1e-3})
+    layers = LayerFactory(reduction, position, True, 0.1, 1e-3)
     block = kind(c_in, channels, stride, layers)
     for module in block.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -369,9 +369,7 @@ def test_squeeze_excite_refuses_a_reduction_above_its_width():
 
 @pytest.mark.parametrize("kind", [BasicBlock, PoolBlock])
 def test_a_plain_block_is_its_branch_alone(kind):
-    layers = Layers(
-        2, "standard", True, {"momentum": 0.1, "eps": 1e-3}, True, "gelu", False, 2.0
-    )
+    layers = LayerFactory(2, "standard", True, 0.1, 1e-3, True, "gelu", False, 2.0)
     block, x = kind(4, 8, 2, layers).eval(), torch.randn(3, 4, 8, 6)
     h = block.down(x) if kind is PoolBlock else x
     torch.testing.assert_close(block(x), F.gelu(block.branch(h)))

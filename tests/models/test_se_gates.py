@@ -8,14 +8,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from resnet_se.models.resnet import SE_POSITIONS, BasicBlock, ResNet
+from resnet_se.models.layers import SE_POSITIONS, BasicBlock
+from resnet_se.models.resnet import ResNet
 from resnet_se.models.se_gates import (
     class_means,
     gate_values,
     grad_cam,
+    moment_shares,
     se_blocks,
     set_gates,
-    shares,
     stages,
 )
 from resnet_se.utils.errors import UserError
@@ -104,7 +105,7 @@ def test_shares_of_gates_made_by_hand():
     by_class = np.array([0.2, -0.2])[labels][:, None]
     by_image = np.array([0.05, -0.05, 0.05, -0.05])[:, None]
     g = 0.5 + by_channel + by_class + by_image  # (4, 2)
-    found = shares([torch.tensor(g)], torch.tensor(labels), 2)
+    found = moment_shares([torch.tensor(g)], torch.tensor(labels), 2)
     total = (g**2).mean()
     expected = np.array([0.25, 0.01, 0.04, 0.0025]) / total
     np.testing.assert_allclose(found, expected)
@@ -118,14 +119,14 @@ def test_shares_of_several_blocks_weigh_channels_alike():
     labels = torch.arange(60) % 3
     wide = torch.rand(60, 6, generator=random)
     narrow = torch.rand(60, 2, generator=random) / 4
-    parts = [shares([g], labels, 3) for g in (wide, narrow)]
+    parts = [moment_shares([g], labels, 3) for g in (wide, narrow)]
     weights = np.array([float(g.double().square().sum()) for g in (wide, narrow)])
     mean = weights @ np.array(parts) / weights.sum()
-    np.testing.assert_allclose(shares([wide, narrow], labels, 3), mean)
+    np.testing.assert_allclose(moment_shares([wide, narrow], labels, 3), mean)
 
 
 def test_constant_gates_vary_with_nothing():
-    found = shares([torch.full((4, 3), 0.25)], torch.tensor([0, 1, 0, 1]), 2)
+    found = moment_shares([torch.full((4, 3), 0.25)], torch.tensor([0, 1, 0, 1]), 2)
     assert found == (1.0, 0.0, 0.0, 0.0)
     assert np.isnan(found.between_classes)
 

@@ -144,7 +144,7 @@ def test_the_card_may_be_edited(copy):
         "resnet_se.utils.files.os.abort",
         "resnet_se.models.resnet.nn.Linear",
         "resnet_se.nowhere.ResNet",
-        "resnet_se.models.resnet.get_args",
+        "resnet_se.models.layers.get_args",
         None,
         ["resnet_se.models.resnet.ResNet"],
     ],

@@ -19,7 +19,8 @@ import torch.distributed as dist
 from omegaconf import OmegaConf
 from torch import nn
 
-from resnet_se.utils import collective, distributed
+from resnet_se.models.layers import sync_batchnorm
+from resnet_se.utils import distributed
 from resnet_se.utils.errors import UserError
 from tests.conftest import TINY
 
@@ -56,7 +57,7 @@ def batchnorm_is_that_of_the_whole_batch(rank):
     x = torch.randn(6, 4, 3, 5) * 3 + 1
     weights = torch.randn(6, 4, 3, 5)
     alone, shared = (nn.Sequential(nn.BatchNorm2d(4, momentum=0.3)) for _ in range(2))
-    collective.sync_batchnorm(shared)
+    sync_batchnorm(shared)
     assert shared.state_dict().keys() == alone.state_dict().keys()
     whole = x.clone().requires_grad_()
     (alone(whole) * weights).sum().backward()
@@ -72,8 +73,8 @@ def batchnorm_is_that_of_the_whole_batch(rank):
 
 def rows_come_back_in_order(rank):
     whole = torch.arange(14).view(7, 2)
-    assert torch.equal(collective.gathered(whole[rank::2]), whole)
-    assert collective.summed(torch.tensor([1.0, rank])).tolist() == [2.0, 1.0]
+    assert torch.equal(distributed.gather_rows(whole[rank::2]), whole)
+    assert distributed.sum_over_ranks(torch.tensor([1.0, rank])).tolist() == [2.0, 1.0]
 
 
 @pytest.mark.slow
@@ -138,8 +139,8 @@ def test_several_machines_are_not_started_from_one(environment):
 
 def test_one_process_needs_no_group():
     x = torch.arange(4)
-    assert collective.gathered(x) is x
-    assert collective.summed(x) is x
+    assert distributed.gather_rows(x) is x
+    assert distributed.sum_over_ranks(x) is x
     assert distributed.is_leader()
     assert not distributed.in_group()
 

@@ -9,7 +9,7 @@ entry of its `runs`:
     blocks          from the input on: name, stage, channels, `mean` of the gates,
                     `std` over images and channels, `std_images` (root mean square over
                     channels of that over images), `classes` {name: mean, std_images},
-                    `shares` (`gates.Shares`: four parts of E[g²], with their sums)
+                    `shares` (`MomentShares`: four parts of E[g²], with their sums)
     stages, all     the same of several blocks together, each channel alike
     accuracy        of the plain network: `acc` and its Wilson interval
     ablations       gates, where, acc, interval; `difference` to the plain network with

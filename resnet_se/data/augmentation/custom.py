@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from resnet_se.utils.errors import UserError
-from resnet_se.utils.random_streams import derive_seed, kept_stream
+from resnet_se.utils.random_streams import derive_seed
 
 
 def apply_custom(
@@ -17,10 +17,10 @@ def apply_custom(
     Args:
         index: (B,), of the images in the training part; keys their streams.
     """
-    with kept_stream() as generator:
+    with torch.random.fork_rng(devices=[]):
         results = []
         for i, image in zip(index.tolist(), images, strict=True):
-            generator.manual_seed(derive_seed("own", seed, epoch, i))
+            torch.default_generator.manual_seed(derive_seed("own", seed, epoch, i))
             results.append(custom(image))
     return torch.stack(results)
 
@@ -33,8 +33,9 @@ def apply_custom_batch(
     Args:
         first: index of the batch's first image; keys its stream.
     """
-    with kept_stream() as generator:
-        generator.manual_seed(derive_seed("own_batch", seed, epoch, first))
+    with torch.random.fork_rng(devices=[]):
+        stream_seed = derive_seed("own_batch", seed, epoch, first)
+        torch.default_generator.manual_seed(stream_seed)
         result: Tensor = custom(images)
     return result
 
@@ -43,7 +44,7 @@ def check_custom(key: str, custom: nn.Module, shape: tuple[int, ...]) -> None:
     """Raise UserError, naming `augment.<key>`, unless uint8 keeps dtype and shape."""
     where = f"augment.{key}: {type(custom).__name__}"
     try:
-        with kept_stream():
+        with torch.random.fork_rng(devices=[]):
             result = custom(torch.zeros(shape, dtype=torch.uint8))
     except Exception as error:
         raise UserError(f"{where} fails on uint8 {shape}: {error}") from error

@@ -17,7 +17,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from resnet_se.models.resnet import WhiteningStem
+from resnet_se.models.layers import WhiteningStem
 from resnet_se.runs import checkpoint as checkpoint_files
 from resnet_se.utils import lightning_private as internals
 from resnet_se.utils.errors import UserError
@@ -27,7 +27,7 @@ from resnet_se.utils.validation import (
     Natural,
     NonNegative,
     Text,
-    check,
+    check_value,
     validated,
 )
 
@@ -63,11 +63,11 @@ class History(L.Callback):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        check("History.rows", rows := state["rows"], Sequence[dict])
+        check_value("History.rows", rows := state["rows"], Sequence[dict])
         for value in (value for row in rows for value in row.values()):
-            check("History.rows", value, float | None)
+            check_value("History.rows", value, float | None)
         for name in ("seconds", "train_seconds", "images"):
-            check(f"History.{name}", state[name], NonNegative)
+            check_value(f"History.{name}", state[name], NonNegative)
             setattr(self, name, state[name])
         self.rows = rows
 
@@ -226,8 +226,8 @@ class Checkpoints(Checkpoint):
         return {"best_score": self.best_score, "best_epoch": self.best_epoch}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        check("Checkpoints.best_score", state["best_score"], float | None)
-        check("Checkpoints.best_epoch", state["best_epoch"], Natural | None)
+        check_value("Checkpoints.best_score", state["best_score"], float | None)
+        check_value("Checkpoints.best_epoch", state["best_epoch"], Natural | None)
         self.best_score = state["best_score"]
         self.best_epoch = state["best_epoch"]
 

@@ -55,7 +55,7 @@ def with_mean_gates(net: nn.Module, gates: dict[str, Tensor]) -> nn.Module:
     return net
 
 
-def folded(net: nn.Module) -> nn.Module:
+def fold_batchnorm(net: nn.Module) -> nn.Module:
     """A copy in eval mode without the BatchNorm and constant scales that can be folded.
 
     The same function but for rounding.  Folded is what follows a convolution in an

@@ -1,0 +1,285 @@
+"""Layers of residual networks: Squeeze-and-Excitation, blocks, stem, BatchNorm.
+
+* Basic block, 3×3 convolutions: He et al. 2016, arXiv 1512.03385, §4.2
+* Squeeze-and-Excitation and its positions: Hu et al. 2018, arXiv 1709.01507, §3, §6.5
+* Whitening stem, max-pooling after a convolution: Jordan 2024, arXiv 2404.00498, §3
+* Stochastic depth: Huang et al. 2016, arXiv 1603.09382
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from resnet_se.utils.distributed import sum_over_ranks
+from resnet_se.utils.errors import UserError
+
+SEPosition = Literal["standard", "pre", "post", "identity"]
+SE_POSITIONS = get_args(SEPosition)
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "relu": functools.partial(nn.ReLU, inplace=True),
+    "gelu": nn.GELU,
+}
+
+
+class SqueezeExcite(nn.Module):
+    """Rescales each channel by a gate computed from all of them (Hu et al. 2018, §3).
+
+    z = mean over H, W of x;  x ← x · s σ(W₂ relu(W₁ z)), W₁: C → C/reduction, W₂: back.
+    s is 1 in the paper; with 2 a block begins as about the identity.
+    """
+
+    def __init__(self, channels: int, reduction: int, scale: float = 1.0):
+        super().__init__()
+        if not 1 <= reduction <= channels:
+            raise UserError(
+                f"reduction: expected 1..{channels} (the block's width), "
+                f"got {reduction}"
+            )
+        self.squeeze = nn.Linear(channels, channels // reduction)
+        self.excite = nn.Linear(channels // reduction, channels)
+        self.scale = scale
+
+    def gate(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) → (B, C), in (0, s)."""
+        # The gradient of `x.mean((2, 3))` is not channels-last, as x's others are, and
+        # the mean of a bf16 tensor copies it to float32 on a CPU; a sum adds up in
+        # float32 without the copy (experiments/benchmark).
+        z = x.permute(0, 2, 3, 1).sum(dim=(1, 2)) / x[0, 0].numel()  # (B, C)
+        gate = self.excite(F.relu(self.squeeze(z))).sigmoid()  # (B, C)
+        return gate if self.scale == 1 else gate * self.scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) → (B, C, H, W)."""
+        return x * self.gate(x)[:, :, None, None]
+
+
+@dataclass(frozen=True)
+class LayerFactory:
+    """Makes the layers of blocks by the settings that all blocks of a network share."""
+
+    reduction: int | None
+    se_position: str
+    bias: bool
+    bn_momentum: float
+    bn_eps: float
+    bn_scale: bool = True
+    activation: str = "relu"
+    residual: bool = True
+    gate_scale: float = 1.0
+
+    def se(self, position: str, channels: int) -> nn.Module:
+        """An SE block where this is its position, else the identity."""
+        if self.reduction is None or self.se_position != position:
+            return nn.Identity()
+        return SqueezeExcite(channels, self.reduction, self.gate_scale)
+
+    def act(self) -> nn.Module:
+        return ACTIVATIONS[self.activation]()
+
+    def conv(self, c_in: int, c: int, kernel: int = 3, stride: int = 1) -> nn.Conv2d:
+        return nn.Conv2d(c_in, c, kernel, stride, padding=kernel // 2, bias=self.bias)
+
+    def norm(self, channels: int) -> nn.BatchNorm2d:
+        layer = nn.BatchNorm2d(channels, self.bn_eps, self.bn_momentum)
+        layer.weight.requires_grad_(self.bn_scale)
+        return layer
+
+    def drop(self, p: float) -> list[nn.Module]:
+        """Stochastic depth: an image's branch is 0 with probability p, else / (1 − p).
+
+        No layer for p = 0, so that torchvision is imported by those alone who use it.
+        """
+        if not p:
+            return []
+        from torchvision.ops import StochasticDepth
+
+        return [StochasticDepth(p, "row")]
+
+
+class ResidualBlock(nn.Module):
+    """act(shortcut(x) + branch(x)); without a shortcut He et al.'s plain block.
+
+    The SE block stands where Hu et al. 2018, Figure 5 puts it: on the branch's output
+    (`standard`), on the branch's input (`pre`), on the block's output after the
+    activation (`post`) or on the shortcut (`identity`).
+    """
+
+    branch: nn.Sequential
+    shortcut: nn.Module | None
+    act: nn.Module
+    after: nn.Module
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.branch(x)
+        if self.shortcut is not None:
+            y = self.shortcut(x) + y
+        return self.after(self.act(y))
+
+
+class BasicBlock(ResidualBlock):
+    """A residual block with two 3×3 convolutions, the first of them with the stride.
+
+    (B, C_in, H, W) → (B, C, ⌈H/stride⌉, ⌈W/stride⌉).
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        channels: int,
+        stride: int,
+        layers: LayerFactory,
+        drop: float = 0,
+    ):
+        super().__init__()
+        conv, norm, se = layers.conv, layers.norm, layers.se
+        self.branch = nn.Sequential(
+            se("pre", in_channels),
+            conv(in_channels, channels, stride=stride),
+            norm(channels),
+            layers.act(),
+            conv(channels, channels),
+            norm(channels),
+            se("standard", channels),
+            *layers.drop(drop),
+        )
+        same_shape = stride == 1 and in_channels == channels
+        # Made, and so drawn, in every block: recorded runs have begun from these draws.
+        projection = [conv(in_channels, channels, 1, stride), norm(channels)]
+        self.shortcut = (
+            nn.Sequential(*([] if same_shape else projection), se("identity", channels))
+            if layers.residual
+            else None
+        )
+        self.act = layers.act()
+        self.after = se("post", channels)
+
+
+class PoolBlock(ResidualBlock):
+    """A 3×3 convolution, max-pooled, then a residual block with one 3×3 more.
+
+    (B, C_in, H, W) → (B, C, ⌊H/stride⌋, ⌊W/stride⌋).  As many layers as `BasicBlock`,
+    which computes its first convolution at a part of the places only; the SE block's
+    positions are the same, about the second convolution.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        channels: int,
+        stride: int,
+        layers: LayerFactory,
+        drop: float = 0,
+    ):
+        super().__init__()
+        conv, norm, se = layers.conv, layers.norm, layers.se
+        self.down = nn.Sequential(
+            conv(in_channels, channels),
+            nn.MaxPool2d(stride),
+            norm(channels),
+            layers.act(),
+        )
+        self.branch = nn.Sequential(
+            se("pre", channels),
+            conv(channels, channels),
+            norm(channels),
+            se("standard", channels),
+            *layers.drop(drop),
+        )
+        self.shortcut = se("identity", channels) if layers.residual else None
+        self.act = layers.act()
+        self.after = se("post", channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(self.down(x))
+
+
+class WhiteningStem(nn.Module):
+    """act(W p + b) of every 2×2 patch p, W fixed: whitening filters and negatives.
+
+    Spares a short training the epochs in which a first layer finds such filters.  W is
+    not trained and not random: `fit` sets it from training images.
+    """
+
+    PATCH = 2
+    EPS = 5e-4  # added to the variances, so that near-constant directions stay small
+
+    def __init__(self, in_channels: int, activation: str = "relu"):
+        super().__init__()
+        half = in_channels * self.PATCH**2
+        self.out_channels = 2 * half
+        self.conv = nn.Conv2d(in_channels, 2 * half, self.PATCH)
+        self.conv.weight.requires_grad_(False)
+        self.act = ACTIVATIONS[activation]()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) → (B, 8 C, H − 1, W − 1)."""
+        return self.act(self.conv(x))
+
+    @torch.no_grad()
+    def fit(self, images: Tensor) -> None:
+        """Sets W from normalised images (N, C, H, W): its outputs are uncorrelated."""
+        patches = F.unfold(images, self.PATCH)  # (N, 4 C, L)
+        patches = patches.transpose(1, 2).flatten(0, 1).double()  # (N L, 4 C)
+        variances, axes = torch.linalg.eigh(patches.T @ patches / len(patches))
+        filters = (axes / (variances + self.EPS).sqrt()).T  # a row each
+        filters = filters.reshape(-1, *self.conv.weight.shape[1:])  # (4 C, C, 2, 2)
+        self.conv.weight.copy_(torch.cat([filters, -filters]))
+
+
+class _Sum(torch.autograd.Function):
+    """The sum over all ranks; its gradient is the sum of theirs."""
+
+    @staticmethod
+    def forward(_: Any, values: Tensor) -> Tensor:
+        return sum_over_ranks(values.clone())
+
+    @staticmethod
+    def backward(_: Any, grad: Tensor) -> Tensor:
+        return sum_over_ranks(grad.clone())
+
+
+class SyncBatchNorm2d(nn.BatchNorm2d):
+    """BatchNorm over the batches of all ranks, on a CPU; torch's own wants a GPU."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) → (B, C, H, W)."""
+        if not (self.training and dist.is_available() and dist.is_initialized()):
+            return super().forward(x)
+        values = x.float()
+        count = values.new_full((1,), values.numel() / values.shape[1])
+        sums = [values.sum(dim=(0, 2, 3)), values.square().sum(dim=(0, 2, 3)), count]
+        total = _Sum.apply(torch.cat(sums))  # (2 C + 1,)
+        n = total[-1]
+        mean, square = (total[:-1] / n).chunk(2)  # (C,)
+        var = square - mean.square()
+        with torch.no_grad():
+            self.num_batches_tracked += 1
+            share = self.momentum  # None: the mean over all batches so far
+            if share is None:
+                share = 1 / float(self.num_batches_tracked)
+            self.running_mean.lerp_(mean, share)
+            self.running_var.lerp_(var * n / (n - 1), share)
+        scale = self.weight * (var + self.eps).rsqrt()
+        shift = self.bias - mean * scale
+        return (values * scale[:, None, None] + shift[:, None, None]).to(x.dtype)
+
+
+def sync_batchnorm(net: nn.Module) -> None:
+    """Puts a `SyncBatchNorm2d` of the same tensors in place of each BatchNorm2d."""
+    for parent in net.modules():
+        for name, child in parent.named_children():
+            if type(child) is nn.BatchNorm2d:
+                synced = SyncBatchNorm2d(
+                    child.num_features, child.eps, child.momentum, child.affine
+                )
+                for tensors in ("_parameters", "_buffers"):
+                    getattr(synced, tensors).update(getattr(child, tensors))
+                setattr(parent, name, synced)
