@@ -52,7 +52,8 @@ LIGHT = {
     "commands.train": COMPUTING,
     "commands.model_table": FRAMEWORKS | {"matplotlib", "pandas", "scipy"},
     "models.resnet": FRAMEWORKS | HYDRA,
-    "training.optim": FRAMEWORKS | HYDRA,
+    "training.param_groups": FRAMEWORKS | HYDRA,
+    "training.schedules": FRAMEWORKS | HYDRA,
     "utils.random_streams": FRAMEWORKS | HYDRA,
 }
 

@@ -22,7 +22,7 @@ from resnet_se.config.compose import load_config
 from resnet_se.data.augmentation.pipeline import Augmentation
 from resnet_se.data.datamodule import ImageDataModule
 from resnet_se.runs import checkpoint
-from resnet_se.training.callbacks.run import CheckpointFiles
+from resnet_se.training.callbacks.checkpointing import CheckpointFiles
 from resnet_se.training.callbacks.sam import SAM
 from resnet_se.training.mixing import Mixing
 from resnet_se.training.module import METRICS, Classifier

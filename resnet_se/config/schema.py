@@ -57,15 +57,14 @@ PLACES = {
     "mixing": _one_of("a mixing", "resnet_se.training.mixing.Mixing"),
     "tta": _one_of("test-time augmentation", "resnet_se.models.tta.TTA"),
     "optimizer": Place(
-        "resnet_se.training.optim.make_optimizer, "
-        "resnet_se.training.muon.make_muon or a subclass of "
-        "torch.optim.Optimizer",
+        "resnet_se.training.param_groups.make_optimizer, "
+        "resnet_se.training.muon.make_muon or a subclass of torch.optim.Optimizer",
         ("torch.optim.Optimizer",),
     ),
     "optimizer.cls": _one_of("an optimizer", "torch.optim.Optimizer"),
-    "scheduler": _one_of("a schedule", "resnet_se.training.optim.Schedule"),
+    "scheduler": _one_of("a schedule", "resnet_se.training.schedules.Schedule"),
     "scheduler.decay": Place(
-        "a decay of resnet_se.training.optim", ("builtins.float",)
+        "a decay of resnet_se.training.schedules", ("builtins.float",)
     ),
     "callbacks": _one_of("a callback", "lightning.pytorch.Callback"),
     "logger": _one_of("a logger", "lightning.pytorch.loggers.Logger"),

@@ -108,7 +108,7 @@ def build_net(node: DictConfig, num_classes: int) -> Any:
 
 def build_optimizer(options: DictConfig, lr: float) -> Callable[[nn.Module], Optimizer]:
     """What makes the optimizer of a network: `make_optimizer`, or a class alone."""
-    from resnet_se.training.optim import make_optimizer
+    from resnet_se.training.param_groups import make_optimizer
 
     make = build("optimizer", options, lr=lr, _partial_=True)
     if isinstance(make.func, type):

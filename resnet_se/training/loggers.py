@@ -1,7 +1,7 @@
 """Watching a run: wandb, TensorBoard, and what they are shown beside the metrics.
 
 Lightning's loggers carry the metrics; this module starts and ends one wandb run a job,
-whatever the network does, and adds pictures, sample predictions and gradient norms.
+whatever the network does, and adds pictures and sample predictions.
 wandb reads its key itself: no key passes through here.
 
 wandb: https://docs.wandb.ai/ref/python/sdk/functions/init
@@ -279,42 +279,3 @@ def _upload(run: wandb.Run, checkpoint: Path) -> None:
     artifact = wandb.Artifact(f"model-{run.id}", type="model")
     artifact.add_file(str(checkpoint))
     run.log_artifact(artifact, aliases=["best"])
-
-
-class GradientNorm(L.Callback):
-    """Logs the 2-norm of all gradients: its mean and maximum over each epoch's steps.
-
-    `train/grad_norm` and `train/grad_norm_max`, before clipping and after the ranks'
-    gradients were averaged.  Sums stay on the device; nothing waits for it in a step.
-    """
-
-    def on_train_epoch_start(
-        self, trainer: L.Trainer, module: L.LightningModule
-    ) -> None:
-        self.steps = 0
-        self.sum, self.max = torch.zeros(2, device=module.device)
-
-    def on_before_optimizer_step(
-        self, trainer: L.Trainer, module: L.LightningModule, optimizer: Any
-    ) -> None:
-        gradients = [p.grad for p in module.parameters() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
-        self.steps += 1
-        self.sum = self.sum + norm
-        self.max = torch.maximum(self.max, norm)
-
-    def on_train_batch_end(
-        self,
-        trainer: L.Trainer,
-        module: L.LightningModule,
-        out: Any,
-        batch: Any,
-        i: int,
-    ) -> None:
-        # With the epoch's other figures: callbacks that write it down come later.
-        if i + 1 == trainer.num_training_batches:
-            norms = {
-                "train/grad_norm": self.sum / self.steps,
-                "train/grad_norm_max": self.max,
-            }
-            module.log_dict(norms, on_step=False, on_epoch=True, sync_dist=True)

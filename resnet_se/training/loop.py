@@ -26,8 +26,9 @@ from resnet_se.models.layers import sync_batchnorm
 from resnet_se.runs import checkpoint
 from resnet_se.runs.record import short, write_result
 from resnet_se.training import loggers, memory
+from resnet_se.training.callbacks.checkpointing import Checkpoints
+from resnet_se.training.callbacks.history import History
 from resnet_se.training.callbacks.pruning import Pruner
-from resnet_se.training.callbacks.run import Checkpoints, History
 from resnet_se.training.evaluation import save_predictions, score
 from resnet_se.training.mixing import Mixing
 from resnet_se.utils import distributed

@@ -22,7 +22,8 @@ from torchmetrics.functional.classification import (
 
 from resnet_se.models.tta import TTA
 from resnet_se.training.mixing import Mixing
-from resnet_se.training.optim import Schedule, check_state
+from resnet_se.training.param_groups import check_state
+from resnet_se.training.schedules import Schedule
 from resnet_se.utils import lightning_private as internals
 from resnet_se.utils.distributed import gather_rows, sum_over_ranks
 from resnet_se.utils.errors import UserError

@@ -140,18 +140,18 @@ def test_a_sweep_keeps_no_configuration_of_a_job_that_is_over(train, monkeypatch
 def test_a_full_disk_fails_the_job_and_nothing_else(
     train, tmp_path, run_dirs, monkeypatch, capsys
 ):
-    from resnet_se.training.callbacks import run
+    from resnet_se.training.callbacks import history
 
     assert train("trainer.max_epochs=1") == 0
     before = {d: (d / "result.json").read_bytes() for d in run_dirs()}
-    write = run.atomic_file
+    write = history.atomic_file
 
     def full(path):
         if "seed1" in str(path):
             raise OSError(28, "No space left on device", str(path))
         return write(path)
 
-    monkeypatch.setattr(run, "atomic_file", full)
+    monkeypatch.setattr(history, "atomic_file", full)
     assert train("-m", "trainer.max_epochs=1", "seed=0,1,2") != 0
     assert [o["kind"] for o in outcomes(tmp_path)] == ["skipped", "failed", "done"]
     printed = capsys.readouterr().err

@@ -140,7 +140,7 @@ def test_each_place_refuses_the_kind_of_another():
         "data.source": "resnet_se.data.synthetic.Synthetic",
         "mixing": "resnet_se.training.mixing.Mixing",
         "tta": "resnet_se.models.tta.TTA",
-        "scheduler": "resnet_se.training.optim.Schedule",
+        "scheduler": "resnet_se.training.schedules.Schedule",
         "callbacks.x": "lightning.pytorch.callbacks.Timer",
         "logger.x": "lightning.pytorch.loggers.CSVLogger",
         "trainer": "lightning.Trainer",

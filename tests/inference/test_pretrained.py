@@ -116,7 +116,7 @@ def test_what_is_no_run(tmp_path, path, said):
 def test_only_the_model_of_a_strangers_run_is_built(copy):
     path = copy / "config.yaml"
     text = path.read_text().replace(
-        "resnet_se.training.optim.make_optimizer", "os.abort"
+        "resnet_se.training.param_groups.make_optimizer", "os.abort"
     )
     path.write_text(text.replace("lightning.Trainer", "os.abort"))
     resnet_se.load(copy)

@@ -12,7 +12,7 @@ from torch.optim import SGD
 from resnet_se.models.layers import SqueezeExcite
 from resnet_se.models.resnet import ResNet
 from resnet_se.training.muon import Muon, make_muon, orthogonalized
-from resnet_se.training.optim import Schedule
+from resnet_se.training.schedules import Schedule
 from resnet_se.utils.errors import UserError
 
 RATES = {"lr": 0.2, "bias_lr": 10.0, "se_lr": 3.0, "head_lr": 2.0}

@@ -265,7 +265,7 @@ def test_a_teacher_that_does_not_fit_is_refused(
 
 FROZEN = (
     "model.whiten=true",
-    "+callbacks.freeze._target_=resnet_se.training.callbacks.run.FreezeStem",
+    "+callbacks.freeze._target_=resnet_se.training.callbacks.freeze_stem.FreezeStem",
     "+callbacks.freeze.epochs=1",
 )
 

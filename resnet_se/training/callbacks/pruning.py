@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import lightning as L
 
-from resnet_se.training.callbacks.run import History
+from resnet_se.training.callbacks.history import History
 from resnet_se.utils.errors import UserError
 from resnet_se.utils.validation import Count, Natural, Text, validated
 

@@ -1,0 +1,102 @@
+"""Checkpoints: which are written, when, and by what."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.fabric.plugins.io import CheckpointIO
+from lightning.pytorch.callbacks import Checkpoint
+
+from resnet_se.runs import checkpoint as checkpoint_files
+from resnet_se.utils.validation import Count, Natural, Text, check_value, validated
+
+
+class CheckpointFiles(CheckpointIO):
+    """Lightning's way to the disk, by `checkpoint`: whole, synced, verified.
+
+    Args:
+        run: stands in every checkpoint, so that another run's is not taken for ours.
+    """
+
+    def __init__(self, run: str):
+        self.run = run
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
+    ) -> None:
+        checkpoint_files.write(Path(path), checkpoint | {"run": self.run})
+
+    def load_checkpoint(self, path: Any, *_: Any, **__: Any) -> dict[str, Any]:
+        return checkpoint_files.read(Path(path))
+
+    def remove_checkpoint(self, path: Any) -> None:
+        Path(path).unlink(missing_ok=True)
+
+
+class Checkpoints(Checkpoint):
+    """`last.ckpt` after every epoch, `best.ckpt` by a metric, each by its own rule.
+
+    Lightning's `ModelCheckpoint` writes its last one only when it writes its best, and
+    forgets the best score where the directory has moved; this one keeps the score in
+    the checkpoints.
+
+    Args:
+        dirpath: the folder of both.
+        monitor: the metric, one of `classifier.METRICS`; smaller is better.
+        every_n_steps: `last.ckpt` is written after so many optimizer steps as well.
+
+    Raises:
+        UserError: `every_n_steps` is below 1.
+    """
+
+    @validated
+    def __init__(
+        self,
+        dirpath: Text,
+        monitor: str = "val/loss",
+        every_n_steps: Count | None = None,
+    ):
+        self.dirpath = Path(dirpath)
+        self.monitor = monitor
+        self.every_n_steps = every_n_steps
+        self.best_score: float | None = None
+        self.best_epoch: int | None = None
+
+    def setup(self, *_: Any, **__: Any) -> None:
+        self.dirpath.mkdir(parents=True, exist_ok=True)  # found out before training
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best_score": self.best_score, "best_epoch": self.best_epoch}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        check_value("Checkpoints.best_score", state["best_score"], float | None)
+        check_value("Checkpoints.best_epoch", state["best_epoch"], Natural | None)
+        self.best_score = state["best_score"]
+        self.best_epoch = state["best_epoch"]
+
+    def is_best(self, checkpoint: dict[str, Any]) -> bool:
+        """Whether a file is the best one: this start's, or an earlier start's, killed
+        between its best and its last, from which another rounding led away."""
+        said = checkpoint.get("callbacks", {}).get(self.state_key, {})
+        own = said.get("best_epoch") == checkpoint["epoch"]
+        return own and said["best_score"] <= self.best_score
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, module: Any, outputs: Any, batch: Any, index: int
+    ) -> None:
+        whole = index + 1 == trainer.num_training_batches  # the epoch's end writes it
+        due = self.every_n_steps and trainer.global_step % self.every_n_steps == 0
+        stepped = (index + 1) % trainer.accumulate_grad_batches == 0
+        if due and stepped and not whole:
+            trainer.save_checkpoint(self.dirpath / checkpoint_files.LAST)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        score = trainer.callback_metrics.get(self.monitor)
+        if score is not None and (
+            self.best_score is None or float(score) < self.best_score
+        ):
+            self.best_score, self.best_epoch = float(score), trainer.current_epoch
+            trainer.save_checkpoint(self.dirpath / checkpoint_files.BEST)
+        trainer.save_checkpoint(self.dirpath / checkpoint_files.LAST)

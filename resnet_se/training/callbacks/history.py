@@ -1,0 +1,110 @@
+"""A run's metrics by epoch, and the time that training took."""
+
+from __future__ import annotations
+
+import csv
+import io
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.trainer.states import TrainerFn
+
+from resnet_se.utils.files import atomic_file
+from resnet_se.utils.validation import NonNegative, check_value
+
+
+class History(L.Callback):
+    """One row an epoch in `metrics.csv`, and the time that training took.
+
+    The rows and times are part of every checkpoint, so that a resumed run's file reads
+    as if it had never stopped, whichever logger is used.  Seconds are wall-clock; those
+    without validation give the throughput.
+
+    Args:
+        path: the CSV file; columns `epoch, step, seconds` and the logged metrics.
+    """
+
+    def __init__(self, path: str):
+        self.path = Path(path)
+        self.rows: list[dict[str, float]] = []
+        self.seconds = 0.0
+        self.train_seconds = 0.0
+        self.images = 0
+        self.epochs = 0  # begun by this start
+        self._start: float | None = None  # of the epoch under way
+
+    def state_dict(self) -> dict[str, Any]:
+        # Written in mid-epoch (`SaveOnSigterm`), the epoch's time so far counts.
+        so_far = 0.0 if self._start is None else time.perf_counter() - self._start
+        return {
+            "rows": self.rows,
+            "seconds": self.seconds + so_far,
+            "train_seconds": self.train_seconds + so_far,
+            "images": self.images,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        check_value("History.rows", rows := state["rows"], Sequence[dict])
+        for value in (value for row in rows for value in row.values()):
+            check_value("History.rows", value, float | None)
+        for name in ("seconds", "train_seconds", "images"):
+            check_value(f"History.{name}", state[name], NonNegative)
+            setattr(self, name, state[name])
+        self.rows = rows
+
+    @property
+    def images_per_second(self) -> float | None:
+        """Training throughput, validation and start-up left out."""
+        return self.images / self.train_seconds if self.train_seconds else None
+
+    def on_train_start(self, *_: Any) -> None:
+        self._begin()  # a run that resumes in mid-epoch does not start it again
+
+    def on_train_epoch_start(self, *_: Any) -> None:
+        self.epochs += 1
+        self._begin()
+
+    def _begin(self) -> None:
+        self._start = time.perf_counter()
+        self._validating = 0.0
+        self._validated = False
+
+    def on_validation_start(self, trainer: L.Trainer, *_: Any) -> None:
+        self._validation_start = time.perf_counter()
+
+    def on_validation_end(self, trainer: L.Trainer, *_: Any) -> None:
+        if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
+            self._validating += time.perf_counter() - self._validation_start
+            self._validated = True
+
+    def on_train_epoch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        took, self._start = time.perf_counter() - self._start, None
+        self.seconds += took
+        self.train_seconds += took - self._validating
+        batches = trainer.num_training_batches * trainer.world_size
+        self.images += batches * trainer.datamodule.batch_size
+        metrics = {
+            name: float(value)
+            for name, value in trainer.callback_metrics.items()
+            if self._validated or not name.startswith("val/")
+        }
+        row = {
+            "epoch": trainer.current_epoch,
+            "step": trainer.global_step,
+            "seconds": round(self.seconds, 3),
+        }
+        self.rows.append({**row, **metrics})
+        if trainer.is_global_zero:
+            self._write()
+
+    def _write(self) -> None:
+        columns = list(dict.fromkeys(key for row in self.rows for key in row))
+        text = io.StringIO()
+        writer = csv.DictWriter(text, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.rows)
+        with atomic_file(self.path) as file:
+            file.write(text.getvalue().encode())
