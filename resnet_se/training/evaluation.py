@@ -1,4 +1,4 @@
-"""The figures of a network: validation and test, as the record has them."""
+"""Evaluation of a network: the figures of the record and the saved predictions."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from resnet_se.utils.files import atomic_file
 def score(
     trainer: L.Trainer, model: Classifier, data: ImageDataModule
 ) -> dict[str, Any]:
-    """The `val` and `test` fields of a record, for the weights as they are."""
+    """Return the `val` and `test` fields of a record, for the present weights."""
     trainer.loggers, loggers = [], trainer.loggers  # no second val/acc in a dashboard
     trainer.validate(model, datamodule=data, verbose=False)
     trainer.loggers = loggers
-    val = {k: short(v) for k, v in trainer.callback_metrics.items()}
+    val = {k: short(float(v)) for k, v in trainer.callback_metrics.items()}
     trainer.test(model, datamodule=data, verbose=False)
-    test = {k: short(v) for k, v in trainer.callback_metrics.items()}
+    test = {k: short(float(v)) for k, v in trainer.callback_metrics.items()}
     outputs = model.predictions
     predicted = outputs["logits"].argmax(dim=1)
-    per_class = [short(v) for v in model.per_class]
+    per_class = [short(float(v)) for v in model.per_class]
     return {
         "val": {"acc": val["val/acc"], "loss": val["val/loss"]},
         "test": {
@@ -47,9 +47,12 @@ def score(
 
 
 def save_predictions(path: Path, predictions: dict[str, torch.Tensor]) -> None:
-    """`labels` (N,), `logits` (N, K), with TTA `tta` probabilities (N, K), of the test.
+    """Write the predictions of the test and the validation part to an `.npz` file.
 
-    `val_labels` and `val_logits` are those of the validation part.
+    Args:
+        predictions: `labels` (N,), `logits` (N, K), and with TTA `tta`, probabilities
+            (N, K), of the test; `val_labels` and `val_logits` of the validation part.
     """
+    arrays: dict[str, Any] = {k: v.numpy() for k, v in predictions.items()}
     with atomic_file(path) as file:
-        np.savez_compressed(file, **{k: v.numpy() for k, v in predictions.items()})
+        np.savez_compressed(file, **arrays)

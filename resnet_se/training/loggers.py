@@ -1,8 +1,8 @@
-"""Watching a run: wandb, TensorBoard, and what they are shown beside the metrics.
+"""Dashboards of a run: wandb and TensorBoard, with pictures beside the metrics.
 
 Lightning's loggers carry the metrics; this module starts and ends one wandb run a job,
-whatever the network does, and adds pictures and sample predictions.
-wandb reads its key itself: no key passes through here.
+whether or not the network answers, and adds pictures and sample predictions.  wandb
+reads its key itself: no key passes through here.
 
 wandb: https://docs.wandb.ai/ref/python/sdk/functions/init
 """
@@ -13,7 +13,6 @@ import os
 import sys
 import uuid
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,19 +32,15 @@ from resnet_se.utils.files import atomic_file
 if TYPE_CHECKING:  # importing wandb takes a second, which few runs need
     import wandb
 
-# Seconds; WANDB_INIT_TIMEOUT and WANDB_FINISH_TIMEOUT set others.  wandb's own limits
+# Seconds, unless WANDB_INIT_TIMEOUT or WANDB_FINISH_TIMEOUT is set.  wandb's own limits
 # are a minute and a half, and none at the end.
-LIMITS = {"init_timeout": 20.0, "finish_timeout": 120.0}
-EXIT_CODES = {
-    "finished": 0,
-    "failed": 1,
-    "pruned": 0,
-    "interrupted": 255,
-}  # as wandb's own hooks
+TIMEOUTS = {"init_timeout": 20.0, "finish_timeout": 120.0}
+# By status; those of wandb's own hooks.
+EXIT_CODES = {"finished": 0, "failed": 1, "pruned": 0, "interrupted": 255}
 SAMPLES = 48  # images in the table of sample predictions
 MAX_CLASSES = 100  # whose confusion matrix fits the 10,000 rows of a wandb table
 
-# Why runs of this process stay on this machine: found out, and said, once a sweep.
+# Why runs of this process stay on this machine: tried, and reported, once a sweep.
 _offline: list[str] = []
 
 
@@ -55,17 +50,17 @@ _offline: list[str] = []
 class WandbRun(WandbLogger):
     """Lightning's logger on a wandb run of this job's own.
 
-    A resumed job goes on in its run: the id is kept in `<run_dir>/wandb/id`.  Without
-    an account or a network the run is kept on this machine for `wandb sync`.  What the
-    `WANDB_…` variables say beats the defaults here, and an agent of `wandb sweep`
-    decides on id, project and group.
+    A resumed job continues its run, whose id is kept in `<run_dir>/wandb/id`.  Without
+    an account or a network the run is kept on this machine for `wandb sync`.  The
+    `WANDB_…` variables override the defaults here, and an agent of `wandb sweep` sets
+    the id, the project and the group.
 
     Args:
         run_dir: `…/<experiment>/seed<k>-<hash>`, which names the run.
         project: of the dashboard.
         tags: of the run.
-        group: None takes the sweep's in a multirun, which is the same when it is
-            typed again, else the experiment's name.
+        group: by default the sweep's in a multirun, which is the same when the command
+            is repeated, else the experiment's name.
         offline: keep the run on this machine.
         log_model: upload best.ckpt after the test.
     """
@@ -81,7 +76,7 @@ class WandbRun(WandbLogger):
     ):
         self.uploads_model = log_model  # Lightning would upload last.ckpt as well
         run = None
-        if rank_zero_only.rank == 0:
+        if rank_zero_only.rank == 0:  # type: ignore[attr-defined]  # Lightning sets it
             run = _start(Path(run_dir), project, tags, group, offline)
             run.define_metric("trainer/global_step")
             run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
@@ -93,36 +88,35 @@ def _start(
 ) -> wandb.Run:
     import wandb
 
-    ours: dict[str, Any] = {"tags": list(tags) or None, "resume": "allow"}
+    options: dict[str, Any] = {"tags": list(tags) or None, "resume": "allow"}
     if "WANDB_NAME" not in os.environ:
-        ours["name"] = f"{run_dir.parent.name} {run_dir.name.split('-')[0]}"
+        options["name"] = f"{run_dir.parent.name} {run_dir.name.split('-')[0]}"
     if "WANDB_DIR" not in os.environ:
-        ours["dir"] = str(run_dir)
+        options["dir"] = str(run_dir)
     if "WANDB_SWEEP_ID" not in os.environ:
-        ours |= {"project": project, "group": group or _group(run_dir)}
+        options |= {"project": project, "group": group or _group(run_dir)}
         if "WANDB_RUN_ID" not in os.environ:
-            ours["id"] = _run_id(run_dir)
-    ours["settings"] = {
+            options["id"] = _run_id(run_dir)
+    options["settings"] = {
         name: seconds
-        for name, seconds in LIMITS.items()
+        for name, seconds in TIMEOUTS.items()
         if f"WANDB_{name.upper()}" not in os.environ
     }
-    init = partial(wandb.init, **ours)
     if offline:
-        return init(mode="offline")
+        return wandb.init(mode="offline", **options)
     if wandb.setup().settings.mode not in ("online", "run"):
-        return init()  # WANDB_MODE or `wandb offline` has decided
+        return wandb.init(**options)  # WANDB_MODE or `wandb offline` has decided
     if not _offline:
         try:
             # Unverified: a check under way keeps teardown waiting for ever, at times.
             if wandb.login(prompt=False, verify=False):
-                return init()
+                return wandb.init(**options)
             _stay_offline("no account on this machine; `wandb login` adds one")
         except (wandb.errors.CommError, wandb.errors.AuthenticationError) as error:
             server = wandb.setup().settings.base_url
-            wandb.teardown()  # what is left of the attempt holds the run's id
+            wandb.teardown()  # the failed attempt still holds the run's id
             _stay_offline(f"{server}: {str(error).splitlines()[0].rstrip('.')}")
-    return init(mode="offline")
+    return wandb.init(mode="offline", **options)
 
 
 def _stay_offline(reason: str) -> None:
@@ -135,7 +129,7 @@ def _stay_offline(reason: str) -> None:
 
 
 def _run_id(run_dir: Path) -> str:
-    """The id of the run in this directory; a directory made anew gets another one."""
+    """Return the run's id, from its directory; a new directory gets a new one."""
     path = run_dir / "wandb/id"
     if not path.is_file():
         with atomic_file(path) as file:
@@ -150,7 +144,7 @@ def _group(run_dir: Path) -> str:
 
 
 def sweep_group(folder: Path) -> str:
-    """What the jobs of a sweep, and those of its repetition, have in common.
+    """Return the name that the jobs of a sweep and of its repetition share.
 
     Args:
         folder: of the sweep, named by time, process and `${typed:}`; or of a search.
@@ -160,17 +154,17 @@ def sweep_group(folder: Path) -> str:
 
 
 def finish(status: str) -> None:
-    """Closes the job's wandb run, if there is one, as what the job has become.
+    """Close the job's wandb run, if there is one, with the job's status.
 
     Without this the jobs of a multirun merge into one run.
 
     Args:
-        status: of `result.json`.
+        status: a key of `EXIT_CODES`.
     """
     if wandb := sys.modules.get("wandb"):
         try:
             wandb.finish(exit_code=EXIT_CODES[status])
-        except Exception as error:  # its process has died: no reason to lose ours
+        except Exception as error:  # wandb's own process has died; the job goes on
             print(f"wandb: the run could not be closed: {error}", file=sys.stderr)
 
 
@@ -178,7 +172,7 @@ def finish(status: str) -> None:
 
 
 def tensorboard(run_dir: str | Path) -> TensorBoardLogger:
-    """Lightning's logger, writing to `<run_dir>/tensorboard`.
+    """Return Lightning's logger, writing to `<run_dir>/tensorboard`.
 
     Raises:
         UserError: TensorBoard is not installed.
@@ -192,7 +186,7 @@ def tensorboard(run_dir: str | Path) -> TensorBoardLogger:
         ) from None
 
 
-# --- what they are shown -----------------------------------------
+# --- the test ----------------------------------------------------
 
 
 def log_test(
@@ -206,7 +200,7 @@ def log_test(
     best: Path | None,
     summary: dict[str, Any],
 ) -> None:
-    """Shows the test of a finished run on its dashboards.
+    """Log the test of a finished run to its dashboards.
 
     wandb gets the summary, the pictures, its own confusion matrix, a table of sample
     predictions and, where asked, the checkpoint; TensorBoard gets the pictures.
@@ -217,7 +211,7 @@ def log_test(
         labels: (N,);  logits: (N, K), in the same order.
         classes: K names.
         best: the checkpoint that was tested.
-        summary: what a run has one of; a column in wandb's table of runs.
+        summary: single values of the run, columns in wandb's table of runs.
     """
     if not trainer.is_global_zero:
         return
@@ -232,10 +226,10 @@ def log_test(
             try:
                 _log_tables(run, images, labels, logits, classes)
                 if logger.uploads_model and best:
-                    _upload(run, best)
-            except (
-                wandb.Error
-            ) as error:  # tables and models, unlike the rest, ask first
+                    artifact = wandb.Artifact(f"model-{run.id}", type="model")
+                    artifact.add_file(str(best))
+                    run.log_artifact(artifact, aliases=["best"])
+            except wandb.Error as error:  # these two, unlike the rest, ask the server
                 print(f"wandb: tables or model not logged: {error}", file=sys.stderr)
         elif isinstance(logger, TensorBoardLogger):
             for name, path in pictures.items():
@@ -255,27 +249,21 @@ def _log_tables(
 ) -> None:
     import wandb
 
-    probability, predicted = logits.softmax(dim=1).max(dim=1)
+    true = labels.tolist()
+    probability, predicted = (t.tolist() for t in logits.softmax(dim=1).max(dim=1))
     table = wandb.Table(columns=["image", "true", "predicted", "probability"])
-    n = len(labels)  # ordered by class in some data: from all over it
+    n = len(labels)
+    # Evenly spaced: some data sets are in the order of their classes.
     for i in torch.linspace(0, n - 1, min(SAMPLES, n)).long().tolist():
         table.add_data(
             wandb.Image(images[i].permute(1, 2, 0).numpy()),  # (H, W, 3)
-            classes[labels[i]],
+            classes[true[i]],
             classes[predicted[i]],
-            probability[i].item(),
+            probability[i],
         )
-    shown = {"test/samples": table}
+    tables: dict[str, Any] = {"test/samples": table}
     if len(classes) <= MAX_CLASSES:
-        shown["test/confusion"] = wandb.plot.confusion_matrix(
-            y_true=labels.tolist(), preds=predicted.tolist(), class_names=list(classes)
+        tables["test/confusion"] = wandb.plot.confusion_matrix(
+            y_true=true, preds=predicted, class_names=list(classes)
         )
-    run.log(shown)
-
-
-def _upload(run: wandb.Run, checkpoint: Path) -> None:
-    import wandb
-
-    artifact = wandb.Artifact(f"model-{run.id}", type="model")
-    artifact.add_file(str(checkpoint))
-    run.log_artifact(artifact, aliases=["best"])
+    run.log(tables)

@@ -8,12 +8,13 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torchmetrics.functional.classification import (
     multiclass_accuracy,
@@ -40,17 +41,16 @@ METRICS = (
     "test/acc_tta",
     "test/ece",
 )
+INIT_IMAGES = 2000  # training images that a whitening stem is computed from
 
-
-Batch = tuple[Tensor, Tensor, int]
 # Images (B, 3, H, W), logits (B, K), soft targets (B, K) → the mean loss.
 Criterion = Callable[[Tensor, Tensor, Tensor], Tensor]
-
-INIT_IMAGES = 2000  # that a network may set itself up from
+# Loss, correct predictions and images of one batch; the first two on the device.
+BatchFigures = tuple[Tensor, Tensor, int]
 
 
 def cross_entropy(images: Tensor, logits: Tensor, targets: Tensor) -> Tensor:
-    """The loss of a training without a teacher; a `Criterion`."""
+    """Return the mean loss of a training without a teacher; a `Criterion`."""
     return F.cross_entropy(logits, targets)
 
 
@@ -59,7 +59,7 @@ class Diverged(UserError):
 
 
 class Classifier(L.LightningModule):
-    """Trains `net` with cross-entropy over soft targets.
+    """Trains `net` with one loss over soft targets.
 
     Args:
         net: (B, 3, H, W) → logits (B, K).
@@ -69,9 +69,10 @@ class Classifier(L.LightningModule):
         mixing: images and labels → images and soft targets.
         tta: views averaged in the test beside the plain image, or None.
         seed: of dropout and mixing, which draw from (seed, epoch, rank, batch).
-            The loss, `criterion`, is `cross_entropy` unless set to another.
         channels_last: keep images and weights in that memory format; faster on CPUs
             with oneDNN and on GPUs with tensor cores.
+        criterion: the training loss.
+        initialised: the weights were trained before; nothing is set up from images.
     """
 
     def __init__(
@@ -84,6 +85,8 @@ class Classifier(L.LightningModule):
         tta: TTA | None = None,
         seed: int = 0,
         channels_last: bool = True,
+        criterion: Criterion = cross_entropy,
+        initialised: bool = False,
     ):
         super().__init__()
         self.memory_format = (
@@ -96,16 +99,16 @@ class Classifier(L.LightningModule):
         self.mixing = mixing
         self.tta = tta
         self.seed = seed
-        self.criterion: Criterion = cross_entropy
-        self.initialised = False  # with weights that were trained before
-        # Loss, hits and size of each batch since the epoch began, on the device: asking
-        # for a value would wait for it, and what sums them up each step costs more.
-        self.train_batches: dict[int, Batch] = {}
-        self.earlier = torch.zeros(3)  # the epoch's `_sums` before it was resumed
-        self.val_batches: list[Batch] = []
+        self.criterion = criterion
+        self.initialised = initialised
+        # By batch index, on the device: reading a value would wait for it, and summing
+        # them up in each step costs more.
+        self.train_batches: dict[int, BatchFigures] = {}
+        self.sums_before_resume = torch.zeros(3)  # the resumed epoch's `_sums`
+        self.val_batches: list[BatchFigures] = []
         self.outputs: list[dict[str, Tensor]] = []
         self.predictions: dict[str, Tensor] = {}  # of the test
-        self.val_predictions: dict[str, Tensor] = {}  # of a validation by itself
+        self.val_predictions: dict[str, Tensor] = {}  # of a validation outside a fit
 
     def forward(self, images: Tensor) -> Tensor:
         """Normalised images (B, 3, H, W) → logits (B, K), float32."""
@@ -124,16 +127,18 @@ class Classifier(L.LightningModule):
         init = getattr(self.net, "init_from_images", None)
         resumed = self.trainer.ckpt_path is not None or self.initialised
         if callable(init) and not resumed:
-            init(self.trainer.datamodule.first_images(INIT_IMAGES))
+            trainer: Any = self.trainer  # Lightning declares no `datamodule`
+            init(trainer.datamodule.first_images(INIT_IMAGES))
 
     def on_train_start(self) -> None:
         if self.trainer.ckpt_path is not None:
+            assert self.make_optimizer is not None  # a fit has one
             fresh = self.make_optimizer(copy.deepcopy(self.net))
             check_state(self.trainer.optimizers[0], fresh)
 
     def on_train_epoch_start(self) -> None:
         self.train_batches = {}
-        self.earlier = torch.zeros(3)
+        self.sums_before_resume = torch.zeros(3)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         done = internals.batches_done(self.trainer)
@@ -141,7 +146,8 @@ class Classifier(L.LightningModule):
             checkpoint["epoch_so_far"] = self._train_sums().cpu()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.earlier = checkpoint.get("epoch_so_far", self.earlier)
+        if "epoch_so_far" in checkpoint:
+            self.sums_before_resume = checkpoint["epoch_so_far"]
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         # Dropout and mixing go on as they would have if the run had not been cut here,
@@ -154,33 +160,34 @@ class Classifier(L.LightningModule):
         if batch_idx in self.train_batches:  # its second pass
             return loss
         labels = targets.argmax(dim=1)
-        self.train_batches[batch_idx] = _counted(loss, logits, labels)
+        self.train_batches[batch_idx] = _figures(loss, logits, labels)
         if batch_idx + 1 == self.trainer.num_training_batches:
-            # Not at the epoch's end: callbacks that write the epoch down read it.
+            # Not at the epoch's end, where callbacks already read these figures.
             losses = [loss for loss, *_ in self.train_batches.values()]
             self._stop_if_diverged("training", losses)
             lr = self.trainer.optimizers[0].param_groups[0]["lr"]
             self._log_epoch("train", self._train_sums(), **{"train/lr": lr})
         return loss
 
-    def _stop_if_diverged(self, what: str, losses: list[Tensor]) -> None:
+    def _stop_if_diverged(self, part: str, losses: list[Tensor]) -> None:
         finite = torch.stack(losses).isfinite()
         if not finite.all():
             batch = int(finite.int().argmin())
             raise Diverged(
-                f"{what} loss not finite at batch {batch} of epoch "
+                f"{part} loss not finite at batch {batch} of epoch "
                 f"{self.current_epoch} (both from 0); checkpoints/last.ckpt keeps the "
                 "last good epoch, if there was one; try a lower optimizer.lr or a "
                 "longer warm-up"
             )
 
     def _train_sums(self) -> Tensor:
-        sums = _sums([*self.train_batches.values()])
-        return sums + self.earlier.to(sums.device)
+        sums = _sums(list(self.train_batches.values()))
+        return sums + self.sums_before_resume.to(sums.device)
 
     def _log_epoch(self, part: str, sums: Tensor, **more: float) -> None:
-        means = sums[:2] / sums[2]
-        values = {f"{part}/loss": means[0], f"{part}/acc": means[1], **more}
+        loss, acc, _ = sums / sums[2]
+        values: dict[str, Tensor | float] = {f"{part}/loss": loss, f"{part}/acc": acc}
+        values |= more
         self.log_dict(values, prog_bar=True, on_step=False, on_epoch=True)
 
     # --- validation --------------------------------------------------
@@ -192,7 +199,7 @@ class Classifier(L.LightningModule):
         images, labels = batch
         logits = self(images)
         loss = F.cross_entropy(logits, labels)
-        self.val_batches.append(_counted(loss, logits, labels))
+        self.val_batches.append(_figures(loss, logits, labels))
         if self.trainer.state.fn != TrainerFn.FITTING:
             self.outputs.append({"labels": labels, "logits": logits})
 
@@ -203,10 +210,10 @@ class Classifier(L.LightningModule):
         if self.trainer.state.fn == TrainerFn.FITTING:
             # Before a checkpoint of it could be written.
             self._stop_if_diverged("validation", [b[0] for b in self.val_batches])
-            self.lr_schedulers().observe(float(sums[0] / sums[2]))
+            schedule = cast(Schedule, self.lr_schedulers())
+            schedule.observe(float(sums[0] / sums[2]))
         else:
-            found = self._all_outputs()
-            self.val_predictions = {k: v.cpu() for k, v in found.items()}
+            self.val_predictions = _on_cpu(self._all_outputs())
         self._log_epoch("val", sums)
 
     # --- test --------------------------------------------------------
@@ -220,25 +227,24 @@ class Classifier(L.LightningModule):
 
     def on_test_epoch_end(self) -> None:
         outputs = self._all_outputs()
-        self.predictions = {k: v.cpu() for k, v in outputs.items()}
+        self.predictions = _on_cpu(outputs)
         labels, logits = outputs["labels"], outputs["logits"]
         figures = {
             "test/loss": F.cross_entropy(logits, labels),
-            "test/acc": (logits.argmax(dim=1) == labels).float().mean(),
+            "test/acc": _accuracy(logits, labels),
             "test/ece": multiclass_calibration_error(
                 logits, labels, self.num_classes, n_bins=15
             ),
         }
         if "tta" in outputs:
-            hits = outputs["tta"].argmax(dim=1) == labels
-            figures["test/acc_tta"] = hits.float().mean()
+            figures["test/acc_tta"] = _accuracy(outputs["tta"], labels)
         self.per_class = multiclass_accuracy(
             logits, labels, self.num_classes, average=None
         )
         self.log_dict(figures)
 
     def _all_outputs(self) -> dict[str, Tensor]:
-        """Of all batches on all ranks, in the order of the images."""
+        """Return the outputs of all batches on all ranks, in the images' order."""
         parts, self.outputs = self.outputs, []
         return {
             k: gather_rows(torch.cat([part[k] for part in parts])) for k in parts[0]
@@ -246,11 +252,11 @@ class Classifier(L.LightningModule):
 
     # --- optimizer ---------------------------------------------------
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        assert self.make_optimizer is not None
+        assert self.make_schedule is not None
         optimizer = self.make_optimizer(self.net)
         trainer = self.trainer
-        # `trainer.estimated_stepping_batches` is cut by max_steps: that would squeeze
-        # the schedule of all epochs into the steps that are taken.
         internals.make_loaders(trainer)
         steps = math.ceil(
             trainer.num_training_batches / trainer.accumulate_grad_batches
@@ -262,16 +268,24 @@ class Classifier(L.LightningModule):
         }
 
 
-def _counted(loss: Tensor, logits: Tensor, labels: Tensor) -> Batch:
-    hits = (logits.argmax(dim=1) == labels).sum()
-    return loss.detach(), hits, len(labels)
+def _figures(loss: Tensor, logits: Tensor, labels: Tensor) -> BatchFigures:
+    correct = (logits.argmax(dim=1) == labels).sum()
+    return loss.detach(), correct, len(labels)
 
 
-def _sums(batches: list[Batch]) -> Tensor:
-    """Loss × images, hits and images (3,) of all batches on all ranks."""
-    losses, hits, sizes = zip(*batches, strict=True)
+def _sums(batches: list[BatchFigures]) -> Tensor:
+    """Return loss × images, correct predictions and images (3,), over all ranks."""
+    losses, correct, sizes = zip(*batches, strict=True)
     weights = torch.tensor(sizes, device=losses[0].device)
     # Not a product of matrices, which autocast would round to three digits.
     loss = (torch.stack(losses).float() * weights.float()).sum()
-    sums = [loss, torch.stack(hits).sum().float(), weights.sum().float()]
+    sums = [loss, torch.stack(correct).sum().float(), weights.sum().float()]
     return sum_over_ranks(torch.stack(sums))
+
+
+def _accuracy(scores: Tensor, labels: Tensor) -> Tensor:
+    return (scores.argmax(dim=1) == labels).float().mean()
+
+
+def _on_cpu(outputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: rows.cpu() for name, rows in outputs.items()}

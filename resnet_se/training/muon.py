@@ -10,27 +10,38 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from resnet_se.models.layers import SqueezeExcite
 from resnet_se.utils.errors import UserError
 from resnet_se.utils.system import has_bf16
+from resnet_se.utils.validation import (
+    NonNegative,
+    Positive,
+    check_value,
+    hints_of,
+    validated,
+)
+
+Momentum = Annotated[float, Field(ge=0, lt=1)]
 
 STEPS = 3
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of s, s³, s⁵: steep at 0, about 1 after that
 
 
 def orthogonalized(matrix: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """About U Vᵀ of a matrix (M, N) = U S Vᵀ: singular values of 0.1 S/|S| up near 1.
+    """Return about U Vᵀ (M, N) of a matrix U S Vᵀ: singular values near 1.
+
+    Those of at least a tenth of the norm come near 1; zeros stay zeros.
 
     Args:
-        matrix: (M, N); zeros stay zeros.
-        dtype: of the products; bfloat16 where the hardware has it, by default.  The
-            result has the matrix's own.
+        matrix: (M, N), of any dtype, which the result has too.
+        dtype: of the products; by default bfloat16 where the hardware has it.
     """
     a, b, c = COEFFICIENTS
     if dtype is None:
@@ -53,22 +64,22 @@ class Muon(Optimizer):
     and moved by rate × `orthogonalized` momentum; it has no decay.
 
     Args:
-        params: parameters or groups of them.
-        lr: rate of groups that name none, >= 0.
-        momentum: in [0, 1), of groups that name none.
-        weight_decay: >= 0, L2, of groups that are no `matrices` and name none.
-        matrices: whether groups that do not say are Muon's.
+        params: parameters or groups of them, which may set each of the others.
+        lr: learning rate.
+        momentum: in [0, 1).
+        weight_decay: L2, of groups that are no `matrices`.
+        matrices: groups are Muon's.
 
     Raises:
-        ValueError: a range, as torch's own optimizers have it.
+        UserError: a value out of its range.
     """
 
     def __init__(
         self,
         params: Iterable[Any],
-        lr: float = 0.24,
-        momentum: float = 0.6,
-        weight_decay: float = 0.0,
+        lr: NonNegative = 0.24,
+        momentum: Momentum = 0.6,
+        weight_decay: NonNegative = 0.0,
         matrices: bool = True,
     ):
         defaults = {
@@ -79,11 +90,10 @@ class Muon(Optimizer):
         }
         super().__init__(params, defaults)
         for group in self.param_groups:
-            _check_range("lr", group["lr"])
-            _check_range("momentum", group["momentum"], below=1)
-            _check_range("weight_decay", group["weight_decay"])
+            for name in defaults:
+                check_value(name, group[name], hints_of(Muon)[name])
             if group["matrices"] and any(p.ndim < 2 for p in group["params"]):
-                raise ValueError("params: a vector among the matrices")
+                raise UserError("params: a vector among the matrices")
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -118,46 +128,34 @@ class Muon(Optimizer):
         return grad.add(momentum, alpha=group["momentum"])
 
 
+@validated
 def make_muon(
     net: nn.Module,
     *,
-    lr: float = 0.24,
-    momentum: float = 0.6,
-    vector_momentum: float = 0.85,
-    weight_decay: float = 0.0,
-    bias_lr: float = 1.0,
-    se_lr: float = 1.0,
-    head_lr: float = 1.0,
+    lr: Positive = 0.24,
+    momentum: Momentum = 0.6,
+    vector_momentum: Momentum = 0.85,
+    weight_decay: NonNegative = 0.0,
+    bias_lr: Positive = 1.0,
+    se_lr: Positive = 1.0,
+    head_lr: Positive = 1.0,
 ) -> Muon:
-    """Muon over `net`: its convolutions by Muon, each other kind at a rate of its own.
+    """Return Muon over `net`: each kind of parameter at a rate of its own.
 
     Args:
-        lr: rate of the convolutions' weights, > 0, which the others' are factors on.
-        momentum: of the convolutions, in [0, 1).
-        vector_momentum: of everything else, in [0, 1).
-        weight_decay: L2 of everything else, >= 0; divided by the factor on the rate, so
-            that all shrink alike.
-        bias_lr: factor for biases of BatchNorm and of convolutions, > 0.
-        se_lr: factor for the two layers of SE blocks, > 0.
-        head_lr: factor for other linear layers, > 0.  Scales have the factor 1.
+        lr: rate of the convolutions' weights and of scales.
+        momentum: of the convolutions' weights.
+        vector_momentum: of everything else.
+        weight_decay: L2 of everything else; divided by the factor on the rate, so that
+            all shrink alike.
+        bias_lr: factor on the rate for biases of BatchNorm and of convolutions.
+        se_lr: factor for the two layers of SE blocks.
+        head_lr: factor for other linear layers.
 
     Raises:
-        UserError: a range, or a network without convolutions to train.
+        UserError: a value out of its range, or a network without convolutions to train.
     """
-    factors = {"bias_lr": bias_lr, "se_lr": se_lr, "head_lr": head_lr}
-    for name, value in {"lr": lr, **factors}.items():
-        if not 0 < value < math.inf:
-            raise UserError(
-                f"optimizer.{name}: expected a positive number, got {value!r}"
-            )
-    try:
-        _check_range("momentum", momentum, below=1)
-        _check_range("vector_momentum", vector_momentum, below=1)
-        _check_range("weight_decay", weight_decay)
-    except ValueError as error:
-        raise UserError(f"optimizer.{error}") from None
-    kinds = _kinds(net)
-    matrices = kinds.pop("matrices")
+    matrices, biases, gates, heads, scales = _kinds(net)
     if not matrices:
         raise UserError(
             f"optimizer: Muon trains the weights of convolutions and "
@@ -166,53 +164,34 @@ def make_muon(
     groups: list[dict[str, Any]] = [
         {"params": matrices, "momentum": momentum, "matrices": True}
     ]
-    for kind, parameters in kinds.items():
-        factor = factors.get(kind, 1.0)
-        decay = weight_decay / factor
-        if parameters:
-            groups.append(
-                {"params": parameters, "lr": lr * factor, "weight_decay": decay}
-            )
+    factors = ((biases, bias_lr), (gates, se_lr), (heads, head_lr), (scales, 1.0))
+    groups += (
+        {"params": kind, "lr": lr * factor, "weight_decay": weight_decay / factor}
+        for kind, factor in factors
+        if kind
+    )
     return Muon(groups, lr=lr, momentum=vector_momentum, matrices=False)
 
 
-def _check_range(name: str, value: float, below: float = math.inf) -> None:
-    """Raises ValueError unless 0 <= value < below."""
-    if not 0 <= value < below:
-        raise ValueError(f"{name}: expected 0 <= {name} < {below:g}, got {value!r}")
+def _kinds(net: nn.Module) -> tuple[list[nn.Parameter], ...]:
+    """Return the trainable matrices, biases, SE gates, linear layers and scales."""
 
+    def inside(kind: type[nn.Module]) -> set[nn.Parameter]:
+        found = (m for m in net.modules() if isinstance(m, kind))
+        return {p for module in found for p in module.parameters()}
 
-def _kinds(net: nn.Module) -> dict[str, list[nn.Parameter]]:
-    """`net`'s trainable parameters, each once: matrices and what has another rate."""
-    kinds: dict[str, list[nn.Parameter]] = {
-        "matrices": [],
-        "bias_lr": [],
-        "se_lr": [],
-        "head_lr": [],
-        "scales": [],
-    }
-    gates = {
-        p
-        for module in net.modules()
-        if isinstance(module, SqueezeExcite)
-        for p in module.parameters()
-    }
-    linear = {
-        p
-        for module in net.modules()
-        if isinstance(module, nn.Linear)
-        for p in module.parameters()
-    }
+    gates, linear = inside(SqueezeExcite), inside(nn.Linear)
+    kinds: tuple[list[nn.Parameter], ...] = ([], [], [], [], [])
     for name, parameter in net.named_parameters():
         if not parameter.requires_grad:
             continue
         if parameter.ndim == 4:
-            kind = "matrices"
+            kind = 0
         elif parameter in gates:
-            kind = "se_lr"
+            kind = 2
         elif parameter in linear:
-            kind = "head_lr"
+            kind = 3
         else:
-            kind = "bias_lr" if name.rpartition(".")[2] == "bias" else "scales"
+            kind = 1 if name.rpartition(".")[2] == "bias" else 4
         kinds[kind].append(parameter)
     return kinds

@@ -13,7 +13,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from resnet_se.config import CONF
 from resnet_se.config.build import build_classifier, build_data, build_trainer, quiet
 from resnet_se.training.callbacks.averaging import WeightAverage
-from resnet_se.training.module import Diverged, _counted, _sums
+from resnet_se.training.module import Diverged, _figures, _sums
 from resnet_se.utils.errors import UserError
 from tests.conftest import TINY
 
@@ -48,7 +48,7 @@ def test_figures_of_uneven_batches_are_torchmetrics():
         value = torch.nn.functional.cross_entropy(logits, labels)
         loss.update(value, weight=size)
         acc.update(logits, labels)
-        batches.append(_counted(value, logits, labels))
+        batches.append(_figures(value, logits, labels))
     sums = _sums(batches)
     torch.testing.assert_close(
         sums[:2] / sums[2], torch.stack([loss.compute(), acc.compute()])

@@ -178,12 +178,12 @@ def test_it_lowers_a_loss():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"lr": 0.0}, r"optimizer\.lr: expected a positive number, got 0"),
-        ({"se_lr": -1.0}, r"optimizer\.se_lr: .* got -1"),
-        ({"head_lr": math.inf}, r"optimizer\.head_lr: .* got inf"),
-        ({"momentum": 1.0}, r"optimizer\.momentum: .* < 1, got 1"),
-        ({"vector_momentum": -0.1}, r"optimizer\.vector_momentum: .* got -0.1"),
-        ({"weight_decay": -1.0}, r"optimizer\.weight_decay: .* got -1"),
+        ({"lr": 0.0}, r"^lr: expected a number > 0, got 0"),
+        ({"se_lr": -1.0}, r"^se_lr: .* got -1"),
+        ({"head_lr": math.inf}, r"^head_lr: .* got inf"),
+        ({"momentum": 1.0}, r"^momentum: .* < 1, got 1"),
+        ({"vector_momentum": -0.1}, r"^vector_momentum: .* got -0.1"),
+        ({"weight_decay": -1.0}, r"^weight_decay: .* got -1"),
     ],
 )
 def test_impossible_rates_are_refused(options, words):
@@ -201,7 +201,7 @@ def test_a_network_without_convolutions_to_train_is_refused(frozen):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"lr": -0.1}, "lr: expected 0 <= lr"),
+        ({"lr": -0.1}, "lr: expected a number >= 0, got -0.1"),
         ({"momentum": 1.0}, "momentum: .* < 1, got 1"),
         ({"weight_decay": -1.0}, "weight_decay: .* got -1"),
         ({}, "vector among the matrices"),

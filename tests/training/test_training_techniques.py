@@ -22,7 +22,7 @@ from resnet_se.config.build import build_classifier, build_data, build_trainer, 
 from resnet_se.config.validate import check_config
 from resnet_se.inference.distillation import Distillation, criterion
 from resnet_se.inference.pretrained import load
-from resnet_se.training.callbacks.sam import SAM, ascent
+from resnet_se.training.callbacks.sam import SAM, perturbation
 from resnet_se.utils.errors import UserError
 from resnet_se.utils.lightning_private import batches_done
 from resnet_se.utils.random_streams import derive_seed
@@ -52,14 +52,14 @@ def build(tmp_path):
 # --- SAM ---------------------------------------------------------
 
 
-def test_the_ascent_by_hand():
+def test_the_perturbation_by_hand():
     w, v = (torch.tensor(x, requires_grad=True) for x in ([3.0, -1.0], [[2.0]]))
     w.grad, v.grad = torch.tensor([2.0, 1.0]), torch.tensor([[-2.0]])  # of norm 3
-    first, second = ascent([w, v], 0.6, adaptive=False)
+    first, second = perturbation([w, v], 0.6, adaptive=False)
     torch.testing.assert_close(first, torch.tensor([0.4, 0.2]))
     torch.testing.assert_close(second, torch.tensor([[-0.4]]))
 
-    first, second = ascent([w, v], 0.6, adaptive=True)
+    first, second = perturbation([w, v], 0.6, adaptive=True)
     size = np.array([3.01, 1.01, 2.01])
     gradient = np.array([2.0, 1.0, -2.0])
     expected = 0.6 * size**2 * gradient / np.linalg.norm(size * gradient)

@@ -1,4 +1,4 @@
-"""Averages of the weights, which are validated and kept in their place.
+"""Averages of the weights, validated and kept in place of the trained ones.
 
 * EMA: Polyak & Juditsky 1992, with BatchNorm's statistics
 * SWA: Izmailov et al. 2018, arXiv 1803.05407
@@ -19,19 +19,18 @@ from resnet_se.utils.validation import Unit, validated
 class WeightAverage(L.Callback):
     """Validates, checkpoints and ends with an average of the weights.
 
-    After every optimizer step average ← decay × average + (1 − decay) × weights, of
-    parameters and BatchNorm's statistics alike: EMA.  Without a decay, SWA: the mean of
-    the weights at the ends of the epochs from `start` on, and BatchNorm's statistics
-    measured anew for it, on `BN_IMAGES` augmented training images.  The `state_dict` of
-    a checkpoint is the average; `trained_state` are the weights that go on being
-    trained.
+    With a decay, EMA: average ← decay × average + (1 − decay) × weights after every
+    optimizer step, for parameters and BatchNorm's statistics alike.  Without, SWA: the
+    mean of the weights at the ends of the epochs from `start` on, with BatchNorm's
+    statistics computed for it on `BN_IMAGES` augmented training images.  A checkpoint's
+    `state_dict` is the average; its `trained_state` are the weights being trained.
 
-    Lightning's `EMAWeightAveraging` would do if it did not wait for the GPU in every
-    step, keep the average of a GPU's weights on the CPU, and swap the final average in
-    for the best checkpoint when that is validated after training.
+    Lightning's `EMAWeightAveraging` waits for the GPU in every step, keeps the average
+    of a GPU's weights on the CPU, and replaces the best checkpoint by the final average
+    when that is validated after training.
 
     Args:
-        decay: in (0, 1); about 1 / (1 − decay) steps are averaged.  None: SWA.
+        decay: averages about the last 1 / (1 − decay) steps.
         start: of SWA, a share of all epochs; until then there is no average.
 
     Raises:
@@ -50,7 +49,7 @@ class WeightAverage(L.Callback):
         self.average: list[torch.Tensor] = []  # empty unless the network is trained
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        # Not earlier: now the weights lie on the device and are what they will be.
+        # Not earlier: only now are the weights on the device and loaded.
         state = module.state_dict()
         self.weights = _floating(state)
         self.average = [
@@ -58,8 +57,8 @@ class WeightAverage(L.Callback):
         ]
         self.step = trainer.global_step
 
-    def _averaged_epochs(self, trainer: L.Trainer) -> int:
-        """Of SWA, the one under way counted."""
+    def _averaged_epochs(self, trainer: Any) -> int:
+        """Return how many epochs SWA averages, with the present one."""
         return trainer.current_epoch + 1 - int(self.start * trainer.max_epochs)
 
     def on_train_batch_end(
@@ -80,13 +79,11 @@ class WeightAverage(L.Callback):
 
     def _swap(self) -> None:
         # In place: a compiled network knows its weights by their address.
-        kept = [t.clone() for t in self.weights]
+        trained = [t.clone() for t in self.weights]
         torch._foreach_copy_(self.weights, self.average)
-        torch._foreach_copy_(self.average, kept)
+        torch._foreach_copy_(self.average, trained)
 
-    def on_validation_epoch_start(
-        self, trainer: L.Trainer, module: L.LightningModule
-    ) -> None:
+    def on_validation_epoch_start(self, trainer: Any, module: Any) -> None:
         if self.average:
             self._swap()
             if self.decay is None and self._averaged_epochs(trainer) > 1:

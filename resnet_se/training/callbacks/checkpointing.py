@@ -1,4 +1,4 @@
-"""Checkpoints: which are written, when, and by what."""
+"""Checkpoints of a run: `last.ckpt` and `best.ckpt`, and how they reach the disk."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from resnet_se.utils.validation import Count, Natural, Text, check_value, valida
 
 
 class CheckpointFiles(CheckpointIO):
-    """Lightning's way to the disk, by `checkpoint`: whole, synced, verified.
+    """Lightning's reads and writes, by `runs.checkpoint`: whole, synced, verified.
 
     Args:
-        run: stands in every checkpoint, so that another run's is not taken for ours.
+        run: the run's name, kept in every checkpoint to tell it from another run's.
     """
 
     def __init__(self, run: str):
@@ -36,7 +36,7 @@ class CheckpointFiles(CheckpointIO):
 
 
 class Checkpoints(Checkpoint):
-    """`last.ckpt` after every epoch, `best.ckpt` by a metric, each by its own rule.
+    """Writes `last.ckpt` after every epoch, `best.ckpt` after the best by a metric.
 
     Lightning's `ModelCheckpoint` writes its last one only when it writes its best, and
     forgets the best score where the directory has moved; this one keeps the score in
@@ -44,8 +44,8 @@ class Checkpoints(Checkpoint):
 
     Args:
         dirpath: the folder of both.
-        monitor: the metric, one of `classifier.METRICS`; smaller is better.
-        every_n_steps: `last.ckpt` is written after so many optimizer steps as well.
+        monitor: the metric, one of `module.METRICS`; smaller is better.
+        every_n_steps: write `last.ckpt` after so many optimizer steps as well.
 
     Raises:
         UserError: `every_n_steps` is below 1.
@@ -65,7 +65,7 @@ class Checkpoints(Checkpoint):
         self.best_epoch: int | None = None
 
     def setup(self, *_: Any, **__: Any) -> None:
-        self.dirpath.mkdir(parents=True, exist_ok=True)  # found out before training
+        self.dirpath.mkdir(parents=True, exist_ok=True)  # fails before training
 
     def state_dict(self) -> dict[str, Any]:
         return {"best_score": self.best_score, "best_epoch": self.best_epoch}
@@ -77,19 +77,22 @@ class Checkpoints(Checkpoint):
         self.best_epoch = state["best_epoch"]
 
     def is_best(self, checkpoint: dict[str, Any]) -> bool:
-        """Whether a file is the best one: this start's, or an earlier start's, killed
-        between its best and its last, from which another rounding led away."""
-        said = checkpoint.get("callbacks", {}).get(self.state_key, {})
-        own = said.get("best_epoch") == checkpoint["epoch"]
-        return own and said["best_score"] <= self.best_score
+        """Return true for the best checkpoint, this start's or an earlier one's.
+
+        An earlier start may have been killed between its best and its last checkpoint,
+        and rounding have led this one to another score.
+        """
+        state = checkpoint.get("callbacks", {}).get(self.state_key, {})
+        own = state.get("best_epoch") == checkpoint["epoch"]
+        return own and state["best_score"] <= self.best_score
 
     def on_train_batch_end(
         self, trainer: L.Trainer, module: Any, outputs: Any, batch: Any, index: int
     ) -> None:
-        whole = index + 1 == trainer.num_training_batches  # the epoch's end writes it
+        last = index + 1 == trainer.num_training_batches  # the epoch's end writes it
         due = self.every_n_steps and trainer.global_step % self.every_n_steps == 0
         stepped = (index + 1) % trainer.accumulate_grad_batches == 0
-        if due and stepped and not whole:
+        if due and stepped and not last:
             trainer.save_checkpoint(self.dirpath / checkpoint_files.LAST)
 
     def on_train_epoch_end(self, trainer: L.Trainer, *_: Any) -> None:

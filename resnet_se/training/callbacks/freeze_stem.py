@@ -15,12 +15,12 @@ from resnet_se.utils.validation import Count, validated
 
 
 class FreezeStem(L.Callback):
-    """Stops training a whitening stem's biases after some epochs (Jordan 2024, §3).
+    """Stops training a whitening stem's biases after some epochs.
 
-    They have found their place by then, and the backward pass ends before the stem.
+    They hardly move by then, and the backward pass can end before the stem.
 
     Args:
-        epochs: that the biases are trained for.
+        epochs: how many the biases are trained for.
 
     Raises:
         UserError: the network has no whitening stem.
@@ -41,7 +41,7 @@ class FreezeStem(L.Callback):
 
     # Not `on_train_epoch_start`, which a resume in mid-epoch does not have.
     def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
-        # DDP waits for gradients of all that had one when it was made.
+        # DDP waits for a gradient of every parameter that needed one when it started.
         if trainer.current_epoch >= self.epochs and trainer.world_size == 1:
             for bias in self.biases:
                 bias.requires_grad_(False)

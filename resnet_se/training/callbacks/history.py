@@ -1,4 +1,4 @@
-"""A run's metrics by epoch, and the time that training took."""
+"""A run's metrics by epoch, in `metrics.csv`, and the time that training took."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from resnet_se.utils.validation import NonNegative, check_value
 
 
 class History(L.Callback):
-    """One row an epoch in `metrics.csv`, and the time that training took.
+    """Records one row of metrics an epoch.
 
     The rows and times are part of every checkpoint, so that a resumed run's file reads
     as if it had never stopped, whichever logger is used.  Seconds are wall-clock; those
@@ -37,12 +37,13 @@ class History(L.Callback):
         self._start: float | None = None  # of the epoch under way
 
     def state_dict(self) -> dict[str, Any]:
-        # Written in mid-epoch (`SaveOnSigterm`), the epoch's time so far counts.
-        so_far = 0.0 if self._start is None else time.perf_counter() - self._start
+        elapsed = (
+            self._elapsed()
+        )  # a checkpoint in mid-epoch (`SaveOnSigterm`) has some
         return {
             "rows": self.rows,
-            "seconds": self.seconds + so_far,
-            "train_seconds": self.train_seconds + so_far,
+            "seconds": self.seconds + elapsed,
+            "train_seconds": self.train_seconds + elapsed,
             "images": self.images,
         }
 
@@ -57,11 +58,11 @@ class History(L.Callback):
 
     @property
     def images_per_second(self) -> float | None:
-        """Training throughput, validation and start-up left out."""
+        """Training throughput, without validation and start-up."""
         return self.images / self.train_seconds if self.train_seconds else None
 
     def on_train_start(self, *_: Any) -> None:
-        self._begin()  # a run that resumes in mid-epoch does not start it again
+        self._begin()  # resumed in mid-epoch, a run has no `on_train_epoch_start`
 
     def on_train_epoch_start(self, *_: Any) -> None:
         self.epochs += 1
@@ -72,7 +73,10 @@ class History(L.Callback):
         self._validating = 0.0
         self._validated = False
 
-    def on_validation_start(self, trainer: L.Trainer, *_: Any) -> None:
+    def _elapsed(self) -> float:
+        return 0.0 if self._start is None else time.perf_counter() - self._start
+
+    def on_validation_start(self, *_: Any) -> None:
         self._validation_start = time.perf_counter()
 
     def on_validation_end(self, trainer: L.Trainer, *_: Any) -> None:
@@ -80,10 +84,10 @@ class History(L.Callback):
             self._validating += time.perf_counter() - self._validation_start
             self._validated = True
 
-    def on_train_epoch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        took, self._start = time.perf_counter() - self._start, None
-        self.seconds += took
-        self.train_seconds += took - self._validating
+    def on_train_epoch_end(self, trainer: Any, *_: Any) -> None:
+        elapsed, self._start = self._elapsed(), None
+        self.seconds += elapsed
+        self.train_seconds += elapsed - self._validating
         batches = trainer.num_training_batches * trainer.world_size
         self.images += batches * trainer.datamodule.batch_size
         metrics = {

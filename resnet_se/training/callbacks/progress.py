@@ -1,4 +1,4 @@
-"""How a training shows itself: a bar on a terminal, plain lines elsewhere, a forecast.
+"""Progress of a training: a bar on a terminal, plain lines elsewhere, a forecast.
 
 Every line fits 80 columns, and epochs count from 1.
 """
@@ -14,18 +14,18 @@ from lightning.pytorch.callbacks import ProgressBar, RichProgressBar
 
 from resnet_se.utils.system import now
 
-FORECAST_AFTER = 2, 5  # steps: the first are slow, the others are timed
-WORTH_SAYING = 60.0  # seconds of training; below it nobody asks
+FORECAST_STEPS = 2, 5  # timed from the one to the other: the first ones are slow
+MIN_FORECAST = 60.0  # seconds of training; a shorter one has no forecast
 LONG = 3600.0  # seconds from which shorter choices are named
 
 
 def progress() -> ProgressBar:
-    """A live bar with metrics on a terminal, plain lines elsewhere."""
+    """Return a live bar with metrics on a terminal, plain lines elsewhere."""
     return LiveProgress() if sys.stdout.isatty() else PlainProgress()
 
 
 def _brief(trainer: L.Trainer) -> dict[str, str]:
-    """The metrics of the last epoch that a line of 80 columns has room for."""
+    """Return the last epoch's metrics that fit into a line of 80 columns."""
     metrics = trainer.callback_metrics
     brief = {}
     for name, metric, form in (
@@ -58,7 +58,7 @@ class PlainProgress(ProgressBar):
     EVERY_SECONDS = 30.0
 
     def on_train_start(self, *_: Any) -> None:
-        self._start = self._last = time.perf_counter()  # should it resume in mid-epoch
+        self._start = self._last = time.perf_counter()  # for a resume in mid-epoch
 
     def on_train_epoch_start(self, trainer: L.Trainer, *_: Any) -> None:
         self._start = self._last = time.perf_counter()
@@ -69,24 +69,24 @@ class PlainProgress(ProgressBar):
         now = time.perf_counter()
         if now - self._last > self.EVERY_SECONDS:
             self._last = now
-            self._say(trainer, f"step {index + 1}/{trainer.num_training_batches}")
+            self._print(trainer, f"step {index + 1}/{trainer.num_training_batches}")
 
     def on_train_epoch_end(self, trainer: L.Trainer, *_: Any) -> None:
         metrics = _brief(trainer)
         line = "  ".join(f"{name} {value}" for name, value in metrics.items())
-        self._say(trainer, f"{line}  {time.perf_counter() - self._start:.1f} s")
+        self._print(trainer, f"{line}  {time.perf_counter() - self._start:.1f} s")
 
-    def _say(self, trainer: L.Trainer, text: str) -> None:
+    def _print(self, trainer: L.Trainer, text: str) -> None:
         if trainer.is_global_zero:
             epoch = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
             print(f"{epoch}  {text}", flush=True)
 
     def disable(self) -> None:
-        """Lightning's bars must offer it; ranks other than zero stay silent anyway."""
+        """Do nothing, as Lightning's bars may: only rank zero prints."""
 
 
 def duration(seconds: float) -> str:
-    """`40 s`, `12 min`, `3.5 h`, `2.1 days`."""
+    """Return a time in words: `40 s`, `12 min`, `3.5 h`, `2.1 days`."""
     for unit, length in (("days", 86_400), ("h", 3600), ("min", 60)):
         if seconds >= 2 * length:
             return f"{seconds / length:.{0 if unit == 'min' else 1}f} {unit}"
@@ -94,13 +94,13 @@ def duration(seconds: float) -> str:
 
 
 class Forecast(L.Callback):
-    """Says after a few steps how long training will take here, and what is shorter."""
+    """Prints after a few steps how long training will take, and shorter choices."""
 
     def on_train_start(self, *_: Any) -> None:
         self._steps = 0
 
     def on_train_batch_end(self, trainer: L.Trainer, module: Any, *_: Any) -> None:
-        first, last = FORECAST_AFTER
+        first, last = FORECAST_STEPS
         self._steps += 1
         if self._steps == first:
             self._start = now(module.device)
@@ -113,12 +113,12 @@ class Forecast(L.Callback):
 
 
 def forecast(epoch_seconds: float, epochs: int) -> str:
-    """One line, empty where training is over in a minute; validation is left out."""
-    whole = epoch_seconds * epochs
-    if whole < WORTH_SAYING:
+    """Return a line with the time without validation, empty for a short training."""
+    total = epoch_seconds * epochs
+    if total < MIN_FORECAST:
         return ""
     each = duration(epoch_seconds)
-    text = f"about {duration(whole)} here: {epochs} epochs of {each}"
-    if whole > LONG:
+    text = f"about {duration(total)} here: {epochs} epochs of {each}"
+    if total > LONG:
         text += "\nshorter: budget=short, budget=small, or experiment=quickstart"
     return text

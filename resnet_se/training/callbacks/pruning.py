@@ -1,10 +1,10 @@
-"""A trial of a search, stopped early where others of its epoch are better.
+"""Early stopping of a search's trial where others are better at the same epoch.
 
 * successive halving, asynchronous: Li et al. 2020, arXiv 1810.05934
 * Hyperband: Li et al. 2018, arXiv 1603.06560
 
-Optuna's pruners.  The job itself writes each epoch's figure into the search's journal
-and asks, so that trials of any launcher know of each other.
+By Optuna's pruners.  Each job reports its epochs to the journal in the search's folder,
+so that the trials of any launcher are compared.
 """
 
 from __future__ import annotations
@@ -23,11 +23,15 @@ if TYPE_CHECKING:
 
 METRICS = {"val/acc": "maximize", "val/loss": "minimize"}
 Rule = Literal["halving", "hyperband"]
-FACTOR = 3  # one trial of so many goes on from a rung, to so many times its epochs
+FACTOR = 3  # one trial of so many continues from a rung, to so many times its epochs
 
 
 def import_optuna() -> Any:
-    """Optuna, which is an extra, without its line for every trial."""
+    """Return Optuna, an optional dependency, without its line for every trial.
+
+    Raises:
+        UserError: Optuna is not installed.
+    """
     try:
         import optuna
     except ImportError:
@@ -41,7 +45,7 @@ def import_optuna() -> Any:
 def open_study(
     folder: Path, metric: str, rule: Rule | None = None, least: int = 1, most: int = 1
 ) -> optuna.Study:
-    """The study in `folder`, new or as it was left; its journal takes many processes.
+    """Return the study in `folder`, new or continued; many processes may share it.
 
     Args:
         metric: one of `METRICS`.
@@ -65,15 +69,15 @@ def open_study(
 
 
 class Pruner(L.Callback):
-    """Reports each epoch's figure to the search, and ends training where it says so.
+    """Reports each epoch's metric to the search, and ends training where it is pruned.
 
-    The run is then `pruned`: the same command without the search goes on to its end.
+    The run's status is then `pruned`; the same command without the search resumes it.
 
     Args:
         folder: of the search.
         trial: its number.
         metric: one of `METRICS`.
-        rule: which trials go on.
+        rule: the pruner's.
         least: epochs of the first rung.
     """
 
@@ -94,26 +98,26 @@ class Pruner(L.Callback):
         self.pruned = False
         self._trial: Any = None  # opened by rank 0
 
-    def on_train_epoch_end(self, trainer: L.Trainer, *_: Any) -> None:
+    def on_train_epoch_end(self, trainer: Any, *_: Any) -> None:
         last = trainer.current_epoch + 1 >= trainer.max_epochs
-        stop = self._ask(trainer) if trainer.is_global_zero else False
+        stop = self._should_prune(trainer) if trainer.is_global_zero else False
         stop = trainer.strategy.broadcast(stop)
         if stop and not last:
             self.pruned = trainer.should_stop = True
 
-    def _ask(self, trainer: L.Trainer) -> bool:
-        """Reports what is new since the last time, and what an earlier start left."""
+    def _should_prune(self, trainer: Any) -> bool:
+        """Report the epochs that the study does not have, and return its decision."""
         if self._trial is None:
             most = trainer.max_epochs
             study = open_study(self.folder, self.metric, self.rule, self.least, most)
             # Optuna finds a trial by its number nowhere in public.
             frozen = study.get_trials(deepcopy=False)[self.number]
             self._trial = import_optuna().trial.Trial(study, frozen._trial_id)
-            self._known = set(frozen.intermediate_values)
+            self._reported = set(frozen.intermediate_values)
         history = next(c for c in trainer.callbacks if isinstance(c, History))
         for row in history.rows:
-            step = row["epoch"] + 1
-            if step not in self._known and self.metric in row:
+            step = int(row["epoch"]) + 1
+            if step not in self._reported and self.metric in row:
                 self._trial.report(row[self.metric], step)
-                self._known.add(step)
-        return bool(self._known) and self._trial.should_prune()
+                self._reported.add(step)
+        return bool(self._reported) and self._trial.should_prune()

@@ -3,7 +3,7 @@
 * SAM: Foret et al. 2021, arXiv 2010.01412;  ASAM: Kwon et al. 2021, arXiv 2102.11600
 * every k-th step alone: Liu et al. 2022, arXiv 2203.02714, without their reuse between
 
-Of every optimizer: a hook gives its `step` a closure that goes forward and back twice.
+For any optimizer: a hook gives its `step` a closure of two forward and backward passes.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ ETA = 0.01  # Kwon et al.'s, added to |w|
 
 
 @torch.no_grad()
-def ascent(weights: Sequence[Tensor], rho: float, adaptive: bool) -> list[Tensor]:
-    """ε of weights w with gradients g: ρ g / ‖g‖, or ρ T² g / ‖T g‖, T = |w| + η.
+def perturbation(weights: Sequence[Tensor], rho: float, adaptive: bool) -> list[Tensor]:
+    """Return ε = ρ g / ‖g‖, or ρ T² g / ‖T g‖, T = |w| + η, of weights w, gradients g.
 
     Args:
-        weights: any shapes; the norm is over all of them together.
+        weights: of any shapes, with `grad`; the norm is over all of them together.
         rho: ρ > 0.
-        adaptive: the second, whose size goes with the weights'.
+        adaptive: the second form (ASAM), which scales with the weights.
     """
     steps: Any = [p.grad for p in weights]
     scales = [p.abs() + ETA for p in weights] if adaptive else []
@@ -41,7 +41,7 @@ def ascent(weights: Sequence[Tensor], rho: float, adaptive: bool) -> list[Tensor
 
 
 class SAM(L.Callback):
-    """Steps by the gradient at w + ε (`ascent`) instead of that at w.
+    """Steps by the gradient at w + ε (`perturbation`) instead of that at w.
 
     The second pass sees the batch, the mixing and the dropout of the first; BatchNorm's
     statistics and the training figures are of the first.  On several devices ε is that
@@ -50,10 +50,10 @@ class SAM(L.Callback):
     Args:
         rho: ρ, the radius: about 0.05, for ASAM 0.5.
         adaptive: ASAM.
-        every: only each k-th step, the first among them; the others are plain.
+        every: only each k-th step, beginning with the first; the others are plain.
 
     Raises:
-        UserError: a range; an optimizer that is given no closure.
+        UserError: a value out of its range.
     """
 
     @validated
@@ -63,7 +63,7 @@ class SAM(L.Callback):
         self.every = every
 
     def check(self, accumulate: int, precision: str) -> None:
-        """Raises UserError where a step is not one batch that can be repeated."""
+        """Raise UserError where a step is not one batch that can be repeated."""
         if accumulate > 1:
             raise UserError(
                 "trainer.accumulate_grad_batches: expected 1 with SAM, whose second "
@@ -88,14 +88,15 @@ class SAM(L.Callback):
         self.hook = trainer.optimizers[0].register_step_pre_hook(twice)
 
     def _both(self, optimizer: Optimizer, closure: Callable[[], Any]) -> Any:
-        """Leaves the weights as they were, with the gradients at w + ε."""
+        """Leave the weights unchanged, with the gradients at w + ε."""
         loss = closure()
         groups = optimizer.param_groups
         weights = [p for g in groups for p in g["params"] if p.grad is not None]
         moved = weights + self.buffers
         with torch.no_grad():
             before = [t.clone() for t in moved]
-            torch._foreach_add_(weights, ascent(weights, self.rho, self.adaptive))
+            epsilon = perturbation(weights, self.rho, self.adaptive)
+            torch._foreach_add_(weights, epsilon)
         closure()
         with torch.no_grad():
             torch._foreach_copy_(moved, before)

@@ -1,4 +1,4 @@
-"""A checkpoint when the machine is about to be taken away."""
+"""A checkpoint on SIGTERM, which SLURM and spot machines send before they kill."""
 
 from __future__ import annotations
 
@@ -15,22 +15,19 @@ from resnet_se.utils import lightning_private as internals
 class SaveOnSigterm(L.Callback):
     """Saves a checkpoint in mid-epoch when SIGTERM stops training.
 
-    SLURM and spot machines send it some seconds before they kill.  Lightning stops
-    after the step under way; in a validation, or between epochs, the last epoch's
-    checkpoint stays.
+    Lightning stops after the step under way; in a validation, or between epochs, the
+    last epoch's checkpoint stays.
 
     Args:
-        path: of the checkpoint, which the next start resumes from.
+        path: the checkpoint, from which the next start resumes.
     """
 
     def __init__(self, path: str):
         self.path = path
 
     def on_train_start(self, trainer: L.Trainer, *_: Any) -> None:
-        # Until here, and after training, `train`'s own handler ends the run.  Lightning
-        # leaves it alone and would talk to the other ranks from wherever the signal
-        # finds it, between two halves of another conversation too.  A note will do:
-        # rank 0's is read out to all before each step.
+        # Before and after training the handler of `train` ends the run; Lightning does
+        # not replace it, and its own would not be safe here (see `note_sigterm`).
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, lambda *_: internals.note_sigterm(trainer))
 
@@ -39,7 +36,7 @@ class SaveOnSigterm(L.Callback):
     ) -> None:
         if isinstance(exception, SIGTERMException) and trainer.training:
             done = internals.batches_done(trainer)
-            # Gradients that are being accumulated are in no checkpoint.
+            # Accumulated gradients are in no checkpoint.
             stepped = done % trainer.accumulate_grad_batches == 0
             if stepped and 0 < done < trainer.num_training_batches:
                 trainer.save_checkpoint(self.path)
