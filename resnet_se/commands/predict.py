@@ -29,8 +29,8 @@ from torch import Tensor
 
 from resnet_se.config import validate
 from resnet_se.config.compose import run
-from resnet_se.data.image_tree import several
 from resnet_se.data.inference_inputs import Pictures, batches, find_pictures
+from resnet_se.data.reading import first_few
 from resnet_se.inference.pretrained import Pretrained, read
 from resnet_se.utils.errors import UserError, nearest
 from resnet_se.utils.files import atomic_file
@@ -87,7 +87,7 @@ def predict(cfg: DictConfig) -> Summary:
         raise UserError(
             f"inputs: {len(summary.broken):,} of "
             f"{summary.pictures + len(summary.broken):,} pictures could not be read: "
-            f"{several(summary.broken)}"
+            f"{first_few(summary.broken)}"
         )
     return summary
 

@@ -27,14 +27,8 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from resnet_se.data.image_tree import (
-    Limits,
-    find_layout,
-    hidden,
-    progress,
-    several,
-    wrong,
-)
+from resnet_se.data.image_tree import find_layout, is_hidden
+from resnet_se.data.reading import Limits, first_few, progress, source_error
 from resnet_se.utils.errors import UserError
 from resnet_se.utils.system import cache_folder
 
@@ -77,7 +71,7 @@ def _in_tree(members: Iterable[Member]) -> Callable[[Member], bool]:
     for member in members:
         first, *rest = member.name.split("/")
         rest += [""] * (member.kind == "folder")
-        if rest and not any(map(hidden, (first, *rest))):
+        if rest and not any(map(is_hidden, (first, *rest))):
             below[""].add(first)
             if len(rest) > 1:
                 below.setdefault(f"{first}/", set()).add(rest[0])
@@ -143,7 +137,7 @@ def _copies(
     unfit: list[str] = []
     size = 0
     for name, member in members.items():
-        if any(map(hidden, name.split("/"))) or not wanted(member):
+        if any(map(is_hidden, name.split("/"))) or not wanted(member):
             continue
         end, passed = member, set()
         while end.kind == "link" and end.target in members and end.name not in passed:
@@ -160,7 +154,7 @@ def _copies(
         else:
             unfit.append(f"{name} (a {member.kind})")
     if unfit:
-        raise wrong("root", f"files and folders in {archive}", several(unfit))
+        raise source_error("root", f"files and folders in {archive}", first_few(unfit))
     return copies
 
 
@@ -222,7 +216,7 @@ def _inside(name: str) -> str:
     parts = [part for part in name.split("/") if part not in ("", ".")]
     # "C:x" and "a\\b" are paths on Windows, where basename takes them apart.
     if ".." in parts or any(os.path.basename(part) != part for part in parts):
-        raise wrong("root", "an archive with all paths inside", repr(name))
+        raise source_error("root", "an archive with all paths inside", repr(name))
     return "/".join(parts)
 
 
@@ -299,4 +293,4 @@ def _damage_named(archive: Path) -> Iterator[None]:
         if isinstance(error, OSError) and error.errno in (ENOSPC, EDQUOT):
             raise
         got = f"{archive}, which is truncated, damaged or unreadable ({error})"
-        raise wrong("root", "a whole archive", got) from error
+        raise source_error("root", "a whole archive", got) from error

@@ -9,64 +9,33 @@ Understood are, alone or under one common folder,
 
 from __future__ import annotations
 
+import math
 import os
 import stat
-import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
-from rich.console import Console
-from rich.progress import Progress
 
-from resnet_se.data.decode import formats, to_pixels
-from resnet_se.utils.errors import UserError, nearest
-from resnet_se.utils.system import usable_cores
+from resnet_se.data.decode import (
+    DecodedImage,
+    DecodeError,
+    TooManyPixels,
+    decode,
+    decoding_threads,
+    pil_limit_lifted,
+)
+from resnet_se.data.reading import Limits, first_few, progress, source_error
+from resnet_se.utils.errors import nearest
 
 TESTS = ("test", "val", "valid", "validation")
+CHUNK = 256  # images that a thread decodes at once
 
 
-class Limits(NamedTuple):
-    """What a folder, an archive or an image may not exceed."""
-
-    gb: float = 8.0
-    megapixels: float = 64.0
-
-    def check_bytes(self, what: str, size: int) -> None:
-        if size > self.gb * 1e9:
-            got = f"{size / 1e9:,.1f} GB"
-            raise _too_much("max_gb", f"{what} of at most {self.gb:g} GB", got)
-
-    def check_pixels(self, name: str, pixels: int) -> None:
-        if pixels > self.megapixels * 1e6:
-            expected = f"images of at most {self.megapixels:g} megapixels"
-            got = f"{name} with {pixels / 1e6:,.1f}"
-            raise _too_much("max_megapixels", expected, got)
-
-
-def _too_much(option: str, expected: str, got: str) -> UserError:
-    hint = f"data=image_folder data.source.{option}=… allows more"
-    return wrong(option, expected, got, hint)
-
-
-def wrong(argument: str, expected: str, got: object, hint: str = "") -> UserError:
-    """A UserError on `data.source.<argument>`."""
-    end = f"; {hint}" if hint else ""
-    return UserError(f"data.source.{argument}: expected {expected}, got {got}{end}")
-
-
-def several(items: Iterable[str], most: int = 5) -> str:
-    """The first few, and how many more there are."""
-    items = list(items)
-    more = f" and {len(items) - most:,} more" if len(items) > most else ""
-    return ", ".join(items[:most]) + more
-
-
-def hidden(name: str) -> bool:
+def is_hidden(name: str) -> bool:
     return name.startswith(".") or name == "__MACOSX"
 
 
@@ -123,9 +92,11 @@ def tree_files(folder: Path, root: Path, limits: Limits) -> dict[str, Path | Non
                     size += status.st_size
                     limits.check_bytes(f"files in {root}", size)
     except OSError as error:
-        raise wrong("root", "a folder that can be read", f"{root} ({error})") from error
+        raise source_error(
+            "root", "a folder that can be read", f"{root} ({error})"
+        ) from error
     if unfit:
-        raise wrong("root", f"image files in {root}", several(sorted(unfit)))
+        raise source_error("root", f"image files in {root}", first_few(sorted(unfit)))
     return files
 
 
@@ -151,18 +122,20 @@ def class_files(
                 group = classes.setdefault(name[len(split) :].split("/")[0], [])
                 group += [name] * (not name.endswith("/"))
         parts.append(dict(sorted(classes.items())))
-    beside = several(sorted(e.name for e in _visible(folder / layout.top)), 10)
+    beside = first_few(sorted(e.name for e in _visible(folder / layout.top)), 10)
     for split, classes in zip(layout.splits, parts, strict=True):
         if not classes:
             expected = f"{split or 'train/'}<class>/ folders in {root}"
-            raise wrong("root", expected, f"only {beside or 'nothing'}")
+            raise source_error("root", expected, f"only {beside or 'nothing'}")
         for name, images in classes.items():
             if not name.isprintable():
-                raise wrong("root", "class folders of printable names", ascii(name))
+                raise source_error(
+                    "root", "class folders of printable names", ascii(name)
+                )
             if not images:
-                raise wrong("root", f"images in {root}", f"{split}{name} empty")
+                raise source_error("root", f"images in {root}", f"{split}{name} empty")
     if len(layout.splits) == 1 and test_fraction is None:
-        raise wrong("root", f"test/<class>/ folders in {root}", f"only {beside}")
+        raise source_error("root", f"test/<class>/ folders in {root}", f"only {beside}")
     _check_classes(layout, parts, root)
     cut = test_fraction if test_fraction and len(layout.splits) == 1 else 0.0
     _check_counts(layout.splits[0], parts[0], root, cut)
@@ -182,9 +155,9 @@ def _check_classes(
             if name not in theirs:
                 expected = f"{one}{name}/ to be in {other} as well in {root}"
                 hint = nearest(name, theirs)
-                raise wrong("root", expected, f"no {other}{name}", hint)
+                raise source_error("root", expected, f"no {other}{name}", hint)
     if len(parts[0]) < 2:
-        raise wrong("root", f"2 or more classes in {root}", several(parts[0]))
+        raise source_error("root", f"2 or more classes in {root}", first_few(parts[0]))
 
 
 def _check_counts(
@@ -196,12 +169,12 @@ def _check_counts(
             expected = "2 or more images of each class to train and validate on"
             if cut:
                 expected += f", once {cut:g} are cut off (data.source.test_fraction),"
-            raise wrong("root", f"{expected} in {root}", f"{n} in {split}{name}")
+            raise source_error("root", f"{expected} in {root}", f"{n} in {split}{name}")
 
 
 def _visible(folder: Path) -> list[os.DirEntry[str]]:
     with os.scandir(folder) as entries:
-        return [entry for entry in entries if not hidden(entry.name)]
+        return [entry for entry in entries if not is_hidden(entry.name)]
 
 
 def _walk(
@@ -213,7 +186,9 @@ def _walk(
         prefix, folder, above = waiting.pop()
         real = os.path.realpath(folder)
         if real in above:
-            raise wrong("root", "links without a circle", f"{folder}, a link to {real}")
+            raise source_error(
+                "root", "links without a circle", f"{folder}, a link to {real}"
+            )
         for entry in _visible(folder):
             path = folder / entry.name
             try:
@@ -240,94 +215,78 @@ def _unfit(status: os.stat_result | None) -> str:
 # --- decoding ----------------------------------------------------
 
 
-def decode(
-    names: list[str], files: list[Path], root: Path, size: int | None, limits: Limits
+def decode_files(
+    names: list[str], paths: list[Path], root: Path, size: int | None, limits: Limits
 ) -> tuple[np.ndarray, list[str]]:
-    """uint8 RGB images (N, 3, H, W), resized to size×size if given; their formats.
+    """Return RGB images, uint8 (N, 3, H, W), and the formats of their files.
+
+    Args:
+        names: of the files in messages.
+        root: folder or archive that they come from, for messages.
+        size: resizes to size×size; None: all must be of one size.
 
     Raises:
-        UserError: naming the files which are broken, of another size, or too large.
+        UserError: naming the files that are broken, of another size, or too large.
     """
-    with _own_limit():
-        # The first that can be read says the size; if none can, the loop below says so.
-        first, original = "", (3, 1, 1)
-        for first, file in zip(names, files, strict=True):
-            decoded = _decode(first, file, None, limits)
-            if not isinstance(decoded, str):
-                original = decoded[0].shape
-                break
+    with pil_limit_lifted():
+        first, original = _first_readable(names, paths, limits)
         shape = (3, size, size) if size else original
-        what = f"{len(names):,} images of {shape} (data.source.size makes them smaller)"
-        limits.check_bytes(what, len(names) * int(np.prod(shape)))
+        described = (
+            f"{len(names):,} images of {shape} (data.source.size makes them smaller)"
+        )
+        limits.check_bytes(described, len(names) * math.prod(shape))
         images = np.empty((len(names), *shape), np.uint8)  # (N, 3, H, W)
 
         def decode_from(begin: int) -> tuple[set[str], list[str], list[str]]:
-            kinds, broken, odd = set(), [], []
-            for i in range(begin, min(begin + 256, len(names))):
-                decoded = _decode(names[i], files[i], size, limits)
-                if isinstance(decoded, str):
-                    broken.append(f"{names[i]} ({decoded})")
-                elif decoded[0].shape != shape:
-                    odd.append(f"{names[i]} with {decoded[0].shape}")
-                else:
-                    images[i], kind = decoded
+            kinds: set[str] = set()
+            broken: list[str] = []
+            odd: list[str] = []
+            for i in range(begin, min(begin + CHUNK, len(names))):
+                try:
+                    pixels, kind = _decode(names[i], paths[i], size, limits)
+                except DecodeError as error:
+                    broken.append(f"{names[i]} ({error})")
+                    continue
+                if pixels.shape == shape:
+                    images[i] = pixels
                     kinds.add(kind)
+                else:
+                    odd.append(f"{names[i]} with {pixels.shape}")
             return kinds, broken, odd
 
-        # Below about 128×128 threads would only queue for Python's lock (measured: half
-        # the speed at 32×32 on 4 cores); above it PIL decodes outside of the lock.
-        threads = min(8, usable_cores()) if np.prod(original) > 3 * 128**2 else 1
         bar = progress(f"decoding {len(names):,} images", len(names))
-        formats, broken, odd = set(), [], []
+        kinds: set[str] = set()
+        broken: list[str] = []
+        odd: list[str] = []
+        threads = decoding_threads(math.prod(original[1:]))
         with ThreadPoolExecutor(threads) as pool, bar as advance:
-            for of_some in pool.map(decode_from, range(0, len(names), 256)):
-                formats |= of_some[0]
-                broken += of_some[1]
-                odd += of_some[2]
-                advance(256)
+            for chunk in pool.map(decode_from, range(0, len(names), CHUNK)):
+                kinds |= chunk[0]
+                broken += chunk[1]
+                odd += chunk[2]
+                advance(CHUNK)
     if broken:
         expected = f"images that PIL reads as 8-bit RGB in {root}"
-        raise wrong("root", expected, several(broken))
+        raise source_error("root", expected, first_few(broken))
     if odd:
         expected = f"images of {shape} as {first} in {root}"
-        raise wrong("size", expected, several(odd), "set it to resize them")
-    return images, sorted(formats)
+        raise source_error("size", expected, first_few(odd), "set it to resize them")
+    return images, sorted(kinds)
 
 
-def _decode(
-    name: str, path: Path, size: int | None, limits: Limits
-) -> tuple[np.ndarray, str] | str:
-    """A uint8 RGB image (3, H, W) and the format it was kept in, or why it is none."""
+def _first_readable(
+    names: list[str], paths: list[Path], limits: Limits
+) -> tuple[str, tuple[int, ...]]:
+    """Return name and shape (3, H, W) of the first image that can be read."""
+    for name, path in zip(names, paths, strict=True):
+        with suppress(DecodeError):
+            return name, _decode(name, path, None, limits).pixels.shape
+    return "", (3, 1, 1)  # all are broken, which `decode_files` reports
+
+
+def _decode(name: str, path: Path, size: int | None, limits: Limits) -> DecodedImage:
     try:
-        with Image.open(path, formats=formats()) as file:
-            limits.check_pixels(name, file.width * file.height)
-            # (3, H, W)
-            return to_pixels(file, size and (size, size)), str(file.format)
-    except UserError:
+        return decode(path, (size, size) if size else None, limits.megapixels)
+    except TooManyPixels as error:
+        limits.check_pixels(name, error.pixels)
         raise
-    except Exception as error:  # PIL raises many kinds for damaged files
-        return str(error).replace(str(path), path.name) or type(error).__name__
-
-
-@contextmanager
-def _own_limit() -> Iterator[None]:
-    """PIL's own limit of pixels, for the process, does not come before ours."""
-    before = Image.MAX_IMAGE_PIXELS
-    Image.MAX_IMAGE_PIXELS = None
-    try:
-        yield
-    finally:
-        Image.MAX_IMAGE_PIXELS = before
-
-
-@contextmanager
-def progress(what: str, total: int | None = None) -> Iterator[Callable[[int], None]]:
-    """A bar on a terminal, else one line, on stderr; yields `advance(steps)`."""
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        print(f"{what} …", file=sys.stderr, flush=True)
-        yield lambda steps: None
-        return
-    with Progress(console=console, transient=True) as bar:
-        task = bar.add_task(what, total=total)
-        yield lambda steps: bar.advance(task, steps)

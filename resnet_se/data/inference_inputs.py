@@ -13,22 +13,25 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from resnet_se.data.archives import is_archive, unpacked
-from resnet_se.data.decode import Size, formats, to_pixels
-from resnet_se.data.image_tree import Limits, hidden
+from resnet_se.data.decode import (
+    DecodeError,
+    Size,
+    decode,
+    decoding_threads,
+    formats,
+    pixels_of,
+    suffixes,
+)
+from resnet_se.data.image_tree import is_hidden
+from resnet_se.data.reading import Limits
 from resnet_se.utils.errors import UserError
-from resnet_se.utils.system import usable_cores
-
-MEGAPIXELS = 64  # of a picture; what claims more is taken for a decompression bomb
-SMALL = 128 * 128  # pixels; below it threads only queue for Python's lock
 
 
 class Picture(NamedTuple):
@@ -43,41 +46,12 @@ class Picture(NamedTuple):
         return os.path.basename(os.path.dirname(self.name))
 
 
-class Decoded(NamedTuple):
+class PictureBatch(NamedTuple):
     """Pictures that could be read, their pixels (B, 3, H, W), and {name: why not}."""
 
     pictures: list[Picture]
     pixels: np.ndarray
     broken: dict[str, str]
-
-
-# --- pixels ------------------------------------------------------
-
-
-def decode(path: Path, size: Size) -> np.ndarray:
-    """uint8 (3, *size) of an image file.
-
-    Raises:
-        ValueError: one line on why it cannot be read.
-    """
-    try:
-        with Image.open(path, formats=formats()) as file:
-            if file.width * file.height <= MEGAPIXELS * 1e6:
-                return to_pixels(file, size)
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        pass
-    except Exception as error:  # PIL raises many kinds for damaged files
-        reason = getattr(error, "strerror", None) or str(error)
-        reason = reason.replace(f" {str(path)!r}", "") or type(error).__name__
-        raise ValueError(reason.splitlines()[0]) from None
-    raise ValueError(f"more than {MEGAPIXELS} megapixels")
-
-
-@cache
-def _suffixes() -> frozenset[str]:
-    known = set(formats())
-    registered = Image.registered_extensions().items()
-    return frozenset(suffix for suffix, name in registered if name in known)
 
 
 # --- files -------------------------------------------------------
@@ -140,11 +114,11 @@ def _matches(name: str) -> list[Path]:
 def _below(root: Picture) -> Iterator[Picture]:
     """The pictures in a folder and those inside it, each folder's in their order."""
     for folder, inner, names in os.walk(root.path):
-        inner[:] = sorted(name for name in inner if not hidden(name))
+        inner[:] = sorted(name for name in inner if not is_hidden(name))
         at = os.path.relpath(folder, root.path)
         prefix = root.name if at == "." else os.path.join(root.name, at)
         for name in sorted(names):
-            if not hidden(name) and Path(name).suffix.lower() in _suffixes():
+            if not is_hidden(name) and Path(name).suffix.lower() in suffixes():
                 yield Picture(os.path.join(prefix, name), Path(folder, name))
 
 
@@ -153,46 +127,32 @@ def _below(root: Picture) -> Iterator[Picture]:
 
 def batches(
     pictures: Iterable[Picture], size: Size, batch_size: int
-) -> Iterator[Decoded]:
-    """Decoded batches, in order, read ahead in threads while the last are in use."""
-    waiting: deque[Future[Decoded]] = deque()
+) -> Iterator[PictureBatch]:
+    """Yield decoded batches in order, read ahead in threads while the last are used."""
     rest = iter(pictures)
-    first = list(islice(rest, batch_size))
-    threads = min(8, usable_cores()) if _is_large(first) else 1
+    chunk = list(islice(rest, batch_size))
+    if not chunk:
+        return
+    threads = decoding_threads(pixels_of(chunk[0].path))
+    waiting: deque[Future[PictureBatch]] = deque()
     with ThreadPoolExecutor(threads) as pool:
-        some = first
-        while some or waiting:
-            if some:
-                waiting.append(pool.submit(_decode_all, some, size))
-            if len(waiting) > threads or not some:
+        while chunk or waiting:
+            if chunk:
+                waiting.append(pool.submit(_decode_all, chunk, size))
+            if len(waiting) > threads or not chunk:
                 yield waiting.popleft().result()
-            some = list(islice(rest, batch_size))
+            chunk = list(islice(rest, batch_size))
 
 
-def _is_large(pictures: list[Picture]) -> bool:
-    try:
-        with Image.open(pictures[0].path, formats=formats()) as file:
-            return file.width * file.height > SMALL
-    except Exception:  # empty or broken: told where it is decoded
-        return False
-
-
-def _decode_all(pictures: list[Picture], size: Size) -> Decoded:
+def _decode_all(pictures: list[Picture], size: Size) -> PictureBatch:
     pixels = np.empty((len(pictures), 3, *size), np.uint8)  # (B, 3, H, W)
     readable: list[Picture] = []
     broken: dict[str, str] = {}
     for picture in pictures:
-        image = _decoded_or_why_not(picture.path, size)
-        if isinstance(image, str):
-            broken[picture.name] = image
-        else:
-            pixels[len(readable)] = image
-            readable.append(picture)
-    return Decoded(readable, pixels[: len(readable)], broken)
-
-
-def _decoded_or_why_not(path: Path, size: Size) -> np.ndarray | str:
-    try:
-        return decode(path, size)
-    except ValueError as error:
-        return str(error)
+        try:
+            pixels[len(readable)] = decode(picture.path, size).pixels
+        except DecodeError as error:
+            broken[picture.name] = str(error)
+            continue
+        readable.append(picture)
+    return PictureBatch(readable, pixels[: len(readable)], broken)

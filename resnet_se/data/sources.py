@@ -16,8 +16,6 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import threading
-import urllib.request
 import warnings
 from dataclasses import dataclass, replace
 from http.client import HTTPException
@@ -28,18 +26,11 @@ import torch
 from pydantic import Field
 
 from resnet_se.data.archives import ARCHIVES, is_archive, opened, unpacked
+from resnet_se.data.download import download
 from resnet_se.data.image_set import DataNotFound, ImageSet, cached
-from resnet_se.data.image_tree import (
-    Limits,
-    class_files,
-    decode,
-    progress,
-    several,
-    tree_files,
-    wrong,
-)
+from resnet_se.data.image_tree import class_files, decode_files, tree_files
 from resnet_se.data.loaders import stratified_split
-from resnet_se.utils.files import atomic_file
+from resnet_se.data.reading import Limits, first_few, source_error
 from resnet_se.utils.validation import Positive, Text, validated
 
 CIFAR10_CLASSES = (
@@ -58,7 +49,6 @@ sunflower sweet_pepper table tank telephone television tiger tractor train trout
 turtle wardrobe whale willow_tree wolf woman worm
 """
 CIFAR100_CLASSES = tuple(FINE_LABELS.split())
-NETWORK_SECONDS = 10.0  # to open a download, and between two pieces of it
 
 
 @validated
@@ -124,8 +114,10 @@ class ImageFolder:
             return root
         expected = f"a folder, or a file ending in {', '.join(ARCHIVES)}"
         if not os.path.lexists(root):
-            raise DataNotFound(str(wrong("root", expected, root, "nothing is there")))
-        raise wrong("root", expected, root)
+            raise DataNotFound(
+                str(source_error("root", expected, root, "nothing is there"))
+            )
+        raise source_error("root", expected, root)
 
     def _decode(self, root: Path) -> ImageSet:
         with opened(root, self._limits) as folder:
@@ -133,7 +125,7 @@ class ImageFolder:
             layout, parts = class_files(folder, root, files, self.test_fraction)
             names = [n for part in parts for group in part.values() for n in group]
             paths = [path for name in names if (path := files[name])]
-            images, formats = decode(names, paths, root, self.size, self._limits)
+            images, formats = decode_files(names, paths, root, self.size, self._limits)
         x = torch.from_numpy(images)  # (N, 3, H, W)
         y = torch.tensor(
             [
@@ -198,14 +190,16 @@ class CIFAR10:
                 if re.search(pattern, path.name, re.IGNORECASE)
             ]
         except OSError as error:
-            raise wrong("root", "a folder that can be read", error) from error
+            raise source_error("root", "a folder that can be read", error) from error
         trees = [path for path in named if _is_tree(path)]
         archives = [path for path in named if path.is_file() and is_archive(path)]
         matches = trees or archives
         if len(matches) > 1:
-            names = several(path.name for path in matches)
+            names = first_few(path.name for path in matches)
             hint = "make one of them data.source.root, or RESNET_SE_DATA"
-            raise wrong("root", f"one copy of {self._title} in {root}", names, hint)
+            raise source_error(
+                "root", f"one copy of {self._title} in {root}", names, hint
+            )
         return matches[0] if matches else None
 
     def key(self) -> str:
@@ -229,9 +223,9 @@ class CIFAR10:
         size, hint = tuple(images.train_images.shape[2:]), "try data=image_folder"
         if images.classes != self.classes:
             expected = f"{self._title}'s classes ({', '.join(self.classes)}) in {path}"
-            raise wrong("root", expected, ", ".join(images.classes), hint)
+            raise source_error("root", expected, ", ".join(images.classes), hint)
         if size != (32, 32):
-            raise wrong("root", f"images of (32, 32) in {path}", size, hint)
+            raise source_error("root", f"images of (32, 32) in {path}", size, hint)
         return replace(images, name=self.name)
 
     @property
@@ -258,7 +252,9 @@ class CIFAR10:
         except RuntimeError as error:
             folder = root / official.base_folder
             hint = "delete it and unpack or download it again"
-            raise wrong("root", f"whole batches in {folder}", error, hint) from error
+            raise source_error(
+                "root", f"whole batches in {folder}", error, hint
+            ) from error
         return ImageSet(self.name, f"official {self._title}", self.classes, *tensors)
 
     def _packed_batches(self, archive: Path) -> ImageSet:
@@ -275,7 +271,7 @@ class CIFAR10:
         if is_archive(root):
             raise self._not_found("no such file")
         try:
-            _download(official.url, official.tgz_md5, root / official.filename)
+            download(official.url, official.tgz_md5, root / official.filename)
         except (OSError, HTTPException) as error:  # URLError is an OSError
             raise self._not_found(f"the download failed: {error}") from error
         return root / official.filename
@@ -315,39 +311,4 @@ def _digest_file(digest: Any, path: Path) -> None:
                 digest.update(piece)
     except OSError as error:
         got = f"{path} ({error.strerror})"
-        raise wrong("root", "files that can be read", got) from error
-
-
-# ---------------------------------------------------------------- download
-
-
-def _download(url: str, md5: str, target: Path) -> None:
-    """Put `url` at `target`, verified, or raise OSError and leave nothing.
-
-    torchvision's own has no time limit and leaves what came so far as `target`.
-    """
-    opened: list = []
-
-    def connect() -> None:
-        try:
-            opened.append(urllib.request.urlopen(url, timeout=NETWORK_SECONDS))
-        except Exception as error:  # passed on to the thread that waits
-            opened.append(error)
-
-    # The timeout does not bound the look-up of the name: wait for a thread instead.
-    thread = threading.Thread(target=connect, daemon=True)
-    thread.start()
-    thread.join(NETWORK_SECONDS)
-    response = opened[0] if opened else OSError(f"no answer in {NETWORK_SECONDS:g} s")
-    if isinstance(response, Exception):
-        raise response
-    digest = hashlib.md5(usedforsecurity=False)
-    length = int(response.headers.get("Content-Length", 0)) or None
-    bar = progress(f"downloading {url}", length)
-    with response, atomic_file(target) as file, bar as advance:
-        while piece := response.read(1 << 16):
-            file.write(piece)
-            digest.update(piece)
-            advance(len(piece))
-        if digest.hexdigest() != md5:
-            raise OSError(f"md5 of {url} is {digest.hexdigest()}, expected {md5}")
+        raise source_error("root", "files that can be read", got) from error

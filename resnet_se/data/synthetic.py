@@ -11,7 +11,7 @@ import torch
 from pydantic import Field
 
 from resnet_se.data.image_set import ImageSet
-from resnet_se.data.image_tree import wrong
+from resnet_se.data.reading import source_error
 from resnet_se.utils.validation import validated
 
 # Forms on coordinates u, v from about -2 to 2 with a phase p: negative inside.
@@ -50,7 +50,7 @@ class Synthetic:
         for name in ("num_train", "num_test"):
             if getattr(self, name) < self.num_classes:
                 expected = f"one image of each of {self.num_classes} classes, or more"
-                raise wrong(name, expected, getattr(self, name))
+                raise source_error(name, expected, getattr(self, name))
 
     def key(self) -> str:
         """The arguments and the version of the procedure."""

@@ -29,7 +29,8 @@ from torchvision.transforms.v2.functional import resize
 from resnet_se.config import CONF, validate
 from resnet_se.config.compose import load_config
 from resnet_se.config.kinds import located
-from resnet_se.data.inference_inputs import batches, find_pictures, to_pixels
+from resnet_se.data.decode import to_pixels
+from resnet_se.data.inference_inputs import batches, find_pictures
 from resnet_se.data.normalisation import normalise
 from resnet_se.inference.predictions import Predictions
 from resnet_se.models.tta import TTA

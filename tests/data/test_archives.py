@@ -401,7 +401,7 @@ def test_an_image_of_169_megapixels_is_not_decoded(tmp_path, little_memory):
     tree = make_tree(tmp_path / "t")
     (tree / "train/bee/0.png").write_bytes(one_bit_png(13_000, 13_000))
     message = refusal(tree, size=8)
-    assert "data.source.max_megapixels: expected images of at most 64" in message
+    assert message.startswith("data.source.max_megapixels: expected images of at most")
     assert "train/bee/0.png with 169.0" in message
     assert "data.source.max_megapixels=… allows more" in message
 

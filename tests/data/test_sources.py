@@ -20,11 +20,11 @@ from torch import nn
 from torchvision.datasets import CIFAR10 as Official
 from torchvision.datasets import CIFAR100 as OfficialFine
 
-from resnet_se.data import sources
+from resnet_se.data import download, sources
 from resnet_se.data.augmentation.pipeline import Augmentation
 from resnet_se.data.datamodule import ImageDataModule
 from resnet_se.data.image_set import DataNotFound, ImageSet
-from resnet_se.data.inference_inputs import decode
+from resnet_se.data.inference_inputs import batches, find_pictures
 from resnet_se.data.sources import (
     CIFAR10,
     CIFAR10_CLASSES,
@@ -214,24 +214,40 @@ def test_every_kind_of_pixel_becomes_rgb(tmp_path):
 
 
 def test_training_sees_what_predict_sees(tmp_path):
-    """Transparent on white, 16 bits as 8, a photograph upright."""
+    """The same pixels of every kind of image, through either path."""
     folder = tmp_path / "t/train/ant"
     make_tree(tmp_path / "t", per_class=3)
+    rng = np.random.default_rng(1)
+    colour = Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8))
+    grey = rng.integers(0, 1 << 16, (8, 8)).astype(np.uint16)
+    grey[0, 0] = 257 * 9
     clear = Image.new("RGBA", (8, 8), (255, 0, 0, 0))
-    wide = Image.fromarray(np.full((8, 8), 257 * 9, np.uint16))
-    turned = Image.new("RGB", (8, 8))
-    turned.putpixel((0, 0), (255, 255, 255))
+    clear.paste((0, 0, 255, 128), (0, 0, 4, 8))
     exif = Image.Exif()
-    exif[0x0112] = 3  # upside down
-    clear.save(folder / "0.png")
-    wide.save(folder / "1.png")
-    turned.save(folder / "2.png", exif=exif)
-    images = load(tmp_path / "t").train_images[:3]
-    assert (images[0] == 255).all()
-    assert (images[1] == 9).all()
-    assert (images[2, :, 7, 7] == 255).all()
-    for i, image in enumerate(images):
-        assert np.array_equal(image.numpy(), decode(folder / f"{i}.png", (8, 8)))
+    exif[0x0112] = 6  # to be turned by a quarter, clockwise
+    for path in folder.iterdir():
+        path.unlink()
+    colour.save(folder / "0.jpg", exif=exif, quality=95)
+    colour.convert("CMYK").save(folder / "1.jpg", quality=95)
+    colour.quantize(16).save(folder / "2.png")
+    colour.quantize(16).save(folder / "3.png", transparency=0)
+    Image.fromarray(grey).save(folder / "4.png")
+    clear.save(folder / "5.png")
+    Image.fromarray(grey // 256 > 127).save(folder / "6.png")
+    images = load(tmp_path / "t").train_images[:7]
+    with find_pictures([folder]) as pictures:
+        (batch,) = batches(pictures, (8, 8), 7)
+    assert [picture.path.name for picture in batch.pictures] == [
+        *("0.jpg", "1.jpg", "2.png", "3.png", "4.png", "5.png", "6.png")
+    ]
+    assert np.array_equal(images.numpy(), batch.pixels)
+    flat = np.asarray(Image.open(folder / "0.jpg").convert("RGB"))
+    turned = np.rot90(flat, -1).transpose(2, 0, 1)
+    assert np.array_equal(images[0].numpy(), turned)
+    assert (images[4, :, 0, 0] == 9).all()  # 16 bits as 8
+    assert (images[5, :, :, 4:] == 255).all()  # transparent on white
+    assert (images[5, :, 0, 0] == torch.tensor([127, 127, 255])).all()
+    assert set(images[6].unique().tolist()) == {0, 255}
 
 
 def test_size_resizes_with_antialiasing(tmp_path):
@@ -406,7 +422,7 @@ def test_second_load_comes_from_the_cache(tmp_path, monkeypatch, cache):
     def fail(*_):
         raise AssertionError("decoded again")
 
-    monkeypatch.setattr(sources, "decode", fail)
+    monkeypatch.setattr(sources, "decode_files", fail)
     second = load(moved)
     assert second.fingerprint == first.fingerprint
     assert (second.classes, second.name) == (first.classes, first.name)
@@ -844,7 +860,7 @@ def test_wrong_download_leaves_no_file(tmp_path, monkeypatch):
 
 
 def test_a_name_look_up_that_hangs_is_given_up(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "NETWORK_SECONDS", 0.05)
+    monkeypatch.setattr(download, "SECONDS", 0.05)
     monkeypatch.setattr(urllib.request, "urlopen", lambda *_, **__: time.sleep(1))
     with pytest.raises(DataNotFound, match="no answer"):
         CIFAR10(str(tmp_path / "data")).load()

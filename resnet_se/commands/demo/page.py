@@ -16,7 +16,7 @@ from torch import Tensor
 
 from resnet_se.commands.demo import drawing
 from resnet_se.commands.demo.exhibits import Exhibit, Labelled
-from resnet_se.data.inference_inputs import decode
+from resnet_se.data.decode import decode
 
 HERE = Path(__file__).parent
 TOP = 5
@@ -175,7 +175,7 @@ def _of_file(
             return [None, _status(INVITATION), *nothing]
         path = Path(file)
         try:
-            pictures = [decode(path, exhibit.model.size) for exhibit in exhibits]
+            pictures = [decode(path, exhibit.model.size).pixels for exhibit in exhibits]
         except ValueError as error:
             said = f"{path.name}: cannot be read: {error}"
             return [None, _status(said, trouble=True), *nothing]
