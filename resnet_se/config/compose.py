@@ -148,6 +148,11 @@ def load_config(run_dir: Path) -> DictConfig:
     return OmegaConf.create(_at_home(saved_config(run_dir), str(run_dir.resolve())))
 
 
+def with_current_targets(config: dict[str, Any]) -> dict[str, Any]:
+    """Return a saved configuration with the names that its targets have today."""
+    return {key: _at_home(value, RUN_DIR) for key, value in config.items()}
+
+
 @functools.cache
 def _homes() -> dict[str, str]:
     """{canonical name: today's `_target_`} of all of ours that `conf/` names."""

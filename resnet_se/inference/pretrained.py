@@ -14,6 +14,7 @@ import inspect
 import os
 import warnings
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -27,7 +28,7 @@ from torch import Tensor, nn
 from torchvision.transforms.v2.functional import resize
 
 from resnet_se.config import CONF, validate
-from resnet_se.config.compose import load_config
+from resnet_se.config.compose import load_config, with_current_targets
 from resnet_se.config.kinds import located
 from resnet_se.data.decode import to_pixels
 from resnet_se.data.inference_inputs import batches, find_pictures
@@ -280,6 +281,7 @@ def read(path: str | os.PathLike[str], trust: bool = False) -> Pretrained:
     source = Path(path).expanduser()
     if bundle.is_bundle(source):
         content = bundle.read(source)
+        content = replace(content, config=with_current_targets(content.config))
         model = content.config.get("model")
         if not trust:
             bundle.check_network(model, source)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import zipfile
@@ -100,6 +101,62 @@ def test_torch_hub_opens_it(made, finished):
     assert torch.equal(model(IMAGES), resnet_se.load(finished.folder)(IMAGES))
 
 
+# --- of the version whose modules lay side by side ---------------
+
+OLD_TARGETS = (
+    "resnet_se.callbacks.Checkpoints",
+    "resnet_se.callbacks.History",
+    "resnet_se.callbacks.SaveOnSigterm",
+    "resnet_se.data.augment.Augmentation",
+    "resnet_se.data.module.ImageDataModule",
+    "resnet_se.data.synthetic.Synthetic",
+    "resnet_se.mixing.Mixing",
+    "resnet_se.optim.Schedule",
+    "resnet_se.optim.constant",
+    "resnet_se.optim.make_optimizer",
+    "resnet_se.progress.Forecast",
+    "resnet_se.progress.progress",
+    "resnet_se.resnet.ResNet",
+    "resnet_se.tta.TTA",
+)
+
+
+def with_old_targets(text: str) -> str:
+    """Return a configuration's text as the earlier version wrote it."""
+    old = {target.rpartition(".")[2]: target for target in OLD_TARGETS}
+    return re.sub(r"\bresnet_se(?:\.\w+)*\.(\w+)", lambda m: old[m[1]], text)
+
+
+def test_runs_and_bundles_of_the_earlier_modules_give_the_same_digits(
+    made, finished, command, tmp_path
+):
+    run = Path(shutil.copytree(finished.folder, tmp_path / "run"))
+    config = run / "config.yaml"
+    config.write_text(with_old_targets(config.read_text()))
+    assert "resnet_se.resnet.ResNet" in config.read_text()
+    bundle = Path(shutil.copytree(made, tmp_path / "old"))
+    old = json.loads(with_old_targets((bundle / "config.json").read_text()))
+    change(bundle, "config.json", lambda config: config.update(old))
+    assert "resnet_se.resnet.ResNet" in (bundle / "config.json").read_text()
+    expected = resnet_se.load(finished.folder)
+    for path in (run, bundle):
+        model = resnet_se.load(path)
+        assert torch.equal(model(IMAGES), expected(IMAGES))
+        probabilities = model.predict(IMAGES, tta=True).probabilities
+        assert torch.equal(
+            probabilities, expected.predict(IMAGES, tta=True).probabilities
+        )
+    assert command("evaluate", "run=run", "out=again.json") == 0
+    again = json.loads((tmp_path / "again.json").read_text())
+    for part in ("val", "test"):
+        for name, value in again[part].items():
+            assert value == finished.result[part][name], name
+    # Passed on, it names the network as this version does.
+    assert command("bundle", "run=old", "out=new") == 0
+    assert torch.equal(resnet_se.load(tmp_path / "new")(IMAGES), expected(IMAGES))
+    assert "resnet_se.resnet." not in (tmp_path / "new/config.json").read_text()
+
+
 @pytest.mark.slow
 def test_the_wheel_elsewhere_gives_the_run_s_logits(
     made, finished, fresh_python, tmp_path
@@ -143,7 +200,7 @@ def test_the_card_may_be_edited(copy):
         "torch.nn.Linear",
         "resnet_se.utils.files.os.abort",
         "resnet_se.models.resnet.nn.Linear",
-        "resnet_se.nowhere.ResNet",
+        "resnet_se.nowhere.Network",
         "resnet_se.models.layers.get_args",
         None,
         ["resnet_se.models.resnet.ResNet"],
