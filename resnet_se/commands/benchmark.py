@@ -183,9 +183,8 @@ class Runner:
 
     def _start(self, engine: str) -> tuple[Stopwatch, Iterable[Batch]]:
         """Warms up until what the loader's workers have prefetched is used up."""
-        self.data.engine = engine
-        self.data.trainer = self.trainer  # whose device it asks for
-        batches = self.data.train_dataloader()
+        self.data = self.data.with_engine(engine)
+        batches = self.data.training_batches(self.device)
         ahead = 2 * getattr(batches, "num_workers", 0)  # batches, torch's default
         warmup = WARMUP.get(self.device.type, 2) + ahead
         if warmup + self.steps > len(batches):

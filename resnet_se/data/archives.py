@@ -1,14 +1,15 @@
 """Archives of images, unpacked safely into a temporary folder, then read as folders.
 
-Regular files of the tree alone come out, hard and symbolic links are followed inside
-the archive, and sizes are bounded by what headers and stream say before anything is
-read.  An archive is read twice, so that what lies outside the tree is never written.
+Only regular files of the tree come out, hard and symbolic links are followed inside the
+archive, and sizes are bounded by headers and stream before anything is read.  An
+archive is read twice, so that files outside the tree are never written.
 """
 
 from __future__ import annotations
 
 import bz2
 import gzip
+import io
 import lzma
 import os
 import posixpath
@@ -25,10 +26,10 @@ from contextlib import ExitStack, contextmanager, suppress
 from errno import EDQUOT, ENOSPC
 from functools import partial
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, NamedTuple, cast
 
 from resnet_se.data.image_tree import find_layout, is_hidden
-from resnet_se.data.reading import Limits, first_few, progress, source_error
+from resnet_se.data.reading import Limits, first_few, progress, root_error
 from resnet_se.utils.errors import UserError
 from resnet_se.utils.system import cache_folder
 
@@ -57,7 +58,7 @@ Content = Callable[[], IO[bytes]]
 
 @contextmanager
 def opened(root: Path, limits: Limits) -> Iterator[Path]:
-    """The folder `root`, or the tree of an archive in a folder that goes afterwards."""
+    """Yield the folder `root`, or a temporary one with the tree of an archive."""
     if root.is_dir():
         yield root
     else:
@@ -66,7 +67,7 @@ def opened(root: Path, limits: Limits) -> Iterator[Path]:
 
 
 def _in_tree(members: Iterable[Member]) -> Callable[[Member], bool]:
-    """Whether a member lies below the class folders, or is one of them."""
+    """Return a test: the member is a class folder or lies in one."""
     below: dict[str, set[str]] = {"": set()}
     for member in members:
         first, *rest = member.name.split("/")
@@ -96,11 +97,11 @@ def unpacked(
     select: Callable[[Iterable[Member]], Callable[[Member], bool]],
     limits: Limits,
 ) -> Iterator[Path]:
-    """A temporary folder with the members that `select(all members)` is true of.
+    """Yield a temporary folder with the members that `select(all members)` accepts.
 
     Raises:
-        UserError: damaged, too large, a path that leaves the archive, a wanted member
-            that is neither file nor folder nor a link to a file in the archive.
+        UserError: the archive is damaged or too large, a path leaves it, or a member
+            to unpack is neither file nor folder nor a link to a file in the archive.
     """
     with ExitStack() as stack:
         with _damage_named(archive), progress(f"unpacking {archive.name}"):
@@ -132,7 +133,7 @@ def _copies(
     wanted: Callable[[Member], bool],
     limits: Limits,
 ) -> dict[str, list[str]]:
-    """{member to read: names to write it to}, links resolved; of a folder, itself."""
+    """Return {member to read: names to write it to}, links resolved."""
     copies: dict[str, list[str]] = {}
     unfit: list[str] = []
     size = 0
@@ -154,7 +155,7 @@ def _copies(
         else:
             unfit.append(f"{name} (a {member.kind})")
     if unfit:
-        raise source_error("root", f"files and folders in {archive}", first_few(unfit))
+        raise root_error(f"files and folders in {archive}", first_few(unfit))
     return copies
 
 
@@ -170,29 +171,38 @@ def _write(content: Content, targets: list[Path]) -> None:
 
 
 def _members(archive: Path, limits: Limits) -> Iterator[tuple[Member, Content | None]]:
-    """Every member in its order, and what opens a regular file's content."""
+    """Yield every member, in order, and a function that opens a regular file."""
     if archive.name.lower().endswith(".zip"):
-        with zipfile.ZipFile(archive) as file:
-            for info in file.infolist():
-                name = _inside(info.filename)
-                if info.is_dir():
-                    yield Member(name, "folder"), None
-                elif stat.S_ISLNK(info.external_attr >> 16):
-                    with file.open(info) as source:
-                        target = source.read(BLOCK).decode()
-                    yield _link(name, posixpath.dirname(name), target), None
-                else:
-                    content = partial(file.open, info)
-                    yield Member(name, "file", info.file_size), content
-        return
+        yield from _zip_members(archive)
+    else:
+        yield from _tar_members(archive, limits)
+
+
+def _zip_members(archive: Path) -> Iterator[tuple[Member, Content | None]]:
+    with zipfile.ZipFile(archive) as file:
+        for info in file.infolist():
+            name = _inside(info.filename)
+            if info.is_dir():
+                yield Member(name, "folder"), None
+            elif stat.S_ISLNK(info.external_attr >> 16):
+                with file.open(info) as source:
+                    target = source.read(BLOCK).decode()
+                yield _link(name, posixpath.dirname(name), target), None
+            else:
+                yield Member(name, "file", info.file_size), partial(file.open, info)
+
+
+def _tar_members(
+    archive: Path, limits: Limits
+) -> Iterator[tuple[Member, Content | None]]:
     with _decompressed(archive) as raw:
-        stream = _Stream(raw, limits, archive)
+        stream = _BoundedStream(raw, limits, archive)
         with tarfile.open(fileobj=stream, mode="r:") as tar:
             while (info := tar.next()) is not None:
-                tar.members.clear()  # it would keep them all
+                tar.members.clear()  # type: ignore[attr-defined]  # it would keep all
                 name = _inside(info.name)
                 if info.isreg():
-                    content = partial(tar.extractfile, info)
+                    content = cast(Content, partial(tar.extractfile, info))
                     yield Member(name, "file", info.size), content
                 elif info.isdir():
                     yield Member(name, "folder"), None
@@ -212,11 +222,15 @@ def _members(archive: Path, limits: Limits) -> Iterator[tuple[Member, Content | 
 
 
 def _inside(name: str) -> str:
-    """A member's name without "./" and a leading slash."""
+    """Return a member's name without "./" and a leading slash.
+
+    Raises:
+        UserError: it leaves the archive.
+    """
     parts = [part for part in name.split("/") if part not in ("", ".")]
     # "C:x" and "a\\b" are paths on Windows, where basename takes them apart.
     if ".." in parts or any(os.path.basename(part) != part for part in parts):
-        raise source_error("root", "an archive with all paths inside", repr(name))
+        raise root_error("an archive with all paths inside", repr(name))
     return "/".join(parts)
 
 
@@ -226,7 +240,7 @@ def _link(name: str, folder: str, target: str) -> Member:
 
 
 def _decompressed(archive: Path) -> IO[bytes]:
-    """By the first bytes, as tarfile does, whatever the name says."""
+    """Open a tar, decompressed by its first bytes as tarfile does, not by its name."""
     with archive.open("rb") as file:
         head = file.read(6)
     openers: dict[bytes, Callable[..., Any]] = {
@@ -239,32 +253,31 @@ def _decompressed(archive: Path) -> IO[bytes]:
     )
 
 
-class _Stream:
-    """What tarfile reads: no further than allowed, and never much at once."""
+class _BoundedStream(io.RawIOBase):
+    """A tar's bytes: no further than allowed, and never much at once."""
 
     def __init__(self, file: IO[bytes], limits: Limits, archive: Path):
-        self.file = file
-        self.limits = limits
-        self.what = f"an archive {archive}"
+        self.file, self.limits = file, limits
+        self.described = f"an archive {archive}"
 
     def tell(self) -> int:
         return self.file.tell()
 
-    def seek(self, offset: int) -> int:
-        self.limits.check_bytes(self.what, offset)
-        return self.file.seek(offset)
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        self.limits.check_bytes(self.described, offset)
+        return self.file.seek(offset, whence)
 
-    def read(self, size: int) -> bytes:
+    def read(self, size: int = -1, /) -> bytes:
         if size > HEADER:
             raise tarfile.ReadError(f"a header of {size:,} bytes")
-        self.limits.check_bytes(self.what, self.file.tell() + size)
+        self.limits.check_bytes(self.described, self.file.tell() + size)
         return self.file.read(size)
 
 
 def _scratch_folder(size: int) -> tempfile.TemporaryDirectory[str]:
-    """In memory, if it has room for `size` bytes four times; else in the cache folder.
+    """Return one in memory, if that has room for four times `size` bytes, or on disk.
 
-    60,000 small files on a disk that others use took minutes to make and delete.
+    60,000 small files on a busy disk took minutes to make and delete.
     """
     with suppress(OSError):
         if shutil.disk_usage(MEMORY).free > 4 * size:
@@ -293,4 +306,4 @@ def _damage_named(archive: Path) -> Iterator[None]:
         if isinstance(error, OSError) and error.errno in (ENOSPC, EDQUOT):
             raise
         got = f"{archive}, which is truncated, damaged or unreadable ({error})"
-        raise source_error("root", "a whole archive", got) from error
+        raise root_error("a whole archive", got) from error

@@ -4,18 +4,15 @@ uint8 images (N, 3, H, W) → split, stratified and fixed by its own seed → au
 of the training part → normalised float (B, 3, H, W) on the training device, with mean
 and standard deviation measured on the training part.
 
-Two engines (`engine`) do the augmentation.  *batched*: the images lie on the training
-device, batches are cut, augmented and normalised there.  *torchvision*: image by image
-in worker processes.  Both take their images in the same order, and that order is shared
-among ranks: of one permutation by (seed, epoch), the k-th global batch is its k-th
-`batch_size` × `world_size` images, and rank r has the r-th `batch_size` of them.  So
-two devices with B images each see what one device with 2·B sees.
+Two engines augment.  *batched*: the images lie on the training device; batches are cut,
+augmented and normalised there.  *torchvision*: image by image in worker processes.
+`loaders` has both, and their common order.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import islice
 from typing import Annotated, Any, Literal
 
@@ -26,7 +23,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from resnet_se.data.augmentation.pipeline import Augmentation
-from resnet_se.data.image_set import DataNotFound, ImageSet
+from resnet_se.data.image_set import DataNotFound, DatasetInfo, ImageSet
 from resnet_se.data.loaders import (
     EVAL_BATCH_SIZE,
     AugmentedImages,
@@ -45,15 +42,8 @@ from resnet_se.utils.validation import Count, Natural, validated
 
 STEPS = 4  # of an epoch, where the batch asked for is larger than the training part
 
-
-@dataclass(frozen=True)
-class DatasetInfo:
-    """What is kept of an `ImageSet` once its pixels are dealt out."""
-
-    name: str
-    origin: str
-    classes: tuple[str, ...]
-    fingerprint: str
+Engine = Literal["batched", "torchvision"]
+Part = tuple[Tensor, Tensor]  # uint8 images (N, 3, H, W) and labels (N,)
 
 
 class ImageDataModule(L.LightningDataModule):
@@ -61,10 +51,9 @@ class ImageDataModule(L.LightningDataModule):
 
     Args:
         source: where the images come from (`sources`).
-        augment: what is done to a training image.
-        engine: what does it: `batched` or `torchvision`.
-        batch_size: B of one device; more than there are images to train on is an
-            error where `exact_batch_size`; else one that fits is taken, see `fitted`.
+        augment: transforms of a training image.
+        engine: `batched` or `torchvision`, which apply them.
+        batch_size: B of one device.
         val_fraction: share of the training set held out, in (0, 1).
         split_seed: of the validation split, apart from `seed` so that runs compare.
         seed: of the shuffles and the augmentation.
@@ -75,17 +64,31 @@ class ImageDataModule(L.LightningDataModule):
         train_subset: train on about this many images, stratified and fixed by
             `split_seed`; null for all.
         fallback: a source to go on with where `source` has no data, or null: an error.
+        exact_batch_size: a batch larger than the training part is an error; otherwise
+            one that fits is taken, and `fitted` says so.
+
+    Attributes, from `setup` on:
+        images: name, origin, classes and fingerprint.
+        train_part, val_part, test_part: uint8 (N, 3, H, W) and labels (N,).
+        mean, std: (3,) of the training part's channels, in 0..1.
 
     Raises:
-        UserError: a range, a name, or data that are not there (`DataNotFound`).
+        UserError: a value is out of its range.
     """
+
+    images: DatasetInfo
+    train_part: Part
+    val_part: Part
+    test_part: Part
+    mean: Tensor
+    std: Tensor
 
     @validated
     def __init__(
         self,
         source: Any,
         augment: Augmentation,
-        engine: Literal["batched", "torchvision"] = "batched",
+        engine: Engine = "batched",
         batch_size: Count = 128,
         val_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1,
         split_seed: Natural = 0,
@@ -94,6 +97,7 @@ class ImageDataModule(L.LightningDataModule):
         train_subset: Count | None = None,
         repeats: Count = 1,
         fallback: Any = None,
+        exact_batch_size: bool = False,
     ):
         super().__init__()
         if batch_size % repeats:
@@ -105,7 +109,7 @@ class ImageDataModule(L.LightningDataModule):
         self.augment = augment
         self.engine = engine
         self.batch_size = batch_size
-        self.exact_batch_size = False
+        self.exact_batch_size = exact_batch_size
         self.fitted: str | None = None
         self.val_fraction = val_fraction
         self.split_seed = split_seed
@@ -115,53 +119,65 @@ class ImageDataModule(L.LightningDataModule):
         self.repeats = repeats
         self.fallback = fallback
         self.fell_back: str | None = None
-        self.images: DatasetInfo | None = None
-        self.train_part: tuple[Tensor, Tensor] | None = None
-        self._placed: dict[str, tuple[Tensor, Tensor]] = {}
+        self._placed: dict[str, Part] = {}
         self._place = {"epoch": 0, "done": 0}  # where training goes on
 
     def locate(self) -> str:
-        """Finds or downloads the data and returns their identity, without decoding.
+        """Find or download the data and return their identity, without decoding.
 
         Falls back to `fallback`, where there is one, and says so in `fell_back`.
+
+        Raises:
+            DataNotFound: they are not there, and there is no fallback.
         """
         try:
-            return self.source.key()
+            return str(self.source.key())
         except DataNotFound as error:
             if self.fallback is None:
                 raise
             self.fell_back = str(error)
             self.source = self.fallback
-            return self.source.key()
+            return str(self.source.key())
 
     def setup(self, stage: str | None = None) -> None:
-        if self.train_part is not None:
-            self.fit_batch_size(self._rank[1])
-            return
+        """Load and split the images, once.
+
+        Raises:
+            UserError: as the source's `load`, and as `fit_batch_size`.
+        """
+        if not hasattr(self, "train_part"):
+            self._load()
+        self.fit_batch_size(self._rank[1])
+
+    def _load(self) -> None:
         images: ImageSet = self.source.load()
-        train, val = stratified_split(
-            images.train_labels, self.val_fraction, self.split_seed
-        )
+        pixels, labels = images.train_images, images.train_labels
+        train, val = stratified_split(labels, self.val_fraction, self.split_seed)
         if self.train_subset is not None and self.train_subset < len(train):
             share = 1 - self.train_subset / len(train)
-            part, _ = stratified_split(
-                images.train_labels[train], share, self.split_seed
-            )
-            train = train[part]
-        self.train_part = images.train_images[train], images.train_labels[train]
-        self.val_part = images.train_images[val], images.train_labels[val]
+            train = train[stratified_split(labels[train], share, self.split_seed)[0]]
+        self.train_part = pixels[train], labels[train]
+        self.val_part = pixels[val], labels[val]
         self.test_part = images.test_images, images.test_labels
-        self.fit_batch_size(self._rank[1])
-        # Not the images themselves: the parts are copies of them.
-        self.images = DatasetInfo(
-            images.name, images.origin, images.classes, images.fingerprint
-        )
+        self.images = images.info  # not the images: the parts are copies of them
         self.mean, self.std = channel_statistics(self.train_part[0])
         self.std = self.std.clamp_min(1 / 255)  # a constant channel is not divided by 0
 
+    def share_images(self, other: ImageDataModule) -> None:
+        """Take the pixels and the split that `other` has read from the same source."""
+        self.images, self.train_part = other.images, other.train_part
+        self.val_part, self.test_part = other.val_part, other.test_part
+        self.mean, self.std = other.mean, other.std
+
+    def with_engine(self, engine: Engine) -> ImageDataModule:
+        """Return the same data, images shared, with another engine."""
+        other = copy.copy(self)
+        other.engine = engine
+        return other
+
     @property
     def statistics(self) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation (3,) of the training part, in 0..1."""
+        """Mean and standard deviation, (3,) each, of the training part, in 0..1."""
         return self.mean, self.std
 
     @property
@@ -170,40 +186,42 @@ class ImageDataModule(L.LightningDataModule):
 
     @property
     def image_size(self) -> tuple[int, int]:
-        return tuple(self.train_part[0].shape[-2:])
+        height, width = self.train_part[0].shape[-2:]
+        return height, width
 
     def first_images(self, n: int) -> Tensor:
-        """The first n training images, normalised, without augmentation."""
+        """Return the first n training images, normalised: float (n, 3, H, W)."""
         return normalise(self.train_part[0][:n], self.mean, self.std)
 
     def augmented(self, n: int, epochs: int) -> Tensor:
-        """n training images, and as E epochs see them: uint8 (1 + E, n, 3, H, W)."""
+        """Return n training images, then as E epochs see them: (1 + E, n, 3, H, W)."""
         images, labels = self.train_part
-        index = torch.arange(n) * len(images) // n  # of several classes
+        index = torch.arange(n) * len(images) // n
         part = images[index], labels[index]
         rows = [part[0].float()]
         for epoch in range(epochs):
             sampler = GivenImages(n, self.seed, epoch)
             if self.engine == "batched":
                 loader = BatchesOnDevice(*part, self.augment, sampler, self.statistics)
-                seen, _ = next(iter(loader))
-                back = 255 * (seen * self.std[:, None, None] + self.mean[:, None, None])
-                rows.append(back)
+                x, _ = next(iter(loader))
+                x = x * self.std[:, None, None] + self.mean[:, None, None]
+                rows.append(255 * x)
             else:
                 dataset = AugmentedImages(*part, self.augment, self.seed)
                 rows.append(dataset[next(iter(sampler))][0].float())
         return torch.stack(rows).round().clamp(0, 255).to(torch.uint8)
 
     def shuffled(self, n: int) -> Iterator[Tensor]:
-        """About n training images, drawn over all of them and augmented, in batches."""
-        part, statistics = map(self._on_device, ("train_part", "statistics"))
+        """Return batches of about n training images, augmented, drawn over them all."""
+        part = self._placed_pair("train_part")
         size = min(EVAL_BATCH_SIZE, len(part[0]))
         sampler = ShuffledBatches(len(part[0]), size, self.seed)
+        statistics = self._placed_pair("statistics")
         batches = BatchesOnDevice(*part, self.augment, sampler, statistics)
         return (images for images, _ in islice(batches, -(-n // size)))
 
     def describe(self) -> dict[str, Any]:
-        """The `data` field of `result.json`."""
+        """Return the `data` field of `result.json`."""
         return {
             "name": self.images.name,
             "origin": self.images.origin,
@@ -228,7 +246,11 @@ class ImageDataModule(L.LightningDataModule):
         return (0, 1) if trainer is None else (trainer.global_rank, trainer.world_size)
 
     def fit_batch_size(self, world_size: int) -> None:
-        """Of a set smaller than a global batch: four steps an epoch, or an error."""
+        """Reduce a batch that the training part cannot fill to four steps an epoch.
+
+        Raises:
+            UserError: `exact_batch_size`, or fewer images than devices.
+        """
         images = len(self.train_part[0])
         most = images // world_size
         if self.batch_size <= most:
@@ -244,36 +266,43 @@ class ImageDataModule(L.LightningDataModule):
             f"on; {self.batch_size} are taken, data.batch_size=… takes others"
         )
 
-    def _on_device(
-        self, name: str, device: torch.device | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """A pair of tensors by its attribute's name, moved to the device only once."""
+    def _placed_pair(self, name: str, device: torch.device | None = None) -> Part:
+        """Return a pair of tensors, by its attribute, on the device; moved once."""
         if device is None:
             trainer = self.trainer
             device = trainer.strategy.root_device if trainer else torch.device("cpu")
         pair = self._placed.get(name)
         if pair is None or pair[0].device != device:
-            pair = tuple(tensor.to(device) for tensor in getattr(self, name))
+            first, second = getattr(self, name)
+            pair = first.to(device), second.to(device)
             self._placed[name] = pair
         return pair
 
     def train_dataloader(self) -> BatchesOnDevice | DataLoader:
-        size = len(self.train_part[0])
+        return self.training_batches()
+
+    def training_batches(
+        self, device: torch.device | None = None
+    ) -> BatchesOnDevice | DataLoader:
+        """Return the loader of the training part.
+
+        Args:
+            device: of the batched engine; None: the trainer's.
+
+        Raises:
+            UserError: as `fit_batch_size`.
+        """
         self.fit_batch_size(self._rank[1])
-        # Told here: a DataLoader with workers begins before Lightning says the epoch.
-        sampler = ShuffledBatches(
-            size,
-            self.batch_size,
-            self.seed,
-            *self._rank,
-            **self._place,
-            repeats=self.repeats,
-        )
+        # Not left to Lightning: a loader with workers begins before it says the epoch.
+        size, repeats = len(self.train_part[0]), self.repeats
+        order = size, self.batch_size, self.seed, *self._rank
+        sampler = ShuffledBatches(*order, **self._place, repeats=repeats)
         if self.engine == "batched":
-            part, statistics = map(self._on_device, ("train_part", "statistics"))
+            part = self._placed_pair("train_part", device)
+            statistics = self._placed_pair("statistics", device)
             return BatchesOnDevice(*part, self.augment, sampler, statistics)
         images, labels = self.train_part
-        dataset = AugmentedImages(images, labels, self.augment, self.seed, self.repeats)
+        dataset = AugmentedImages(images, labels, self.augment, self.seed, repeats)
         workers = self.num_workers
         if workers is None:
             workers = usable_cores() // 2 if dataset.transform else 0
@@ -296,8 +325,9 @@ class ImageDataModule(L.LightningDataModule):
         return self._in_order("test_part", self._limit("test"))
 
     def _limit(self, part: str) -> float:
-        """Lightning's `limit_…_batches`: an integer is a number, a float a share."""
-        return getattr(self.trainer, f"limit_{part}_batches", 1.0)
+        """Return Lightning's limit: an integer counts batches, a float is a share."""
+        limit: float = getattr(self.trainer, f"limit_{part}_batches", 1.0)
+        return limit
 
     def _in_order(self, name: str, limit: float) -> ImagesInOrder:
         if isinstance(limit, int) or limit < 1:
@@ -306,27 +336,29 @@ class ImageDataModule(L.LightningDataModule):
             order = evenly_spread(labels)
             setattr(self, name, (images[order], labels[order]))
             self._placed.pop(name, None)
-        return ImagesInOrder(*self._on_device(name), *self._rank)
+        return ImagesInOrder(*self._placed_pair(name), *self._rank)
 
     def on_after_batch_transfer(
         self, batch: tuple[Tensor, Tensor], dataloader_idx: int
     ) -> tuple[Tensor, Tensor]:
-        """uint8 → normalised float (B, 3, H, W), on the device the batch is on."""
+        """Return the batch with normalised float images (B, 3, H, W), where it lies."""
         images, labels = batch
         if images.is_floating_point():  # the batched engine's are finished
             return batch
-        statistics = self._on_device("statistics", images.device)
+        statistics = self._placed_pair("statistics", images.device)
         return normalise(images, *statistics), labels
 
     # --- checkpoints -------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """The place in training, and what `predict` needs instead of the data."""
-        done = internals.batches_done(self.trainer)
+        """Return the place in training, and facts of the data for `predict`."""
+        trainer = self.trainer
+        assert trainer is not None  # a checkpoint is written by one
+        done = internals.batches_done(trainer)
         return {
             "place": {
-                "epoch": internals.epochs_done(self.trainer),
-                "done": done % self.trainer.num_training_batches,
+                "epoch": internals.epochs_done(trainer),
+                "done": done % trainer.num_training_batches,
             },
             "size": list(self.image_size),
             "fingerprint": self.images.fingerprint,
@@ -336,10 +368,15 @@ class ImageDataModule(L.LightningDataModule):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Refuses to go on with other pixels than the checkpoint was trained on."""
-        if self.images and state["fingerprint"] != self.images.fingerprint:
+        """Take up the place in training.
+
+        Raises:
+            UserError: the checkpoint was trained on other pixels.
+        """
+        images = getattr(self, "images", None)  # before `setup` there are none
+        if images is not None and state["fingerprint"] != images.fingerprint:
             raise UserError(
                 "ckpt_path: the checkpoint was trained on data with fingerprint "
-                f"{state['fingerprint']}, these have {self.images.fingerprint}"
+                f"{state['fingerprint']}, these have {images.fingerprint}"
             )
         self._place = state.get("place", self._place)  # older checkpoints have none

@@ -79,7 +79,7 @@ def decode(
     """
     try:
         with Image.open(path, formats=formats()) as image:
-            pixels = image.width * image.height
+            pixels = float(image.width * image.height)
             if pixels <= megapixels * 1e6:
                 return DecodedImage(to_pixels(image, size), str(image.format))
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):

@@ -1,4 +1,4 @@
-"""What every source gives, and the cache of it.
+"""The image set and its cache.
 
 Decoded images are kept in `cache_folder()` as `<key>.npz`, whose checksums show damage.
 """
@@ -11,6 +11,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -26,15 +27,28 @@ TENSORS = ("train_images", "train_labels", "test_images", "test_labels")
 
 
 class DataNotFound(UserError):
-    """The data are neither on disk nor to be had from the network."""
+    """Data that are neither on disk nor to be had from the network."""
+
+
+class DatasetInfo(NamedTuple):
+    """Identity of an image set, without its pixels."""
+
+    name: str
+    origin: str
+    classes: tuple[str, ...]
+    fingerprint: str
 
 
 @dataclass(frozen=True, eq=False)  # `==` of tensors has no single truth value
 class ImageSet:
-    """uint8 images (N, 3, H, W) and int64 labels (N,) of a training and a test set.
+    """Images, uint8 (N, 3, H, W), and labels, int64 (N,), to train and to test on.
 
-    `name` is the kind of source, `origin` one line on where the pixels came from.
-    Raises UserError unless shapes, dtypes, labels and classes fit each other.
+    Args:
+        name: of the kind of source.
+        origin: one line on where the pixels came from.
+
+    Raises:
+        UserError: shapes, dtypes, labels and classes do not fit each other.
     """
 
     name: str
@@ -73,7 +87,7 @@ class ImageSet:
 
     @cached_property
     def fingerprint(self) -> str:
-        """`sha256:` and 16 hex digits, of classes, shapes, pixels and labels alone."""
+        """`sha256:` and 16 hex digits; of classes, shapes, pixels and labels alone."""
         tensors = [getattr(self, name) for name in TENSORS]
         shapes = [list(tensor.shape) for tensor in tensors]
         digest = hashlib.sha256(json.dumps([list(self.classes), shapes]).encode())
@@ -81,13 +95,17 @@ class ImageSet:
             digest.update(tensor.contiguous().numpy())
         return f"sha256:{digest.hexdigest()[:16]}"
 
+    @property
+    def info(self) -> DatasetInfo:
+        return DatasetInfo(self.name, self.origin, self.classes, self.fingerprint)
+
 
 def _misfit(argument: str, expected: str, got: object) -> UserError:
     return UserError(f"ImageSet.{argument}: expected {expected}, got {got}")
 
 
 def cached(key: str, build: Callable[[], ImageSet]) -> ImageSet:
-    """What `build` returns, from the cache where it is there and whole."""
+    """Return `build()`, or what the cache has of it where that is whole."""
     path = cache_folder() / f"{key}.npz"
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
@@ -102,8 +120,8 @@ def cached(key: str, build: Callable[[], ImageSet]) -> ImageSet:
     arrays = {name: getattr(images, name).numpy() for name in TENSORS}
     text = np.array([images.name, images.origin, *images.classes])
     try:
-        with atomic_file(path) as file:
-            np.savez(file, text=text, **arrays)
+        with atomic_file(path) as target:
+            np.savez(target, text=text, **arrays)
     except OSError as error:
         log.warning("Images are not cached, the next run decodes again: %s", error)
     return images

@@ -1,6 +1,6 @@
-"""Image trees: the layouts of their folders, what may lie in them, decoding.
+"""Image trees: the layouts of their folders, the files allowed in them, decoding.
 
-Understood are, alone or under one common folder,
+Three layouts are read, alone or under one common folder:
 
     train/<class>/* and test/<class>/*   (or val, valid, validation for test)
     train/<class>/*                      a test part is cut from it
@@ -28,7 +28,7 @@ from resnet_se.data.decode import (
     decoding_threads,
     pil_limit_lifted,
 )
-from resnet_se.data.reading import Limits, first_few, progress, source_error
+from resnet_se.data.reading import Limits, first_few, progress, root_error, source_error
 from resnet_se.utils.errors import nearest
 
 TESTS = ("test", "val", "valid", "validation")
@@ -43,14 +43,14 @@ def is_hidden(name: str) -> bool:
 
 
 class Layout(NamedTuple):
-    """Below which folders the classes lie; each name ends in a slash or is empty."""
+    """Folders that hold the class folders; each name ends in a slash or is empty."""
 
     top: str  # the common folder, "pets/"
     splits: tuple[str, ...]  # below it: train/ and test/; train/; or the top itself
 
 
 def find_layout(folders: Callable[[str], set[str]]) -> Layout:
-    """The layout where `folders(at)` are the names of the folders below `at`."""
+    """Return the layout of a tree; `folders(at)` are the names of those below `at`."""
     names, top = folders(""), ""
     if len(names) == 1 and not names & {"train", *TESTS}:
         top = f"{names.pop()}/"
@@ -61,15 +61,15 @@ def find_layout(folders: Callable[[str], set[str]]) -> Layout:
 
 
 def tree_files(folder: Path, root: Path, limits: Limits) -> dict[str, Path | None]:
-    """{"train/cat/": None, "train/cat/1.png": its path, …} below the common folder.
+    """Return {"train/cat/": None, "train/cat/1.png": its path, …}.
 
     Args:
-        folder: where the tree lies; links are followed.
-        root: what messages call it.
+        folder: of the tree, with the common folder; links are followed.
+        root: its name in messages.
 
     Raises:
-        UserError: naming what is no regular file or empty, a circle of links, more
-            bytes than allowed, a folder that cannot be read.
+        UserError: naming a file that is empty or not a regular one, a circle of links,
+            more bytes than allowed, a folder that cannot be read.
     """
     files: dict[str, Path | None] = {}
     unfit: list[str] = []
@@ -81,37 +81,33 @@ def tree_files(folder: Path, root: Path, limits: Limits) -> dict[str, Path | Non
             if not below.is_dir():
                 continue  # `class_files` misses it
             for name, path, status in _walk(below, split):
-                is_folder = name.endswith("/")
-                if not is_folder and "/" not in name[len(split) :]:
-                    continue  # beside the classes
-                files[name] = None if is_folder else path
-                why = "" if is_folder else _unfit(status)
-                if why:
-                    unfit.append(f"{name} ({why})")
-                elif status and not is_folder:
-                    size += status.st_size
+                if name.endswith("/"):
+                    files[name] = None
+                elif "/" in name[len(split) :]:  # not beside the classes
+                    files[name] = path
+                    if reason := _unfit(status):
+                        unfit.append(f"{name} ({reason})")
+                    size += status.st_size if status else 0
                     limits.check_bytes(f"files in {root}", size)
     except OSError as error:
-        raise source_error(
-            "root", "a folder that can be read", f"{root} ({error})"
-        ) from error
+        raise root_error("a folder that can be read", f"{root} ({error})") from error
     if unfit:
-        raise source_error("root", f"image files in {root}", first_few(sorted(unfit)))
+        raise root_error(f"image files in {root}", first_few(sorted(unfit)))
     return files
 
 
 def class_files(
     folder: Path, root: Path, files: dict[str, Path | None], test_fraction: float | None
 ) -> tuple[Layout, list[dict[str, list[str]]]]:
-    """Of the training part, and of the test part where there is one, {class: names}.
+    """Return the layout and {class: names} of the training and any test part.
 
     Args:
-        folder, root, files: as of `tree_files`.
-        test_fraction: of a class that will be cut where there is no test part; None: it
-            must be there.
+        folder, root, files: of `tree_files`.
+        test_fraction: of each class, to be cut off where there is no test part; None:
+            there must be one.
 
     Raises:
-        UserError: unless the splits have the same 2 or more classes, none empty.
+        UserError: the parts do not have the same 2 or more classes, or one is empty.
     """
     layout = _layout_of(folder)
     parts: list[dict[str, list[str]]] = []
@@ -126,16 +122,14 @@ def class_files(
     for split, classes in zip(layout.splits, parts, strict=True):
         if not classes:
             expected = f"{split or 'train/'}<class>/ folders in {root}"
-            raise source_error("root", expected, f"only {beside or 'nothing'}")
+            raise root_error(expected, f"only {beside or 'nothing'}")
         for name, images in classes.items():
             if not name.isprintable():
-                raise source_error(
-                    "root", "class folders of printable names", ascii(name)
-                )
+                raise root_error("class folders of printable names", ascii(name))
             if not images:
-                raise source_error("root", f"images in {root}", f"{split}{name} empty")
+                raise root_error(f"images in {root}", f"{split}{name} empty")
     if len(layout.splits) == 1 and test_fraction is None:
-        raise source_error("root", f"test/<class>/ folders in {root}", f"only {beside}")
+        raise root_error(f"test/<class>/ folders in {root}", f"only {beside}")
     _check_classes(layout, parts, root)
     cut = test_fraction if test_fraction and len(layout.splits) == 1 else 0.0
     _check_counts(layout.splits[0], parts[0], root, cut)
@@ -150,14 +144,14 @@ def _check_classes(
     layout: Layout, parts: list[dict[str, list[str]]], root: Path
 ) -> None:
     folders = list(zip(layout.splits, parts, strict=True))
-    for (one, classes), (other, theirs) in zip(folders, folders[::-1], strict=True):
+    for (split, classes), (other, names) in zip(folders, folders[::-1], strict=True):
         for name in classes:
-            if name not in theirs:
-                expected = f"{one}{name}/ to be in {other} as well in {root}"
-                hint = nearest(name, theirs)
-                raise source_error("root", expected, f"no {other}{name}", hint)
+            if name not in names:
+                expected = f"{split}{name}/ to be in {other} as well in {root}"
+                hint = nearest(name, names)
+                raise root_error(expected, f"no {other}{name}", hint)
     if len(parts[0]) < 2:
-        raise source_error("root", f"2 or more classes in {root}", first_few(parts[0]))
+        raise root_error(f"2 or more classes in {root}", first_few(parts[0]))
 
 
 def _check_counts(
@@ -169,7 +163,7 @@ def _check_counts(
             expected = "2 or more images of each class to train and validate on"
             if cut:
                 expected += f", once {cut:g} are cut off (data.source.test_fraction),"
-            raise source_error("root", f"{expected} in {root}", f"{n} in {split}{name}")
+            raise root_error(f"{expected} in {root}", f"{n} in {split}{name}")
 
 
 def _visible(folder: Path) -> list[os.DirEntry[str]]:
@@ -180,15 +174,13 @@ def _visible(folder: Path) -> list[os.DirEntry[str]]:
 def _walk(
     folder: Path, prefix: str
 ) -> Iterator[tuple[str, Path, os.stat_result | None]]:
-    """Name, path and status of all below; a folder's name ends in a slash."""
+    """Yield name, path and status of all below; a folder's name ends in a slash."""
     waiting: list[tuple[str, Path, tuple[str, ...]]] = [(prefix, folder, ())]
     while waiting:
         prefix, folder, above = waiting.pop()
         real = os.path.realpath(folder)
         if real in above:
-            raise source_error(
-                "root", "links without a circle", f"{folder}, a link to {real}"
-            )
+            raise root_error("links without a circle", f"{folder}, a link to {real}")
         for entry in _visible(folder):
             path = folder / entry.name
             try:
@@ -203,7 +195,7 @@ def _walk(
 
 
 def _unfit(status: os.stat_result | None) -> str:
-    """Why this can be no image; "" if it can."""
+    """Return the reason that this can be no image; "" if it can."""
     if status is None:
         return "a link to nothing"
     kind = stat.S_IFMT(status.st_mode)
@@ -267,7 +259,7 @@ def decode_files(
                 advance(CHUNK)
     if broken:
         expected = f"images that PIL reads as 8-bit RGB in {root}"
-        raise source_error("root", expected, first_few(broken))
+        raise root_error(expected, first_few(broken))
     if odd:
         expected = f"images of {shape} as {first} in {root}"
         raise source_error("size", expected, first_few(odd), "set it to resize them")

@@ -1,9 +1,4 @@
-"""Pictures for a trained network: files, folders, globs, archives → uint8 RGB.
-
-What a camera, a browser or a scanner writes becomes what the network was trained on:
-the first frame, upright, on white where it is transparent, 8-bit RGB, resized to the
-training size (bilinear, with antialiasing).
-"""
+"""Pictures for a trained network: files, folders, globs and archives → batches."""
 
 from __future__ import annotations
 
@@ -35,51 +30,48 @@ from resnet_se.utils.errors import UserError
 
 
 class Picture(NamedTuple):
-    """A file, and what messages and tables call it."""
+    """A file, and its name in messages and tables."""
 
     name: str
     path: Path
 
     @property
     def folder(self) -> str:
-        """The name of the folder it lies in: its class, where folders are classes."""
+        """Name of the folder it lies in: its class, where folders are classes."""
         return os.path.basename(os.path.dirname(self.name))
 
 
 class PictureBatch(NamedTuple):
-    """Pictures that could be read, their pixels (B, 3, H, W), and {name: why not}."""
+    """Pictures that could be read, and those that could not."""
 
-    pictures: list[Picture]
-    pixels: np.ndarray
-    broken: dict[str, str]
+    pictures: list[Picture]  # B of them
+    pixels: np.ndarray  # uint8 (B, 3, H, W)
+    broken: dict[str, str]  # {name: reason}
 
 
 # --- files -------------------------------------------------------
 
 
 class Pictures:
-    """The picture files of some paths, found anew at every iteration: none are kept."""
+    """Picture files of some paths, found anew at every iteration: none are kept."""
 
     def __init__(self, roots: Sequence[Picture]):
         self.roots = roots
 
     def __iter__(self) -> Iterator[Picture]:
         for root in self.roots:
-            if root.path.is_dir():
-                yield from _below(root)
-            else:
-                yield root
+            yield from _below(root) if root.path.is_dir() else [root]
 
 
 @contextmanager
 def find_pictures(inputs: Iterable[str | Path]) -> Iterator[Pictures]:
-    """The pictures of files, folders, globs and archives (unpacked meanwhile).
+    """Yield the pictures of files, folders, globs and archives (unpacked meanwhile).
 
-    In a folder, files with the name of a picture count; a file that is named itself
-    counts whatever its name.
+    In a folder, files with a picture's suffix count; a file that is named itself counts
+    whatever its suffix.
 
     Raises:
-        UserError: nothing there, no picture in a folder or an archive, an archive that
+        UserError: nothing is there, no picture is in a folder or an archive, an archive
             is damaged or too large.
     """
     with ExitStack() as stack:
@@ -100,19 +92,19 @@ def find_pictures(inputs: Iterable[str | Path]) -> Iterator[Pictures]:
 
 
 def _matches(name: str) -> list[Path]:
-    """The path of that name, else those that match it as a glob."""
+    """Return the path of that name, else those that match it as a glob."""
     name = os.path.expanduser(name)
     if os.path.exists(name):
         return [Path(name)]
     matches = sorted(glob.glob(name, recursive=True))
     if not matches:
-        what = "matches" if glob.has_magic(name) else "is a file or folder called"
-        raise UserError(f"inputs: nothing {what} {name!r}")
+        verb = "matches" if glob.has_magic(name) else "is a file or folder called"
+        raise UserError(f"inputs: nothing {verb} {name!r}")
     return [Path(match) for match in matches]
 
 
 def _below(root: Picture) -> Iterator[Picture]:
-    """The pictures in a folder and those inside it, each folder's in their order."""
+    """Yield the pictures in a folder and in those inside it, sorted within each."""
     for folder, inner, names in os.walk(root.path):
         inner[:] = sorted(name for name in inner if not is_hidden(name))
         at = os.path.relpath(folder, root.path)

@@ -1,4 +1,10 @@
-"""Batches: which images, in which order, shared how among ranks, by which engine."""
+"""Batches of images: split, order, shares of the ranks, engines.
+
+Both engines take their images in the same order, and ranks share it: of one permutation
+by (seed, epoch), the k-th global batch is its k-th `batch_size` × `world_size` images,
+and rank r has the r-th `batch_size` of them.  So two devices with B images each see the
+batches of one device with 2·B.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +30,7 @@ GPU_CHUNK = 2048
 def stratified_split(
     labels: Tensor, fraction: float, seed: int
 ) -> tuple[Tensor, Tensor]:
-    """Indices (N_train,) and (N_val,), ascending; each class gives its share.
+    """Return ascending indices (N_train,) and (N_val,), stratified by class.
 
     A class of n images gives max(1, round(n × fraction)) of them to validation.
 
@@ -49,7 +55,7 @@ def stratified_split(
 
 
 def evenly_spread(labels: Tensor) -> Tensor:
-    """An order (N,) in which any beginning has about its share of every class."""
+    """Return an order (N,) of which any beginning has its share of every class."""
     share = torch.empty(len(labels), dtype=torch.float64)
     for label in labels.unique():
         members = (labels == label).nonzero().squeeze(1)
@@ -58,21 +64,22 @@ def evenly_spread(labels: Tensor) -> Tensor:
 
 
 class ShuffledBatches(Sampler):
-    """This rank's batches of (epoch, index), in an order drawn from (seed, epoch).
+    """Batches of one rank as lists of (epoch, index), shuffled by (seed, epoch).
 
-    What does not fill a batch on every rank is left out.  Lightning calls `set_epoch`.
+    Images that do not fill a batch on every rank are left out.  Lightning calls
+    `set_epoch`.
 
     Args:
         size: images in all.
         batch_size: B, of one rank.
         seed: of the order.
-        rank, world_size: see the head of this file.
+        rank, world_size: of the process, and their number.
         epoch: to begin with.
         done: batches of that epoch which have been trained on and are left out.
-        repeats: m; a batch is B/m images, each m times in a row of augmentations of its
-            own (Hoffer et al. 2020, arXiv 1901.09335; an epoch keeps its steps, and has
-            an m-th of the images: Berman et al. 2019, arXiv 1902.05509).  The index of
-            image i's r-th time is i + r × size.
+        repeats: m; a batch is B/m images, each m times in a row, augmented differently
+            (Hoffer et al. 2020, arXiv 1901.09335; an epoch keeps its steps, and has an
+            m-th of the images: Berman et al. 2019, arXiv 1902.05509).  The index of
+            image i's r-th repeat is i + r × size.
     """
 
     def __init__(
@@ -100,11 +107,11 @@ class ShuffledBatches(Sampler):
             self.epoch, self.done = epoch, 0
 
     def __len__(self) -> int:
-        """Batches of a whole epoch."""
+        """Return the number of batches of a whole epoch."""
         return self.size // (self.batch_size * self.world_size)
 
     def indices(self) -> Tensor:
-        """(len(self) − done, B) int64: the images of this rank's batches to come."""
+        """Return (len(self) − done, B) int64: the images of the batches to come."""
         generator = torch.Generator().manual_seed(
             derive_seed("shuffle", self.seed, self.epoch)
         )
@@ -122,7 +129,7 @@ class ShuffledBatches(Sampler):
 
 
 class GivenImages(ShuffledBatches):
-    """One batch of the images 0 to n − 1, as an epoch sees them: for a picture."""
+    """One batch of the images 0 to n − 1, for a figure of one epoch's augmentation."""
 
     def __init__(self, n: int, seed: int, epoch: int):
         super().__init__(n, n, seed, epoch=epoch)
@@ -132,9 +139,9 @@ class GivenImages(ShuffledBatches):
 
 
 class AugmentedImages(Dataset):
-    """torchvision's engine: uint8 images (B, 3, H, W) and labels (B,).
+    """The torchvision engine: augmented uint8 images (B, 3, H, W) and labels (B,).
 
-    An item is a list of (epoch, index): each image's randomness is its own stream.
+    Indexed by a list of (epoch, index), which keys each image's random stream.
     """
 
     def __init__(
@@ -180,8 +187,8 @@ class AugmentedImages(Dataset):
 class BatchesOnDevice:
     """The batched engine: normalised float (B, 3, H, W), channels last; labels (B,).
 
-    Both are on the device that holds the images; an epoch moves its order and its
-    parameters there once, and nothing waits for the device afterwards.
+    Both lie on the device of `images`; an epoch moves its order and its parameters
+    there once, and nothing waits for the device afterwards.
     """
 
     def __init__(
@@ -239,7 +246,7 @@ class BatchesOnDevice:
 
 
 class ImagesInOrder:
-    """Batches of uint8 images (≤ 500, 3, H, W) and labels, on the images' device.
+    """Evaluation batches: uint8 images (≤ 500, 3, H, W) and labels (≤ 500,).
 
     Rank r has images r, r + world_size, …: each image once, and as many batches (of
     nearly equal sizes) on every rank.

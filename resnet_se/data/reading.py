@@ -47,6 +47,11 @@ def source_error(
     return UserError(f"data.source.{argument}: expected {expected}, got {got}{end}")
 
 
+def root_error(expected: str, got: object, hint: str = "") -> UserError:
+    """Return a UserError on `data.source.root`."""
+    return source_error("root", expected, got, hint)
+
+
 def first_few(items: Iterable[str], most: int = 5) -> str:
     """Return the first items in a line, and the number of the others."""
     items = list(items)

@@ -1,9 +1,9 @@
-"""Where images come from: CIFAR-10 and -100, a folder or archive of image files.
+"""Sources of images: CIFAR-10 and -100, a folder or archive of image files.
 
-Each source is a small object whose constructor does no I/O and which has
+Each is a small object whose constructor does no I/O and which has
 
-- `key()`: what would be loaded, downloaded if need be, never decoded.  Equal keys mean
-  equal images, so it goes into the hash that names a run directory;
+- `key()`: the identity of the data, downloaded if need be, never decoded.  Equal keys
+  mean equal images, so it goes into the hash that names a run directory;
 - `load()`: an `ImageSet` of uint8 images and labels.
 
 Both raise DataNotFound where there are no data.
@@ -30,7 +30,7 @@ from resnet_se.data.download import download
 from resnet_se.data.image_set import DataNotFound, ImageSet, cached
 from resnet_se.data.image_tree import class_files, decode_files, tree_files
 from resnet_se.data.loaders import stratified_split
-from resnet_se.data.reading import Limits, first_few, source_error
+from resnet_se.data.reading import Limits, first_few, root_error
 from resnet_se.utils.validation import Positive, Text, validated
 
 CIFAR10_CLASSES = (
@@ -54,18 +54,17 @@ CIFAR100_CLASSES = tuple(FINE_LABELS.split())
 @validated
 @dataclass(frozen=True)
 class ImageFolder:
-    """Images in class folders, in a folder, a tar or a zip; `files` has the layouts.
+    """Images in class folders, in a folder, a tar or a zip; layouts: `image_tree`.
 
-    Labels follow the sorted class names; common formats become RGB; hidden files are
-    left out.
+    Labels follow the sorted class names; hidden files are left out.
 
     Args:
         root: the folder or archive.
         size: resizes to size×size (bilinear, antialiased); null: all are of one size.
         test_fraction: share of each class cut off as the test part, always the same
             images, where the layout has none; null: it must have one.
-        max_gb: what an archive may unpack to, a folder or the decoded images may hold.
-        max_megapixels: of one image.
+        max_gb: most that an archive may unpack to, or files or decoded images hold.
+        max_megapixels: most of one image.
     """
 
     root: Text
@@ -75,10 +74,13 @@ class ImageFolder:
     max_megapixels: Positive = Limits().megapixels
 
     def key(self) -> str:
-        """A hash of the archive's bytes, or of the names and bytes in the folder.
+        """Return a hash of the archive's bytes, or of names and bytes in the folder.
 
         Bytes, not modification times: a copy of the folder has the same key, and an
-        edit that keeps size and time has not.  Raises as `load`.
+        edit that keeps size and time has not.
+
+        Raises:
+            UserError: as `load`.
         """
         root, digest = self._existing_root(), hashlib.sha256()
         if root.is_file():
@@ -95,10 +97,11 @@ class ImageFolder:
         return f"image_folder-{digest.hexdigest()[:16]}{size}{cut}"
 
     def load(self) -> ImageSet:
-        """The images, sorted by class and name.
+        """Return the images, sorted by class and name.
 
-        Raises UserError, naming the files, for a damaged archive, a tree that is not as
-        described, images that cannot be decoded, have another size, or are too large.
+        Raises:
+            UserError: naming the files of a damaged archive, an unknown layout, images
+                that cannot be decoded, have another size, or are too large.
         """
         root = self._existing_root()
         images = cached(self.key(), lambda: self._decode(root))
@@ -114,10 +117,8 @@ class ImageFolder:
             return root
         expected = f"a folder, or a file ending in {', '.join(ARCHIVES)}"
         if not os.path.lexists(root):
-            raise DataNotFound(
-                str(source_error("root", expected, root, "nothing is there"))
-            )
-        raise source_error("root", expected, root)
+            raise DataNotFound(str(root_error(expected, root, "nothing is there")))
+        raise root_error(expected, root)
 
     def _decode(self, root: Path) -> ImageSet:
         with opened(root, self._limits) as folder:
@@ -127,14 +128,8 @@ class ImageFolder:
             paths = [path for name in names if (path := files[name])]
             images, formats = decode_files(names, paths, root, self.size, self._limits)
         x = torch.from_numpy(images)  # (N, 3, H, W)
-        y = torch.tensor(
-            [
-                k
-                for part in parts
-                for k, group in enumerate(part.values())
-                for _ in group
-            ]
-        )
+        groups = [(k, n) for part in parts for k, n in enumerate(part.values())]
+        y = torch.tensor([k for k, names in groups for _ in names])  # (N,)
         origin = f"{'/'.join(formats)} files"
         if len(layout.splits) == 1:
             assert self.test_fraction is not None  # class_files has seen to it
@@ -167,9 +162,10 @@ class CIFAR10:
     classes: ClassVar[tuple[str, ...]] = CIFAR10_CLASSES
 
     def find(self) -> Path | None:
-        """The folder or archive that would be read; None if it is not on disk.
+        """Return the folder or archive to read; None if it is not on disk.
 
-        Raises UserError if two fit equally well, or the folder cannot be read.
+        Raises:
+            UserError: two fit equally well, or the folder cannot be read.
         """
         root, official = _expanded(self.root), self._official()
         if os.path.isfile(root):
@@ -190,22 +186,21 @@ class CIFAR10:
                 if re.search(pattern, path.name, re.IGNORECASE)
             ]
         except OSError as error:
-            raise source_error("root", "a folder that can be read", error) from error
+            raise root_error("a folder that can be read", error) from error
         trees = [path for path in named if _is_tree(path)]
         archives = [path for path in named if path.is_file() and is_archive(path)]
         matches = trees or archives
         if len(matches) > 1:
             names = first_few(path.name for path in matches)
             hint = "make one of them data.source.root, or RESNET_SE_DATA"
-            raise source_error(
-                "root", f"one copy of {self._title} in {root}", names, hint
-            )
+            raise root_error(f"one copy of {self._title} in {root}", names, hint)
         return matches[0] if matches else None
 
     def key(self) -> str:
-        """As `ImageFolder.key`; a constant for the official data.
+        """Return a constant for the official data, else `ImageFolder.key`.
 
-        Raises DataNotFound if they are neither on disk nor to be had by a download.
+        Raises:
+            DataNotFound: they are neither on disk nor to be had by a download.
         """
         path, official = self.find() or self._download(), self._official()
         if path.name in (official.base_folder, official.filename):
@@ -213,7 +208,12 @@ class CIFAR10:
         return ImageFolder(str(path), test_fraction=None).key()
 
     def load(self) -> ImageSet:
-        """The 32×32 images; raises DataNotFound, else UserError as `ImageFolder`."""
+        """Return the 32×32 images.
+
+        Raises:
+            DataNotFound: as `key`.
+            UserError: as `ImageFolder.load`; or other classes, or another size.
+        """
         path, official = self.find() or self._download(), self._official()
         if path.name == official.base_folder:
             return self._batches(path.parent)
@@ -223,9 +223,9 @@ class CIFAR10:
         size, hint = tuple(images.train_images.shape[2:]), "try data=image_folder"
         if images.classes != self.classes:
             expected = f"{self._title}'s classes ({', '.join(self.classes)}) in {path}"
-            raise source_error("root", expected, ", ".join(images.classes), hint)
+            raise root_error(expected, ", ".join(images.classes), hint)
         if size != (32, 32):
-            raise source_error("root", f"images of (32, 32) in {path}", size, hint)
+            raise root_error(f"images of (32, 32) in {path}", size, hint)
         return replace(images, name=self.name)
 
     @property
@@ -233,13 +233,13 @@ class CIFAR10:
         return f"CIFAR-{len(self.classes)}"
 
     def _official(self) -> Any:
-        """torchvision's class: names, addresses and checksums of the official files."""
+        """torchvision's class, with names, address and checksums of the files."""
         from torchvision import datasets
 
         return getattr(datasets, self.name.upper())
 
     def _batches(self, root: Path) -> ImageSet:
-        """Those in `root`; torchvision checks their md5 before unpickling them."""
+        """Read the official batches; torchvision checks their md5 before unpickling."""
         official = self._official()
         tensors: list[torch.Tensor] = []
         try:
@@ -252,9 +252,7 @@ class CIFAR10:
         except RuntimeError as error:
             folder = root / official.base_folder
             hint = "delete it and unpack or download it again"
-            raise source_error(
-                "root", f"whole batches in {folder}", error, hint
-            ) from error
+            raise root_error(f"whole batches in {folder}", error, hint) from error
         return ImageSet(self.name, f"official {self._title}", self.classes, *tensors)
 
     def _packed_batches(self, archive: Path) -> ImageSet:
@@ -311,4 +309,4 @@ def _digest_file(digest: Any, path: Path) -> None:
                 digest.update(piece)
     except OSError as error:
         got = f"{path} ({error.strerror})"
-        raise source_error("root", "files that can be read", got) from error
+        raise root_error("files that can be read", got) from error

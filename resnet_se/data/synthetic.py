@@ -53,11 +53,11 @@ class Synthetic:
                 raise source_error(name, expected, getattr(self, name))
 
     def key(self) -> str:
-        """The arguments and the version of the procedure."""
+        """Return the arguments and the version of the procedure."""
         return f"synthetic-v1-{'-'.join(map(str, astuple(self)))}"
 
     def load(self) -> ImageSet:
-        """Balanced classes in random order; the two splits are drawn independently."""
+        """Return balanced classes in random order; the two splits are independent."""
         # 2·seed and 2·seed + 1: no two splits of any two seeds share their numbers.
         train = _draw_split(self.num_train, self.size, self.num_classes, 2 * self.seed)
         test = _draw_split(
@@ -70,7 +70,7 @@ class Synthetic:
 def _draw_split(
     n: int, size: int, num_classes: int, seed: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """uint8 images (N, 3, S, S) and labels (N,), each class ⌊N/K⌋ or ⌈N/K⌉ times."""
+    """Return uint8 (N, 3, S, S) and labels (N,), each class ⌊N/K⌋ or ⌈N/K⌉ times."""
     generator = torch.Generator().manual_seed(seed)
 
     def uniform(low: float, high: float, *shape: int) -> torch.Tensor:

@@ -54,9 +54,7 @@ SMALL = Augmentation(rotation=15, shift=0.1, crop_padding=2, flip=0.5, jitter=0.
 def module(engine="batched", rank=0, world=1, source=None, **options):
     """A data module set up as rank `rank` of a trainer with `world` devices."""
     options = {"augment": SMALL, "batch_size": 16, "num_workers": 0} | options
-    exact = options.pop("exact_batch_size", False)
     data = ImageDataModule(source or Source(), engine=engine, **options)
-    data.exact_batch_size = exact
     data.trainer = SimpleNamespace(
         global_rank=rank,
         world_size=world,
@@ -204,6 +202,26 @@ def test_a_training_part_is_there_once():
     facts = data.describe()
     assert (facts["train"], facts["val"], facts["test"]) == (135, 15, 31)
     assert facts["fingerprint"] == source.load().fingerprint
+
+
+def test_images_are_shared_and_not_read_again():
+    data = module(seed=5, batch_size=32)
+    unread = ImageDataModule(None, SMALL, seed=5, batch_size=32)
+    unread.share_images(data)
+    unread.setup()
+    assert unread.train_part is data.train_part
+    assert unread.describe() == data.describe()
+    assert same(*(together(epoch_of(d, 1)) for d in (data, unread)))
+
+
+def test_another_engine_serves_the_same_images():
+    data = module(augment=Augmentation(), num_workers=0)
+    other = data.with_engine("torchvision")
+    assert (data.engine, other.engine) == ("batched", "torchvision")
+    assert isinstance(other.training_batches(CPU), DataLoader)
+    assert data.training_batches(CPU).images is other.train_part[0]
+    pairs = zip(epoch_of(data, 1), epoch_of(other, 1), strict=True)
+    assert all(same(a, b) for a, b in pairs)
 
 
 def test_wrong_engine_is_named():

@@ -56,7 +56,8 @@ class Draws:
         """
 
         def rows(value: Tensor) -> Tensor:
-            apart = on_cpu is not None and value.device != index.device
-            return value.index_select(0, on_cpu if apart else index)
+            if on_cpu is not None and value.device != index.device:
+                return value.index_select(0, on_cpu)
+            return value.index_select(0, index)
 
         return self._map(rows)
