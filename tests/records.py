@@ -107,13 +107,6 @@ def record(
     return result
 
 
-def old(experiment: str, seed: int = 0, wrong: Any = (), **fields: Any) -> dict:
-    """The same of schema 1."""
-    whole = record(experiment, seed, wrong, **fields) | {"schema": 1}
-    later = ("setting", "choices", "against", "noise_family")
-    return {k: v for k, v in whole.items() if k not in later}
-
-
 def unfinished(experiment: str, seed: int, status: str, **fields: Any) -> dict:
     whole = record(experiment, seed, status=status, **fields)
     return {k: v for k, v in whole.items() if k not in ("test", "val", "train", "data")}

@@ -1,4 +1,4 @@
-"""Whether probabilities are what they say: reliability, ECE, temperature scaling.
+"""Calibration of probabilities: reliability, ECE, temperature scaling.
 
 Guo et al. 2017, arXiv 1706.04599: the expected calibration error (§2) and, of the ways
 to lower it, the one that leaves every prediction as it is (§4.2).
@@ -29,19 +29,19 @@ class Reliability(NamedTuple):
 
 
 def reliability(logits: Tensor, labels: Tensor) -> Reliability:
-    """Of logits (N, K) and labels (N,)."""
-    sure, predicted = logits.double().softmax(1).max(1)
-    edges = torch.linspace(0, 1, BINS + 1, dtype=sure.dtype)[1:-1]
-    index = torch.bucketize(sure, edges)  # a bin holds its upper edge
-    right = (predicted == labels).double()
-    ones = torch.ones_like(sure)
-    sums = [sure.new_zeros(BINS).index_add(0, index, x) for x in (sure, right, ones)]
+    """Return the reliability per confidence bin of logits (N, K) and labels (N,)."""
+    confidence, predicted = logits.double().softmax(1).max(1)
+    edges = torch.linspace(0, 1, BINS + 1, dtype=confidence.dtype)[1:-1]
+    index = torch.bucketize(confidence, edges)  # a bin holds its upper edge
+    correct = (predicted == labels).double()
+    parts = confidence, correct, torch.ones_like(confidence)
+    sums = [confidence.new_zeros(BINS).index_add(0, index, x) for x in parts]
     count = sums[2].clamp_min(1)
     return Reliability(sums[0] / count, sums[1] / count, sums[2] / len(labels))
 
 
 def fit_temperature(logits: Tensor, labels: Tensor) -> float:
-    """T > 0 for which softmax(logits / T) has the lowest cross-entropy.
+    """Return T > 0 for which softmax(logits / T) has the lowest cross-entropy.
 
     Within 1/100..100: where all predictions are right, it would fall for ever.
     """
@@ -53,5 +53,5 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
         return float(F.cross_entropy(logits * math.exp(-log_t), labels))
 
     ends = (-math.log(100), math.log(100))
-    found = minimize_scalar(loss, bounds=ends, options={"xatol": 1e-4})
-    return math.exp(found.x)
+    optimum = minimize_scalar(loss, bounds=ends, options={"xatol": 1e-4})
+    return math.exp(optimum.x)

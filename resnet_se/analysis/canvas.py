@@ -1,7 +1,7 @@
-"""What the report's pictures are drawn on, and with.
+"""The palette, the canvas and the confusion matrix of the pictures of runs and reports.
 
 Colours are Okabe and Ito's, which the colour-blind tell apart, and never alone: marks
-differ too.  A figure is drawn as SVG whose text stays text.
+differ too.  A report's figure is drawn as SVG whose text stays text.
 """
 
 from __future__ import annotations
@@ -11,16 +11,19 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 BLUE, ORANGE, RED, GREEN, GREY = "#0072B2", "#E69F00", "#D55E00", "#009E73", "#777777"
+COLOURS = {"train": ORANGE, "val": BLUE}
 NUMBERS = re.compile(r'\b(d|x|y|transform)="[^"]*"')  # attributes of an SVG
 DIGITS = re.compile(r"(\.\d\d)\d+")  # a hundredth of a point is enough
 
 
 def draw(figure: Figure) -> str:
-    """SVG, the same text each time."""
+    """Return the figure as SVG, the same text each time, and close it."""
     import matplotlib.pyplot as plt
 
     out = io.StringIO()
@@ -33,13 +36,34 @@ def draw(figure: Figure) -> str:
 
 
 def subplots(*shape: int, **options: Any) -> tuple[Figure, Any]:
+    """Return pyplot's figure and axes, for files only: no display is needed."""
     import matplotlib
 
-    matplotlib.use("Agg")  # files only: works without a display
+    matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
     return plt.subplots(*shape, layout="constrained", **options)
 
 
-def of_all(shown: Sequence[Any], known: Sequence[Any]) -> str:
+def shown_of(shown: Sequence[Any], known: Sequence[Any]) -> str:
     return f"; {len(shown)} of {len(known)} shown" if len(shown) < len(known) else ""
+
+
+def confusion(
+    labels: np.ndarray, predicted: np.ndarray, classes: Sequence[str]
+) -> Figure:
+    """Draw the confusion matrix of class indices (N,) in per cent of the true class."""
+    k = len(classes)
+    counts = np.bincount(labels * k + predicted, minlength=k * k).reshape(k, k)
+    share = 100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)  # (K, K)
+    side = min(max(4.5, 0.62 * k), 25)  # inches, where 40 names fit
+    figure, axis = subplots(figsize=(side + 1.2, side))
+    axis.imshow(share, cmap="Blues", vmin=0, vmax=100)
+    if k <= 40:  # a class may be called $…$, which is no formula
+        axis.set_xticks(range(k), classes, rotation=45, ha="right", parse_math=False)
+        axis.set_yticks(range(k), classes, parse_math=False)
+    axis.set(xlabel="predicted", ylabel="true", title="confusion, % of the true class")
+    for (i, j), value in np.ndenumerate(share) if k <= 20 else ():
+        shade = "white" if value > 60 else "black"
+        axis.text(j, i, f"{value:.0f}", ha="center", va="center", color=shade)
+    return figure

@@ -1,4 +1,4 @@
-"""What a run would cost here, from a few timed steps; how long a forward pass takes."""
+"""The cost of a run on this machine, by a few timed steps; times of forward passes."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Cost(NamedTuple):
 
 
 def measure(cfg: DictConfig, data: ImageDataModule, precision: str) -> Cost:
-    """Builds the job, takes its steps, and extrapolates to its whole length."""
+    """Build the job, time a few steps, and extrapolate to its whole length."""
     model = build_classifier(cfg, data.num_classes)
     model.criterion = criterion(cfg, data)
     counts = network_summary(model.net, data.image_size[0])
@@ -94,7 +94,7 @@ def measure(cfg: DictConfig, data: ImageDataModule, precision: str) -> Cost:
 
 
 def _timed(call: Callable[[], None], device: torch.device) -> float:
-    """Seconds of one call, the mean of a few after a warm-up."""
+    """Return the seconds of one call, the mean of a few after a warm-up."""
     for _ in range(WARMUP_STEPS):
         call()
     start = now(device)
@@ -106,23 +106,23 @@ def _timed(call: Callable[[], None], device: torch.device) -> float:
 def milliseconds(
     forwards: Sequence[Callable[[torch.Tensor], object]], images: torch.Tensor
 ) -> list[float]:
-    """Of one batch through each, in turns: medians of five rounds or a second's."""
+    """Return the time of one batch through each, interleaved: medians of the rounds."""
     images = images.contiguous()
     times: list[list[float]] = [[] for _ in forwards]
     for forward in forwards:
         forward(images)
     while len(times[0]) < 5 or (sum(map(sum, times)) < 1 and len(times[0]) < 100):
-        for forward, taken in zip(forwards, times, strict=True):
+        for forward, elapsed in zip(forwards, times, strict=True):
             start = now(images.device)
             forward(images)
-            taken.append(now(images.device) - start)
-    return [1e3 * statistics.median(taken) for taken in times]
+            elapsed.append(now(images.device) - start)
+    return [1e3 * statistics.median(elapsed) for elapsed in times]
 
 
 def _limited(batches: int, limit: float) -> int:
-    """Lightning's `limit_…_batches`: an integer is a number, a float a share."""
-    many = limit if isinstance(limit, int) else math.floor(batches * limit)
-    return min(batches, many)
+    """Apply Lightning's `limit_…_batches`: an integer is a number, a float a share."""
+    most = limit if isinstance(limit, int) else math.floor(batches * limit)
+    return min(batches, most)
 
 
 def _limited_images(images: int, limit: float) -> int:

@@ -10,9 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")  # files only: works without a display
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
@@ -22,9 +19,15 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from resnet_se.analysis.calibration import BINS, fit_temperature, reliability
+from resnet_se.analysis.canvas import (
+    BLUE,
+    COLOURS,
+    GREY,
+    ORANGE,
+    confusion,
+    subplots,
+)
 
-TRAIN, VAL, GREY = "#E69F00", "#0072B2", "#777777"  # Okabe and Ito's
-COLOURS = {"train": TRAIN, "val": VAL}
 SHOWN_CLASSES = 40  # bars of a picture
 SHEET = (8, 5)  # training images, epochs of their augmentation
 HIGH = 10  # a loss above so many times the median is not worth the axis it would take
@@ -47,10 +50,10 @@ def save_run_plots(
     classes: Sequence[str] = (),
     augmented: Tensor | None = None,
 ) -> list[str]:
-    """Writes what can be drawn of what is given into `folder`; the names.
+    """Draw all that the arguments allow into `folder`; return the names.
 
     Args:
-        history: one row an epoch (`callbacks.History`).
+        history: one row an epoch (the `History` callback's).
         best_epoch: 0-based, that of the checkpoint which was tested.
         soft_targets: the training loss is of smoothed or mixed labels.
         images: the test set, uint8 (N, 3, H, W).
@@ -64,7 +67,8 @@ def save_run_plots(
         figures["curves"] = curves(history, best_epoch, soft_targets)
     if labels is not None and logits is not None:
         predicted = logits.argmax(dim=1)
-        figures["confusion"] = confusion(labels, predicted, classes)
+        arrays = labels.numpy(), predicted.numpy()
+        figures["confusion"] = confusion(*arrays, classes)
         figures["per_class"] = per_class(labels, predicted, classes)
         validation = None
         if val_labels is not None and val_logits is not None:
@@ -87,12 +91,12 @@ def save_run_plots(
 def curves(
     history: History, best_epoch: int | None = None, soft_targets: bool = False
 ) -> Figure:
-    """Loss, accuracy and learning rate against the epoch.
+    """Draw loss, accuracy and learning rate against the epoch.
 
     The training loss is drawn twice, epoch by epoch and smoothed; where its targets are
     soft the legend says that it is another loss than that of validation.
     """
-    figure, axes = plt.subplots(1, 3, figsize=(13, 3.8), layout="constrained")
+    figure, axes = subplots(1, 3, figsize=(13, 3.8))
     panels = [("loss", "loss"), ("acc", "accuracy"), ("lr", "learning rate")]
     for axis, (metric, title) in zip(axes, panels, strict=True):
         columns = {p: _column(history, f"{p}/{metric}") for p in ("train", "val")}
@@ -108,7 +112,7 @@ def curves(
             at = best_epoch + 1
             axis.axvline(at, color=GREY, lw=1, ls=":")
             look: dict[str, Any] = {"ls": "none", "marker": "*", "ms": 13}
-            look |= {"color": VAL, "label": f"best epoch, {at}"}
+            look |= {"color": BLUE, "label": f"best epoch, {at}"}
             axis.plot(at, y[x.index(at)], **look)
         axis.set(title=title, xlabel="epoch")
         if metric != "loss":
@@ -139,14 +143,14 @@ def _curve(
     means = []
     for i in range(len(y)):
         around = y[max(0, i - half) : i + half + 1]
-        seen = [v for v in around if not math.isnan(v)]
-        means.append(sum(seen) / len(seen) if seen else math.nan)
+        finite = [v for v in around if not math.isnan(v)]
+        means.append(sum(finite) / len(finite) if finite else math.nan)
     label = f"{label}; bold: mean of {2 * half + 1} epochs"
     axis.plot(x, means, color=colour, lw=2, ls="--", label=label)
 
 
 def _leave_out_diverged(axis: Axes, columns: dict[str, Column]) -> None:
-    """Replaces what would flatten all else by gaps, with crosses at the upper edge.
+    """Replace values that would flatten all others by gaps, with crosses on top.
 
     The axis is logarithmic where its values ask for it; either is said on it.
     """
@@ -163,43 +167,20 @@ def _leave_out_diverged(axis: Axes, columns: dict[str, Column]) -> None:
         look: dict[str, Any] = {"color": COLOURS[part], "ls": "none", "marker": "x"}
         at_edge = axis.get_xaxis_transform()
         axis.plot([x[i] for i in gone], [0.98] * len(gone), transform=at_edge, **look)
-    words = []
+    remarks = []
     if min(top, values[-1]) > 20 * values[0]:
         axis.set_yscale("log")
-        words.append("log axis")
+        remarks.append("log axis")
     if left_out:
-        words.append(f"crosses: {left_out} above {top:.3g} or not finite")
-    axis.set_ylabel(", ".join(words), fontsize=8)
+        remarks.append(f"crosses: {left_out} above {top:.3g} or not finite")
+    axis.set_ylabel(", ".join(remarks), fontsize=8)
 
 
 # --- what was predicted ------------------------------------------
 
 
-def confusion(labels: Tensor, predicted: Tensor, classes: Sequence[str]) -> Figure:
-    """Rows are the true classes, columns the predicted ones; per cent of the row."""
-    k = len(classes)
-    counts = torch.bincount(labels * k + predicted, minlength=k * k).view(k, k)
-    share = 100 * counts / counts.sum(dim=1, keepdim=True).clamp_min(1)
-    side = min(max(4.5, 0.62 * k), 25)  # inches, where 40 names fit
-    figure, axis = plt.subplots(figsize=(side + 1.2, side), layout="constrained")
-    axis.imshow(share.numpy(), cmap="Blues", vmin=0, vmax=100)
-    ticks = range(k)
-    if k <= 40:
-        # A class may be called $…$, which is no formula.
-        axis.set_xticks(ticks, classes, rotation=45, ha="right", parse_math=False)
-        axis.set_yticks(ticks, classes, parse_math=False)
-    axis.set(xlabel="predicted", ylabel="true", title="confusion, % of the true class")
-    if k <= 20:
-        for i in ticks:
-            for j in ticks:
-                value = share[i, j].item()
-                shade = "white" if value > 60 else "black"
-                axis.text(j, i, f"{value:.0f}", ha="center", va="center", color=shade)
-    return figure
-
-
 def per_class(labels: Tensor, predicted: Tensor, classes: Sequence[str]) -> Figure:
-    """The share of each class that is recognised, with its interval (Wilson 1927)."""
+    """Draw the share of each class that is recognised, with Wilson intervals."""
     from scipy import stats
 
     k = len(classes)
@@ -207,11 +188,9 @@ def per_class(labels: Tensor, predicted: Tensor, classes: Sequence[str]) -> Figu
     hits = torch.bincount(labels[labels == predicted], minlength=k)
     share = hits / counts.clamp_min(1)
     order = share.argsort()[:SHOWN_CLASSES].tolist()
-    figure, axis = plt.subplots(
-        figsize=(7, 1.3 + 0.28 * len(order)), layout="constrained"
-    )
+    figure, axis = subplots(figsize=(7, 1.3 + 0.28 * len(order)))
     for row, i in enumerate(order):
-        axis.barh(row, 100 * share[i].item(), color=VAL, height=0.75)
+        axis.barh(row, 100 * share[i].item(), color=BLUE, height=0.75)
         if counts[i]:
             test = stats.binomtest(int(hits[i]), int(counts[i]))
             ends = test.proportion_ci(method="wilson")
@@ -230,36 +209,31 @@ def per_class(labels: Tensor, predicted: Tensor, classes: Sequence[str]) -> Figu
 def reliability_diagram(
     logits: Tensor, labels: Tensor, validation: tuple[Tensor, Tensor] | None = None
 ) -> Figure:
-    """How often right against how sure, before and after temperature scaling.
+    """Draw the reliability diagram, before and after temperature scaling.
 
     Args:
         validation: logits and labels that the temperature is fitted on; without them
             there is no second panel.
     """
-    found = [(reliability(logits, labels), "as trained")]
+    panels = [(reliability(logits, labels), "as trained")]
     if validation is not None:
         t = fit_temperature(*validation)
-        words = f"logits / {t:.3f}, fitted on {len(validation[1]):,} validation images"
-        found.append((reliability(logits / t, labels), words))
-    figure, axes = plt.subplots(
-        2,
-        len(found),
-        figsize=(4.8 * len(found), 5.6),
-        sharex=True,
-        squeeze=False,
-        height_ratios=(3, 1),
-        layout="constrained",
-    )
+        title = f"logits / {t:.3f}, fitted on {len(validation[1]):,} validation images"
+        panels.append((reliability(logits / t, labels), title))
+    n = len(panels)
+    options: dict[str, Any] = {"sharex": True, "squeeze": False}
+    options |= {"figsize": (4.8 * n, 5.6), "height_ratios": (3, 1)}
+    figure, axes = subplots(2, n, **options)
     centres = (np.arange(BINS) + 0.5) / BINS
-    for (above, below), (bins, words) in zip(axes.T, found, strict=True):
+    for (above, below), (bins, title) in zip(axes.T, panels, strict=True):
         confidence, accuracy, share = (values.numpy() for values in bins)  # (BINS,)
-        seen = share > 0
-        above.bar(centres[seen], accuracy[seen], 0.9 / BINS, color=VAL)
+        filled = share > 0
+        above.bar(centres[filled], accuracy[filled], 0.9 / BINS, color=BLUE)
         above.plot([0, 1], [0, 1], color="black", lw=1, ls="--")
-        look: dict[str, Any] = {"color": TRAIN, "s": 22, "zorder": 3}
+        look: dict[str, Any] = {"color": ORANGE, "s": 22, "zorder": 3}
         look["label"] = "at the mean probability of the bin"
-        above.scatter(confidence[seen], accuracy[seen], **look)
-        above.set_title(f"{words}\nECE {100 * bins.ece:.2f} %", fontsize=9)
+        above.scatter(confidence[filled], accuracy[filled], **look)
+        above.set_title(f"{title}\nECE {100 * bins.ece:.2f} %", fontsize=9)
         above.set(xlim=(0, 1), ylim=(0, 1))
         below.bar(centres, 100 * share, 0.9 / BINS, color=GREY)
         below.set_xlabel("probability of the class predicted")
@@ -273,12 +247,12 @@ def reliability_diagram(
 def mistakes(
     images: Tensor, labels: Tensor, logits: Tensor, classes: Sequence[str]
 ) -> Figure:
-    """The 24 mistakes with the highest probability of the wrong class."""
+    """Draw the 24 mistakes with the highest probability of the wrong class."""
     probability, predicted = logits.softmax(dim=1).max(dim=1)
     wrong = (predicted != labels).nonzero().squeeze(1)
     worst = wrong[probability[wrong].argsort(descending=True)][:24].tolist()
-    figure, axes = plt.subplots(3, 8, figsize=(13, 5.9), layout="constrained")
-    figure.suptitle("surest mistakes: predicted (probability), true")
+    figure, axes = subplots(3, 8, figsize=(13, 5.9))
+    figure.suptitle("most confident mistakes: predicted (probability), true")
     for axis in axes.flat:
         axis.axis("off")
     for axis, i in zip(axes.flat, worst, strict=False):
@@ -295,16 +269,14 @@ def mistakes(
 
 
 def augmented_images(augmented: Tensor) -> Figure:
-    """Training images, and below them how the first epochs see them.
+    """Draw training images, and below them the same as the first epochs see them.
 
     Args:
         augmented: uint8 (E + 1, n, 3, H, W), the first row as they are.
     """
     rows, columns = augmented.shape[:2]
     size = (1.2 * columns + 0.6, 1.2 * rows + 0.4)
-    figure, axes = plt.subplots(
-        rows, columns, figsize=size, squeeze=False, layout="constrained"
-    )
+    figure, axes = subplots(rows, columns, figsize=size, squeeze=False)
     figure.suptitle("training images and their augmentation", fontsize=10)
     for i in range(rows):
         for j in range(columns):

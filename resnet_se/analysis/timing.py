@@ -1,9 +1,9 @@
-"""Measurements that take turns: cases, a stopwatch, samples, what follows from them.
+"""Interleaved measurements: cases, a stopwatch, samples, and ratios of their medians.
 
-All cases take turns, round after round, so that what else happens on the machine meets
-each of them.  A figure is the median of its samples, the spread their minimum and
-maximum; every sample is kept.  A turn begins with steps that are not counted: the first
-are slow, and the workers of a loader prefetch.
+Each round takes one sample of every case, so that other load on the machine meets all
+of them.  A figure is the median of its samples, the spread their minimum and maximum;
+every sample is kept.  A sample begins with steps that are not counted: the first are
+slow, and the workers of a loader prefetch.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ COMPARED = {  # a figure's fields, and how they are printed
 
 
 class Case(NamedTuple):
-    """What takes its turn: a sample in `unit`, and what it is a sample of."""
+    """A measurement: its unit, a function that takes a sample, its description."""
 
     unit: str
     sample: Callable[[], float]
@@ -48,7 +48,7 @@ class Stopwatch(L.Callback):
         self.seconds = float("nan")
 
     def time(self, batches: Iterable[Any], step: Callable[[Any], Any]) -> float:
-        """Takes the steps itself."""
+        """Take the steps here; return the seconds of one."""
         for i, batch in enumerate(islice(batches, self.warmup + self.steps)):
             step(batch)
             self._lap(i + 1)
@@ -70,7 +70,7 @@ class Stopwatch(L.Callback):
 
 
 def take_turns(cases: dict[str, Case], result: dict[str, Any]) -> None:
-    """`result`, and the file of it, are at any time true to what is done."""
+    """Sample every case in each round; `result` and its file always hold all so far."""
     device = torch.device(result["hardware"]["accelerator"])
     figures, skipped = result["figures"], result["skipped"]
     for number in range(result["settings"]["rounds"]):
@@ -98,9 +98,10 @@ def take_turns(cases: dict[str, Case], result: dict[str, Any]) -> None:
 
 
 def compare(result: dict[str, Any]) -> None:
-    """What follows from the medians: ratio, share of the roof, efficiency."""
+    """Add to each figure its ratio, share of the roof or efficiency, by the medians."""
     figures = result["figures"]
-    flops = 3 * 2 * result["model"]["macs"]  # an image's, see the top
+    # Of an image: a multiply and an add each, forward and twice as many backward.
+    flops = 3 * 2 * result["model"]["macs"]
     for figure in figures.values():
         rate = figure["median"]
         if "trainer" in figure:
@@ -114,7 +115,7 @@ def compare(result: dict[str, Any]) -> None:
 
 
 def print_table(result: dict[str, Any]) -> None:
-    """Whatever is measured of all that there is."""
+    """Print all figures measured so far."""
     hardware, data = result["hardware"], result["data"]
     images = "synthetic images" if data["name"] == "synthetic" else data["origin"]
     say(f"{hardware['device']}, {hardware['cores']} cores · {images}")
@@ -134,7 +135,11 @@ def say(text: str) -> None:
 
 
 def write(out: str | None, result: dict[str, Any]) -> None:
-    """Writes the figures to the file `out`, if there is to be one."""
+    """Write the figures to the file `out`, if there is to be one.
+
+    Raises:
+        UserError: it cannot be written.
+    """
     if out is None or not distributed.is_leader():
         return
     try:

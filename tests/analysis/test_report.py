@@ -25,7 +25,7 @@ from resnet_se.analysis.report.figures import figures, pareto, spread_labels
 from resnet_se.analysis.report.groups import sections
 from resnet_se.analysis.report.runs import Run, frame, load
 from resnet_se.utils.errors import UserError
-from tests.records import GPU, old, record, swept, unfinished, write
+from tests.records import GPU, record, swept, unfinished, write
 
 ROOT = Path(__file__).parents[2]
 
@@ -90,7 +90,6 @@ def test_exit_status(command, tmp_path, undrawn, capsys):
     ("records", "named"),
     [
         ([record("a"), "{"], "not used: runs/001/result.json: not a result"),
-        ([record("a"), old("b")], "mixed schemas: 1 of schema 1, 1 of schema 2"),
         (
             [record("a"), record("b", images=200)],
             "mixed test sets, kept apart: cifar10",
@@ -299,7 +298,7 @@ def test_a_whole_set_of_runs_has_nothing_to_note(text_of):
     assert status == 0
 
 
-def test_records_of_schema_1_make_a_report(monkeypatch, tmp_path, undrawn):
+def test_records_without_a_setting_make_a_report(monkeypatch, tmp_path, undrawn):
     monkeypatch.chdir(ROOT)
     assert report(["tests/fixtures"], tmp_path, "old") == 0
     text = (tmp_path / "REPORT.md").read_text()
@@ -340,7 +339,7 @@ def test_the_claims_name_experiments_and_columns_that_exist():
     for claim in OmegaConf.to_container(OmegaConf.load(ROOT / "conf/claims.yaml")):
         assert {claim[k] for k in ("of", "against") if k in claim} <= known
         columns = {claim[k] for k in ("column", "over") if k in claim}
-        assert columns <= {*frame([Run("", record("a"))]).columns}
+        assert columns <= {*frame([Run.of("", record("a"))]).columns}
     assert round(100 * (4_617_010 / 4_581_898 - 1), 2) == 0.77
 
 

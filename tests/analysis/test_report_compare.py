@@ -10,7 +10,7 @@ from resnet_se.analysis.report.groups import Group, Section, sections, short_nam
 from resnet_se.analysis.report.runs import Run
 from resnet_se.analysis.report.significance import holm, mcnemar_exact, pooled
 from resnet_se.analysis.report.tables import comparison_table
-from tests.records import old, record, swept
+from tests.records import record, swept
 
 
 def against(*names):
@@ -18,7 +18,7 @@ def against(*names):
 
 
 def one_section(records) -> Section:
-    runs = [Run(f"{i}", r) for i, r in enumerate(records)]
+    runs = [Run.of(f"{i}", r) for i, r in enumerate(records)]
     (section,) = sections(runs)
     return section
 
@@ -47,7 +47,7 @@ def test_sections_are_what_was_tested_on_the_same_images():
         record("a", 0, images=200),
         record("b", 0, data={"train": 45_000}),
     ]
-    found = sections(Run("", r) for r in records)
+    found = sections(Run.of("", r) for r in records)
     assert [len(section.runs) for section in found] == [3, 1, 1]
     assert [len(g.runs) for g in found[0].groups] == [2, 1]
     assert found[0].varying == ["data.train"]
@@ -234,6 +234,25 @@ def test_only_common_seeds_of_one_command_line_are_compared():
         assert reason in found.missing
 
 
+@pytest.mark.parametrize(
+    "idle",
+    [
+        "force=true",
+        "trainer.enable_progress_bar=false",
+        "trainer.log_every_n_steps=10",
+        "trainer.profiler=simple",
+        "launcher@hydra.launcher=basic",
+        "~logger",
+    ],
+)
+def test_what_only_watches_a_run_hinders_no_comparison(idle):
+    typed = record("b", against=against("a"))
+    typed["overrides"].append(idle)
+    found = compared(record("a"), typed)
+    assert [(c.name, c.where) for c in found.comparisons] == [("b − a", "")]
+    assert not found.missing
+
+
 def test_against_itself_or_nobody_is_named():
     found = compared(
         record("mine_final", 0),
@@ -245,8 +264,9 @@ def test_against_itself_or_nobody_is_named():
     assert "no run of mine_fnal; did you mean 'mine_final'?" in reasons
 
 
-def test_records_of_schema_1_name_no_comparison():
-    found = compared(old("a", 0), old("b", 0))
+def test_records_without_a_setting_name_no_comparison():
+    bare = {"setting": {}, "choices": {}}
+    found = compared(record("a") | bare, record("b") | bare)
     assert found == Family()
 
 
@@ -387,7 +407,7 @@ def test_factors_changed_together_are_never_compared():
 
 
 def test_groups_share_what_their_seeds_share():
-    group = Group([Run("", record("a", s)) for s in (0, 1)])
+    group = Group([Run.of("", record("a", s)) for s in (0, 1)])
     assert group.experiment == "a"
     assert group.family == "a"
     with pytest.raises(AttributeError):

@@ -12,11 +12,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from resnet_se.analysis.report.runs import IDLE, Run, frame, load, load_runs
+from resnet_se.analysis.report.runs import RESOLVED, Run, frame, load, load_runs
 from resnet_se.runs.record import SCHEMA
 from resnet_se.runs.run_hash import NOT_HASHED
 from resnet_se.utils.errors import UserError
-from tests.records import old, record, swept, unfinished, write
+from tests.records import record, swept, unfinished, write
 
 DATA = Path(__file__).parents[1] / "fixtures"
 
@@ -108,20 +108,23 @@ def test_copies_are_counted_once_and_conflicts_are_told_from_them(plant):
 
 
 def test_what_cannot_matter_is_not_a_setting():
-    run = Run(
+    run = Run.of(
         "", record("a", overrides=["a=1", "+b.c=2", "~d", "x@y=z", "experiment=a"])
     )
     assert run.overridden == {"a": "1", "b.c": "2", "d": "", "x": "z"}
-    idle = [f"{key}.x=1" for key in IDLE] + [f"{key}=1" for key in IDLE]
-    assert Run("", record("a", overrides=idle)).overridden == {}
-    assert set(IDLE) <= set(NOT_HASHED)
+    assert set(RESOLVED) < set(NOT_HASHED)
+    idle = set(NOT_HASHED) - set(RESOLVED)
+    typed = [f"{key}{rest}=1" for key in idle for rest in ("", ".x", "@y")]
+    assert Run.of("", record("a", overrides=typed)).overridden == {}
+    typed = [f"{key}=1" for key in (*RESOLVED, "trainer.compiled", "budget.scale")]
+    assert len(Run.of("", record("a", overrides=typed)).overridden) == len(typed)
 
 
 def test_values_are_what_was_resolved_rather_than_what_was_typed():
-    run = Run("", record("a", overrides=["optimizer.lr=1e-1", "budget=short"]))
+    run = Run.of("", record("a", overrides=["optimizer.lr=1e-1", "budget=short"]))
     assert run.values["optimizer.lr"] == 0.1
     assert run.values["model"] == "se_resnet8"
-    earlier = Run("", old("a", overrides=["optimizer.lr=1e-1"]))
+    earlier = Run.of("", record("a", overrides=["optimizer.lr=1e-1"]) | {"setting": {}})
     assert earlier.values["optimizer.lr"] == "1e-1"
 
 
@@ -141,9 +144,9 @@ def test_where_keeps_what_is_asked_and_names_the_nearest(plant):
 
 def test_a_number_beyond_64_bits_is_kept_as_it_is():
     huge = [record("a", seed=1), record("a", seed=2 << 62), record("a", seed=-(2**70))]
-    table = frame(Run(str(i), r) for i, r in enumerate(huge))
+    table = frame(Run.of(str(i), r) for i, r in enumerate(huge))
     assert list(table["seed"]) == [1, 1 << 63, -(2**70)]
-    assert frame([Run("", huge[0])])["seed"].dtype == "Int64"
+    assert frame([Run.of("", huge[0])])["seed"].dtype == "Int64"
 
 
 def test_a_row_a_run_with_typed_columns(plant):
@@ -190,10 +193,9 @@ def test_what_cannot_be_read_is_warned_of(plant):
         ]
 
 
-def test_records_of_schema_1_are_read():
+def test_records_without_a_setting_are_read():
     table = load_runs(DATA)
     assert table["experiment"].tolist() == ["e05_se_resnet20", "e13_plateau"]
-    assert table["schema"].tolist() == [1, 1]
     assert table["budget"].tolist() == ["cpu", "cpu"]
     assert table["train.epochs"].tolist() == [4, 5]
     assert table["train.stopped"].notna().all()

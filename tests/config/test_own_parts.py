@@ -136,7 +136,7 @@ def test_a_small_set_gets_a_batch_that_fits_unless_one_was_typed(
     assert said in capsys.readouterr().out
     record = json.loads(next(folder.glob("runs/custom/*/result.json")).read_text())
     assert (record["data"]["batch_size"], record["train"]["steps"]) == (12, 4)
-    values = Run("", record).values
+    values = Run.of("", record).values
     assert values["data.global_batch_size"] == 12
     assert command("train", *small, "data.batch_size=128") == 2
     assert "data.batch_size: 128 do not fit these data" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""What the paper claims beside what was measured of it.
+"""The paper's claims beside the measurements of them.
 
 The claims are data: `conf/claims.yaml`, of the working directory or else the package's.
 """
@@ -25,7 +25,7 @@ Row = dict[str, str]
 
 
 def load_claims() -> list[Claim]:
-    """The claims of the first file there is.
+    """Return the claims of the first file there is.
 
     Raises:
         UserError: it is not a list of claims.
@@ -51,7 +51,7 @@ def load_claims() -> list[Claim]:
 
 
 def claim_rows(compared: list[tuple[Section, Family]], equivalence: float) -> list[Row]:
-    """Every claim beside all that was measured of it; none where no run is of any."""
+    """Return each claim beside its measurements; none where no run is of any claim."""
     claims = load_claims()
     present = {run.experiment for section, _ in compared for run in section.runs}
     if not any(claim.get("of") in present for claim in claims):
@@ -76,7 +76,7 @@ def claim_rows(compared: list[tuple[Section, Family]], equivalence: float) -> li
 def _measured(
     claim: Claim, section: Section, family: Family, equivalence: float
 ) -> Iterator[tuple[str, int, str]]:
-    """(value, seeds, what tells its runs from others of the experiment)."""
+    """Yield (value, seeds, the setting that tells its runs from others)."""
     if "against" in claim:
         for c in family.comparisons:
             (treatment, baseline), *more = c.pairs
@@ -88,7 +88,7 @@ def _measured(
     for group in section.groups:
         if group.experiment != claim["of"]:
             continue
-        where = section.rest(group)
+        where = section.setting(group)
         if "over" in claim:
             if all(run.test.get("predicted_tta") for run in group.runs):
                 mean, interval = _tta(group)
@@ -101,8 +101,8 @@ def _measured(
 
 
 def _tta(group: Group) -> tuple[float, tuple[float, float]]:
-    """What TTA adds to the same networks, and its 95 % interval."""
-    d = np.stack([run.right("predicted_tta") - run.right() for run in group.runs])
+    """Return the gain of TTA with the same networks, and its 95 % interval."""
+    d = np.stack([run.correct(tta=True) - run.correct() for run in group.runs])
     if len(d) == 1:
         return float(d.mean()), images_only(d[0])[1]
     estimate = contrast([d], [(pooled([d.mean(axis=1)]), Noise(0.0, 0))])

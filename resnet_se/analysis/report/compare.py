@@ -20,7 +20,13 @@ from itertools import product
 
 import numpy as np
 
-from resnet_se.analysis.report.groups import Group, Section, order, short, short_names
+from resnet_se.analysis.report.groups import (
+    Group,
+    Section,
+    leaf_key,
+    level_order,
+    short_names,
+)
 from resnet_se.analysis.report.significance import (
     ALPHA,
     Estimate,
@@ -50,7 +56,9 @@ class Comparison:
     def differences(self) -> list[np.ndarray]:
         """A table (S, N) a pair."""
         return [
-            np.stack([t.seeds[s].right() - b.seeds[s].right() for s in common(t, b)])
+            np.stack(
+                [t.seeds[s].correct() - b.seeds[s].correct() for s in common(t, b)]
+            )
             for t, b in self.pairs
         ]
 
@@ -64,7 +72,7 @@ class Comparison:
 
     @cached_property
     def estimate(self) -> Estimate | None:
-        """With the pooled noise; None of one seed, which says nothing of recipes."""
+        """The estimate with pooled noise; None of one seed: it decides nothing."""
         if self.n == 1:
             return None
         pools = {
@@ -76,7 +84,7 @@ class Comparison:
 
     @cached_property
     def welch(self) -> Estimate | None:
-        """With the noise of the compared groups alone."""
+        """The estimate with the noise of the compared groups alone."""
         if self.n == 1:
             return None
         noises = [
@@ -90,18 +98,18 @@ class Comparison:
 
     @property
     def p(self) -> float:
-        """Of one seed for new images only."""
+        """The p of its test; of one seed for new images only."""
         return self.estimate.p if self.estimate else self.images_only[0]
 
     @property
     def interval(self) -> tuple[float, float]:
-        """At its level in the family; of one seed for new images only."""
+        """The interval at its level in the family; of one seed for new images only."""
         if self.estimate is None:
             return self.images_only[1]
         return self.estimate.interval(self.level)
 
     def verdict(self, equivalence: float) -> str:
-        """Follows from the interval shown, so that it cannot contradict it."""
+        """Return the verdict, which follows from the interval shown."""
         low, high = self.interval
         zero = low <= 0 <= high
         if self.n == 1:
@@ -118,7 +126,7 @@ class Comparison:
 
     @property
     def disputed(self) -> bool:
-        """The pair's own noise, by itself, says otherwise."""
+        """The noise of the pair alone would decide otherwise."""
         if self.estimate is None or self.welch is None:
             return False
         decided = self.estimate.p < self.level
@@ -131,7 +139,7 @@ def common(treatment: Group, baseline: Group) -> list[int]:
 
 @dataclass
 class Family:
-    """The comparisons of a section, those of their cells, and what was not compared."""
+    """The comparisons of a section, those of their cells, and those not possible."""
 
     comparisons: list[Comparison] = field(default_factory=list)
     cells: list[Comparison] = field(default_factory=list)  # of the factors, uncorrected
@@ -156,7 +164,7 @@ def compare(
     factors: Iterable[str] = (),
     against: tuple[str, str] | None = None,
 ) -> Family:
-    """The named comparisons, and the factors of experiments that take no part in one.
+    """Return the named comparisons, and the factors of experiments in none of them.
 
     Args:
         factors, against: only these factors, over all experiments; the level to compare
@@ -187,14 +195,14 @@ def compare(
 
 
 def _named(section: Section, family: Family) -> None:
-    """An experiment less those that its record says it is `against`."""
+    """Add each experiment less those that its record says it is `against`."""
     names = {group.experiment for group in section.groups}
     brief = short_names(names)
     for group in section.groups:
-        for entry in group.runs[0].record.get("against") or []:
+        for entry in group.first.against:
             other, question = entry["experiment"], entry["question"]
             pair = f"{brief[group.experiment]} − {brief.get(other, other)}"
-            where = section.rest(group)
+            where = section.setting(group)
             place = f"{pair}{f' with {where}' if where else ''}"
             if other == group.experiment:
                 family.missing.append(f"{place}: against itself")
@@ -220,10 +228,10 @@ Pairs = dict[str, list[tuple[Group, Group]]]  # {factor: its pairs}
 
 
 def single(groups: list[Group]) -> Pairs:
-    """All pairs of groups that differ in exactly one setting, by that setting.
+    """Return all pairs of groups that differ in one setting, by that setting.
 
     A group's choice stands for its keys (`model` for `model.depths`); and within an
-    experiment what the command line set stands for all that follows from it.
+    experiment an override stands for all that follows from it.
     """
     known = {key for g in groups for key in g.values} - {"experiment"}
     keys = [k for k in known if len({repr(g.values.get(k)) for g in groups}) > 1]
@@ -232,13 +240,13 @@ def single(groups: list[Group]) -> Pairs:
     for i, b in enumerate(groups):
         for j, a in enumerate(groups[:i]):
             differ = {k for k in keys if values[i][k] != values[j][k]}
-            told = differ & (a.overridden.keys() | b.overridden.keys())
-            if not (told and a.experiment == b.experiment):
-                chosen = differ & (a.choices.keys() | b.choices.keys())
+            typed = differ & (a.overridden.keys() | b.overridden.keys())
+            if not (typed and a.experiment == b.experiment):
+                chosen = differ & (a.first.choices.keys() | b.first.choices.keys())
                 own = {k for k in differ if k.partition(".")[0] not in chosen}
-                told = chosen | own
-            if len(told) == 1:
-                pairs[told.pop()].append((a, b))
+                typed = chosen | own
+            if len(typed) == 1:
+                pairs[typed.pop()].append((a, b))
     return dict(sorted(pairs.items()))
 
 
@@ -250,7 +258,7 @@ def _factor(
     family: Family,
     prefix: str = "",
 ) -> None:
-    """Each level of a factor against one of them, over the cells of the others."""
+    """Add each level of a factor against one of them, over the cells of the others."""
 
     def level_of(group: Group) -> str:
         return str(group.values.get(factor))
@@ -266,9 +274,9 @@ def _factor(
         hint = _hint(base, levels)
         family.missing.append(f"{factor}={base}: no run to compare with{hint}")
         return
-    base = base or min(levels, key=lambda v: (-levels[v], order(v)))
-    for level in sorted(levels.keys() - {base}, key=order):
-        name = f"{short(factor)} {level} − {base}"
+    base = base or min(levels, key=lambda v: (-levels[v], level_order(v)))
+    for level in sorted(levels.keys() - {base}, key=level_order):
+        name = f"{leaf_key(factor)} {level} − {base}"
         cells = []
         for pair in pairs:
             of = {level_of(g): g for g in pair}
@@ -291,11 +299,11 @@ def _factor(
 
 
 def _place(section: Section, treatment: Group, baseline: Group, factor: str) -> str:
-    """What a cell has of the other factors, and its experiment if there are several."""
+    """Return a cell's other factors, with its experiment if there are several."""
     several = len({group.experiment for group in section.groups}) > 1
     one = several and treatment.experiment == baseline.experiment
     name = treatment.experiment if one else ""
-    return f"{name} {section.rest(treatment, factor)}".strip()
+    return f"{name} {section.setting(treatment, factor)}".strip()
 
 
 def _hint(name: str, choices: Iterable[str]) -> str:
@@ -303,14 +311,16 @@ def _hint(name: str, choices: Iterable[str]) -> str:
 
 
 def _empty_cells(groups: list[Group], pairs: Pairs) -> list[str]:
-    """Combinations of the factors' levels without a run, where most have one."""
+    """Name combinations of levels without a run, where most have one."""
     keys = list(pairs)
     runs = {tuple(str(g.values.get(k)) for k in keys) for g in groups}
-    levels = [sorted({cell[i] for cell in runs}, key=order) for i in range(len(keys))]
+    levels = [
+        sorted({cell[i] for cell in runs}, key=level_order) for i in range(len(keys))
+    ]
     if len(keys) < 2 or np.prod([len(of) for of in levels]) >= 2 * len(runs):
         return []
     return [
-        "cell without runs: " + " ".join(map("{}={}".format, map(short, keys), cell))
+        "cell without runs: " + " ".join(map("{}={}".format, map(leaf_key, keys), cell))
         for cell in product(*levels)
         if cell not in runs
     ]

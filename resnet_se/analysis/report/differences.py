@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from textwrap import fill
 from typing import TYPE_CHECKING
 
-from resnet_se.analysis.canvas import BLUE, GREEN, GREY, RED, of_all, subplots
+from resnet_se.analysis.canvas import BLUE, GREEN, GREY, RED, shown_of, subplots
 from resnet_se.analysis.report.compare import Comparison, Family
 from resnet_se.analysis.report.text import gain
 
@@ -27,21 +27,21 @@ EFFECTS = 60
 def differences(
     family: Family, equivalence: float
 ) -> Iterator[tuple[str, str, Figure]]:
-    """(name, caption that describes the picture, figure)."""
+    """Yield (name, caption that describes the picture, figure)."""
     if family.comparisons:
         shown = family.comparisons[:EFFECTS]
         caption = (
             f"Differences of test accuracy with their intervals; the band is "
-            f"±{100 * equivalence:g} points{of_all(shown, family.comparisons)}"
+            f"±{100 * equivalence:g} points{shown_of(shown, family.comparisons)}"
         )
         yield "differences", caption, effects(shown, equivalence)
     for i, series in enumerate(by_length(family.comparisons)):
-        x, what = lengths(series)
+        x, unit = lengths(series)
         values = "; ".join(
             f"{at:,}: {gain(c.mean, c.interval)}, n = {c.n}"
             for at, c in zip(x, series, strict=True)
         )
-        caption = f"{series[0].name} in points against {what}, log axis. {values}"
+        caption = f"{series[0].name} in points against {unit}, log axis. {values}"
         if any(c.n == 1 for c in series):
             caption += "; dashed: for new images only"
         yield f"length-{i + 1}", caption, length(series, equivalence)
@@ -53,7 +53,7 @@ def mark(c: Comparison, equivalence: float) -> tuple[str, str]:
 
 
 def effects(comparisons: list[Comparison], equivalence: float) -> Figure:
-    """Differences with their intervals, beside zero."""
+    """Draw differences with their intervals, beside zero."""
     figure, axis = subplots(figsize=(9, 1.4 + 0.34 * len(comparisons)))
     shown = set()
     for i, c in enumerate(comparisons):
@@ -81,16 +81,16 @@ def effects(comparisons: list[Comparison], equivalence: float) -> Figure:
 
 
 def by_length(comparisons: list[Comparison]) -> list[list[Comparison]]:
-    """Comparisons of one pair of recipes after several lengths, the shortest first."""
+    """Return comparisons of a pair of recipes at several lengths, shortest first."""
     series: dict[tuple[str, str], list[Comparison]] = {}
     for c in comparisons:
         if len(c.pairs) == 1:
             series.setdefault((c.question, c.name), []).append(c)
-    ordered = [sorted(s, key=_seen) for s in series.values()]
-    return [s for s in ordered if len(set(map(_seen, s))) == len(s) > 1]
+    ordered = [sorted(s, key=_images_seen) for s in series.values()]
+    return [s for s in ordered if len(set(map(_images_seen, s))) == len(s) > 1]
 
 
-def _seen(c: Comparison) -> int:
+def _images_seen(c: Comparison) -> int:
     return int(c.pairs[0][0].data["train"] * _epochs(c))
 
 
@@ -99,18 +99,18 @@ def _epochs(c: Comparison) -> int:
 
 
 def lengths(series: list[Comparison]) -> tuple[list[int], str]:
-    """How long each trained, in what varies, and the words for it."""
+    """Return the length of each training, in images or epochs, and its name."""
     if len(set(map(_epochs, series))) == 1:
         return [c.pairs[0][0].data["train"] for c in series], "training images"
-    return [*map(_seen, series)], "images trained on (epochs × images)"
+    return [*map(_images_seen, series)], "images trained on (epochs × images)"
 
 
 def length(series: list[Comparison], equivalence: float) -> Figure:
-    """A difference with its interval against the length of training."""
+    """Draw a difference with its interval against the length of training."""
     from matplotlib.ticker import NullFormatter
 
     figure, axis = subplots(figsize=(7.6, 4.4))
-    x, what = lengths(series)
+    x, unit = lengths(series)
     y = [100 * c.mean for c in series]
     axis.plot(x, y, color=GREY, lw=1, zorder=1)
     for at, height, c in zip(x, y, series, strict=True):
@@ -124,7 +124,7 @@ def length(series: list[Comparison], equivalence: float) -> Figure:
         axis.annotate(text, (at, ends[1]), **note, ha="center")
     axis.axhline(0, color="black", lw=1)
     axis.axhspan(-100 * equivalence, 100 * equivalence, color=GREY, alpha=0.15, lw=0)
-    axis.set(xscale="log", xlabel=f"{what}, log axis")
+    axis.set(xscale="log", xlabel=f"{unit}, log axis")
     axis.margins(x=0.2, y=0.12)
     if len(x) <= 8:
         axis.set_xticks(x, [f"{at:,}" for at in x])

@@ -1,4 +1,4 @@
-"""What the report says, in order; and its files."""
+"""The report as a document: its blocks in order, its page, and its files."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ METHOD = (
 def document(
     loaded: Loaded, compared: list[tuple[Section, Family]], equivalence: float
 ) -> list[Block]:
-    """The whole report as blocks, before any format."""
+    """Return the whole report as blocks, before any format."""
     finished = [*loaded.runs, *(run for run, _, _ in loaded.duplicates)]
     machines = sorted({r.machine for r in finished})
     letters = {
@@ -96,7 +96,7 @@ def document(
         blocks += [_head("What the gates do", short="Gates"), *found_of_gates]
     return [
         *blocks,
-        _head("How the numbers are made"),
+        _head("Methods"),
         Block("ul", items=METHOD),
         _head("Every run"),
         Block("table", table=run_table(loaded, letters)),
@@ -178,7 +178,7 @@ def _in_short(section: Section, family: Family, equivalence: float) -> list[str]
 
 
 def _suffix(i: int) -> str:
-    """Of the i-th section's files: none of the first."""
+    """Return the suffix of the i-th section's files: none for the first."""
     return "" if i == 0 else f"-{i + 1}"
 
 
@@ -186,7 +186,7 @@ def _suffix(i: int) -> str:
 
 
 def page(title: str, blocks: list[Block]) -> str:
-    """One HTML file that loads nothing: the style and the pictures stand in it."""
+    """Return one HTML file that loads nothing: style and pictures stand in it."""
     from jinja2 import Environment, FileSystemLoader
     from markupsafe import Markup, escape
 
@@ -225,7 +225,7 @@ def write(
     compared: list[tuple[Section, Family]],
     equivalence: float,
 ) -> list[Path]:
-    """All files of the report; returns those that a person opens."""
+    """Write all files of the report; return those that a person opens."""
     tables = [b.table for b in blocks if b.table and b.table.caption]
     runs = frame([*loaded.runs, *loaded.unfinished])
     texts = {
@@ -260,10 +260,10 @@ def report(
     equivalence: float = 0.005,
     trials: bool = False,
 ) -> int:
-    """Writes the report; the exit status.
+    """Write the report; return the exit status.
 
     Args:
-        trials: with the runs that only tried things out.
+        trials: include runs of `budget=smoke` and `debug=…`.
 
     Raises:
         UserError: no finished run, or none that `where` admits.

@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from resnet_se.analysis.canvas import BLUE, ORANGE, of_all, subplots
+from resnet_se.analysis.canvas import (
+    BLUE,
+    COLOURS,
+    ORANGE,
+    confusion,
+    shown_of,
+    subplots,
+)
 from resnet_se.analysis.report.compare import Family
 from resnet_se.analysis.report.differences import differences
 from resnet_se.analysis.report.groups import Group, Section, short_names
@@ -26,14 +33,17 @@ Drawn = tuple[str, str, "Figure"]  # name, caption, figure
 
 
 def figures(section: Section, family: Family, equivalence: float) -> Iterator[Drawn]:
-    """(name, caption that describes the picture, figure) of all that can be drawn."""
+    """Yield (name, caption that describes it, figure) of all that can be drawn."""
     yield from differences(family, equivalence)
-    if len({(g.model["total"], g.model["macs"]) for g in section.groups}) > 1:
+    if (
+        len({(g.first.model["total"], g.first.model["macs"]) for g in section.groups})
+        > 1
+    ):
         caption = "Test accuracy against parameters and operations, log axes; the line "
         caption += "joins the runs that no cheaper one beats"
         yield "cost", caption, cost(section)
     by_validation = sorted(
-        (g for g in section.groups if g.runs[0].history.get("epoch")),
+        (g for g in section.groups if g.first.history.get("epoch")),
         key=lambda g: -mean_std([r.val["acc"] for r in g.runs])[0],
     )
     drawn = {id(g) for g in by_validation[:PANELS]}
@@ -42,20 +52,22 @@ def figures(section: Section, family: Family, equivalence: float) -> Iterator[Dr
         for metric, word in (("acc", "accuracy"), ("loss", "loss")):
             figure, note = curves(section, shown, metric)
             caption = f"Training and validation {word} against the epoch{note}"
-            yield f"curves-{word}", f"{caption}{of_all(shown, by_validation)}", figure
+            yield f"curves-{word}", f"{caption}{shown_of(shown, by_validation)}", figure
     best = section.best
     label = section.labels[id(best)]
     caption = (
         f"Confusion of {label}, the best by validation, per cent of the true class"
     )
-    yield "confusion", caption, confusion(best)
+    labels = np.concatenate([run.labels for run in best.runs])
+    predicted = np.concatenate([run.predicted for run in best.runs])
+    yield "confusion", caption, confusion(labels, predicted, best.data["classes"])
 
 
 # --- accuracy against cost ---------------------------------------
 
 
 def pareto(points: Sequence[tuple[float, float]]) -> list[int]:
-    """Indices of the points that no other beats in cost (less) and accuracy (more)."""
+    """Return indices of the points that none beats in cost (less), accuracy (more)."""
     front, best = [], -np.inf
     for i in sorted(range(len(points)), key=lambda i: (points[i][0], -points[i][1])):
         if points[i][1] > best:
@@ -65,7 +77,7 @@ def pareto(points: Sequence[tuple[float, float]]) -> list[int]:
 
 
 def spread_labels(heights: Sequence[float], gap: float) -> np.ndarray:
-    """Heights at least `gap` apart in their order, as near to `heights` as can be."""
+    """Return heights at least `gap` apart in their order, as near as can be."""
     from scipy.optimize import isotonic_regression
 
     order = np.argsort(heights, kind="stable")
@@ -76,7 +88,7 @@ def spread_labels(heights: Sequence[float], gap: float) -> np.ndarray:
 
 
 def cost(section: Section) -> Figure:
-    """Test accuracy against parameters and MMAC, and who is on the Pareto front."""
+    """Draw test accuracy against parameters and MMAC, with the Pareto front."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
     figure, axes = subplots(1, 2, figsize=(12, 5.6), sharey=True)
@@ -87,7 +99,7 @@ def cost(section: Section) -> Figure:
     for axis, key, name in zip(
         axes, ("total", "macs"), ("parameters, millions", "MMAC an image"), strict=True
     ):
-        costs = [g.model[key] / 1e6 for g in section.groups]
+        costs = [g.first.model[key] / 1e6 for g in section.groups]
         points = list(zip(costs, accuracies, strict=True))
         front = pareto(points)
         steps = zip(*(points[i] for i in front), strict=True)
@@ -107,7 +119,7 @@ def cost(section: Section) -> Figure:
 
 
 def brief_labels(section: Section) -> list[str]:
-    """As the section's labels, with the experiments' short names."""
+    """Return the section's labels with the experiments' short names."""
     brief = short_names({g.experiment for g in section.groups})
     labels = [section.labels[id(g)] for g in section.groups]
     return [
@@ -123,7 +135,7 @@ def _label_points(
     named: list[int],
     gap: float,
 ) -> None:
-    """Names beside points, in columns to the right of those that crowd together."""
+    """Name points in columns to the right of those that crowd together."""
     order = sorted(named, key=lambda i: points[i][0])
     low, high = min(x for x, _ in points), max(x for x, _ in points)
     width = max(np.log(high / low), 0.1)
@@ -149,11 +161,11 @@ def _label_points(
             )
 
 
-# --- curves and confusion ----------------------------------------
+# --- curves ------------------------------------------------------
 
 
 def curves(section: Section, groups: list[Group], metric: str) -> tuple[Figure, str]:
-    """Training and validation, a panel a group, a line a seed; what the axes leave out.
+    """Draw training and validation, a panel a group; return what the axes leave out.
 
     Losses stand on a log axis that ends where one in fifty epochs is above it.
     """
@@ -169,11 +181,16 @@ def curves(section: Section, groups: list[Group], metric: str) -> tuple[Figure, 
     heights: list[float] = []
     for axis, group in zip(axes.flat, groups, strict=False):
         for run in group.runs:
-            for part, colour, style in (("train", ORANGE, "--"), ("val", BLUE, "-")):
+            for part, style in (("train", "--"), ("val", "-")):
                 x, y = _curve(run.history, f"{part}/{metric}")
                 if len(x):
                     marker = "." if len(x) < 4 else ""  # a mark takes 90 bytes
-                    look = {"color": colour, "ls": style, "lw": 1.2, "marker": marker}
+                    look = {
+                        "color": COLOURS[part],
+                        "ls": style,
+                        "lw": 1.2,
+                        "marker": marker,
+                    }
                     (lines[part],) = axis.plot(x, y, **look)
                     heights += y
         title = titles[id(group)] if len(groups) > 1 else group.experiment
@@ -202,29 +219,8 @@ def curves(section: Section, groups: list[Group], metric: str) -> tuple[Figure, 
 
 
 def _curve(history: dict[str, list[float | None]], name: str) -> tuple[list, list]:
-    """Epochs from 1 and values, every k-th so that they are at most `POINTS`."""
+    """Return epochs from 1 and values, thinned to at most `POINTS`."""
     pairs = zip(history.get("epoch", []), history.get(name, []), strict=False)
     kept = [(e + 1, v) for e, v in pairs if e is not None and v is not None]
     kept = kept[:: -(-len(kept) // POINTS) or 1]
     return [x for x, _ in kept], [y for _, y in kept]
-
-
-def confusion(group: Group) -> Figure:
-    """Rows are the true classes, columns the predicted; all seeds together."""
-    classes = group.data["classes"]
-    k = len(classes)
-    labels = np.concatenate([run.labels for run in group.runs])
-    predicted = np.concatenate([run.predicted for run in group.runs])
-    counts = np.bincount(labels * k + predicted, minlength=k * k).reshape(k, k)
-    share = 100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    side = min(max(4.5, 0.55 * k), 20)
-    figure, axis = subplots(figsize=(side + 1.2, side))
-    axis.imshow(share, cmap="Blues", vmin=0, vmax=100)
-    if k <= 40:  # a class may be called $…$, which is no formula
-        axis.set_xticks(range(k), classes, rotation=45, ha="right", parse_math=False)
-        axis.set_yticks(range(k), classes, parse_math=False)
-    axis.set(xlabel="predicted", ylabel="true")
-    for (i, j), value in np.ndenumerate(share) if k <= 20 else ():
-        shade = "white" if value > 60 else "black"
-        axis.text(j, i, f"{value:.0f}", ha="center", va="center", color=shade)
-    return figure

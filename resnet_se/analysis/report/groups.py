@@ -25,26 +25,31 @@ class Group:
 
     runs: list[Run]
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.runs[0], name)  # what all seeds share
+    @property
+    def first(self) -> Run:
+        """The run that stands for all seeds in all that they share."""
+        return self.runs[0]
+
+    @property
+    def experiment(self) -> str:
+        return self.first.experiment
+
+    @property
+    def data(self) -> dict[str, Any]:
+        return self.first.data
 
     @property
     def family(self) -> str:
         """Groups of one family are taken to vary alike from seed to seed."""
-        return self.runs[0].record.get("noise_family") or self.experiment
+        return self.first.noise_family or self.experiment
 
     @cached_property
     def overridden(self) -> dict[str, str]:
-        return self._of_all("overridden")
+        return _shared([run.overridden for run in self.runs])
 
     @cached_property
     def values(self) -> dict[str, Any]:
-        return self._of_all("values")
-
-    def _of_all(self, name: str) -> dict[str, Any]:
-        """What all seeds were typed with: of one hash, the rest changed nothing."""
-        first, *others = (getattr(run, name) for run in self.runs)
-        return {k: v for k, v in first.items() if all(k in other for other in others)}
+        return _shared([run.values for run in self.runs])
 
     @cached_property
     def seeds(self) -> dict[int, Run]:
@@ -55,9 +60,9 @@ class Group:
         return [run.test["acc"] for run in self.runs]
 
     def measured(self, key: str) -> list[float]:
-        """`train.seconds` of every seed; none where a run lacks it."""
+        """Return `train.seconds`, say, of every seed; none where a run lacks it."""
         part, _, name = key.partition(".")
-        values = [run.record[part].get(name) for run in self.runs]
+        values = [getattr(run, part).get(name) for run in self.runs]
         return [] if None in values else values
 
     @property
@@ -65,9 +70,15 @@ class Group:
         return sorted({run.machine for run in self.runs})
 
     def same_command(self, other: Group) -> bool:
-        """No override and no split of the data tells the two apart."""
+        """Return True where no override and no split of the data differs."""
         keys = {*self.overridden, *other.overridden, *DATA}
         return all(self.values.get(k) == other.values.get(k) for k in keys)
+
+
+def _shared(mappings: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the first but for keys that others lack: of one hash, they did nothing."""
+    first, *others = mappings
+    return {k: v for k, v in first.items() if all(k in other for other in others)}
 
 
 @dataclass
@@ -86,7 +97,7 @@ class Section:
 
     @property
     def images(self) -> int:
-        return self.groups[0].test["images"]
+        return self.groups[0].first.test["images"]
 
     @property
     def name(self) -> str:
@@ -99,39 +110,39 @@ class Section:
 
     @cached_property
     def varying(self) -> list[str]:
-        """The overrides that tell the groups apart, and whatever else does beside them.
+        """The overrides that tell the groups apart, and all else that does beside them.
 
         Within one experiment that may be a group's choice; always the size of the data.
         """
 
-        def told(keys: Iterable[str]) -> int:
+        def distinct(keys: Iterable[str]) -> int:
             values = (tuple(str(g.values.get(k)) for k in keys) for g in self.groups)
             return len(set(values))
 
         typed = dict.fromkeys(k for g in self.groups for k in g.overridden)
-        keys = [key for key in typed if told([key]) > 1]
-        several = told(["experiment"]) > 1
-        chosen = dict.fromkeys(k for g in self.groups for k in g.choices)
+        keys = [key for key in typed if distinct([key]) > 1]
+        several = distinct(["experiment"]) > 1
+        chosen = dict.fromkeys(k for g in self.groups for k in g.first.choices)
         for key in (*DATA, *(() if several else sorted(chosen))):
-            if told([*keys, key]) > told(keys):
+            if distinct([*keys, key]) > distinct(keys):
                 keys.append(key)
         return keys
 
     @cached_property
     def common(self) -> dict[str, Any]:
-        """What every group shares of overrides and choices."""
+        """The overrides and choices that every group shares."""
         first = self.groups[0]
-        keys = dict.fromkeys((*first.overridden, *sorted(first.choices)))
+        keys = dict.fromkeys((*first.overridden, *sorted(first.first.choices)))
         return {
             k: first.values.get(k)
             for k in keys
             if len({str(g.values.get(k)) for g in self.groups}) == 1
         }
 
-    def rest(self, group: Group, *without: str) -> str:
-        """What tells a group from others of its experiment: `lr=0.1 model=x`."""
+    def setting(self, group: Group, *without: str) -> str:
+        """Return the settings that tell a group apart in its experiment: `lr=0.1`."""
         return " ".join(
-            f"{short(key)}={group.values[key]}"
+            f"{leaf_key(key)}={group.values[key]}"
             for key in self.varying
             if key not in without and group.values.get(key) is not None
         )
@@ -141,18 +152,20 @@ class Section:
         """{id of a group: its name by what varies}, each once."""
         several = len({g.experiment for g in self.groups}) > 1
         names = [
-            " ".join(filter(None, (g.experiment if several else "", self.rest(g))))
+            " ".join(filter(None, (g.experiment if several else "", self.setting(g))))
             or g.experiment
             for g in self.groups
         ]
         return {
-            id(g): label if names.count(label) == 1 else f"{label} {g.config_hash}"
+            id(g): label
+            if names.count(label) == 1
+            else f"{label} {g.first.config_hash}"
             for g, label in zip(self.groups, names, strict=True)
         }
 
 
-def order(value: str) -> tuple[float, str]:
-    """Sorts what is switched off first, then numbers by size, then words."""
+def level_order(value: str) -> tuple[float, str]:
+    """Return the key that sorts `none` first, then numbers by size, then words."""
     if value.lower() in ("none", "null", "false", "off"):
         return -inf, ""
     try:
@@ -161,13 +174,13 @@ def order(value: str) -> tuple[float, str]:
         return inf, value
 
 
-def short(key: str) -> str:
-    """`optimizer.lr` is `lr`; `data.train` would be no name without its first part."""
+def leaf_key(key: str) -> str:
+    """Return `lr` for `optimizer.lr`; `train` alone would be no name for the data."""
     return key if key in DATA else key.rpartition(".")[2]
 
 
 def short_names(names: Iterable[str]) -> dict[str, str]:
-    """`e05_se_resnet20` is `e05` where that alone tells all apart."""
+    """Return {`e05_se_resnet20`: `e05`, …} where that alone tells all apart."""
     names = sorted(names)
     heads = [name.partition("_")[0] for name in names]
     unique = len(set(heads)) == len(heads) > 1
@@ -175,7 +188,7 @@ def short_names(names: Iterable[str]) -> dict[str, str]:
 
 
 def sections(runs: Iterable[Run]) -> list[Section]:
-    """Runs kept apart by what they were tested on; the section of most runs first."""
+    """Return the runs by the images they were tested on; the largest section first."""
     alike: dict[tuple, dict[tuple, list[Run]]] = defaultdict(lambda: defaultdict(list))
     for run in runs:
         data = tuple(str(run.data[k]) for k in ("name", "fingerprint", "test"))
@@ -187,7 +200,10 @@ def sections(runs: Iterable[Run]) -> list[Section]:
         section = Section([Group(runs) for runs in in_order])
         keys = section.varying
         section.groups.sort(
-            key=lambda g: (g.experiment, *(order(str(g.values.get(k))) for k in keys))
+            key=lambda g: (
+                g.experiment,
+                *(level_order(str(g.values.get(k))) for k in keys),
+            )
         )
         ordered.append(section)
     return sorted(ordered, key=lambda section: -len(section.runs))

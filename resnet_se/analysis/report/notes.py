@@ -1,4 +1,4 @@
-"""What was not used or not compared, and what a reader should know of the rest."""
+"""The runs that were not used or not compared, and notes on those that were."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from resnet_se.analysis.report.text import count
 
 
 def problems(loaded: Loaded, compared: list[tuple[Section, Family]]) -> list[str]:
-    """What was not used, not compared or kept apart: the exit status is 1."""
+    """Return all that was not used, not compared or kept apart: exit status 1."""
     lines = [f"not used: {problem}" for problem in loaded.problems]
     lines += [
         f"conflict, same run but other numbers: {run.title}: {run.path} is not "
@@ -20,12 +20,6 @@ def problems(loaded: Loaded, compared: list[tuple[Section, Family]]) -> list[str
         for run, first, conflict in loaded.duplicates
         if conflict
     ]
-    schemas = Counter(run.schema for run in loaded.runs)
-    if len(schemas) > 1:
-        kinds = ", ".join(f"{n} of schema {k}" for k, n in sorted(schemas.items()))
-        lines.append(
-            f"mixed schemas: {kinds}; the older ones name no setting and no comparison"
-        )
     if len(compared) > 1:
         names = "; ".join(f"{s.name} ({s.images:,} images)" for s, _ in compared)
         lines.append(f"mixed test sets, kept apart: {names}")
@@ -37,11 +31,10 @@ def problems(loaded: Loaded, compared: list[tuple[Section, Family]]) -> list[str
 
 
 def notes(loaded: Loaded, compared: list[tuple[Section, Family]]) -> list[str]:
-    """What a reader should know of the runs that were used."""
+    """Return the notes on the runs that were used."""
     lines = [f"left out: {left_out(loaded)}"] if loaded.trials else []
     for run in loaded.unfinished:
-        why = run.record.get("error")
-        reason = f": {_scrub(why)}" if why else ""
+        reason = f": {_scrub(run.error)}" if run.error else ""
         lines.append(f"{run.status}: {run.title}, {run.path}{reason}")
     for run, first, conflict in loaded.duplicates:
         if not conflict:
@@ -49,11 +42,11 @@ def notes(loaded: Loaded, compared: list[tuple[Section, Family]]) -> list[str]:
     for section, family in compared:
         lines += _early(section) + identical(section) + _few_seeds(section)
         lines += _unlike(family.comparisons)
-    for what in ("commit", "software"):
-        of = Counter(getattr(run, what) for run in loaded.runs)
-        if len(of) > 1:
-            kinds = "; ".join(f"{k} ({count(n, 'run')})" for k, n in sorted(of.items()))
-            lines.append(f"runs of different {what}: {kinds}")
+    for name in ("commit", "software"):
+        tally = sorted(Counter(getattr(run, name) for run in loaded.runs).items())
+        if len(tally) > 1:
+            kinds = "; ".join(f"{kind} ({count(n, 'run')})" for kind, n in tally)
+            lines.append(f"runs of different {name}: {kinds}")
     dirty = sum(run.commit.endswith("changes") for run in loaded.runs)
     if dirty:
         runs = count(dirty, "run")
@@ -67,7 +60,7 @@ def left_out(loaded: Loaded) -> str:
 
 
 def _scrub(text: str) -> str:
-    """One line without the folders of somebody's machine."""
+    """Return one line without the folders of the machine."""
     line = " ".join(str(text).split())
     return re.sub(r"(?<![\w.])/(?:[^\s/:'\"]+/)+", "…/", line)[:200]
 
@@ -83,18 +76,18 @@ def _early(section: Section) -> list[str]:
 
 
 def identical(section: Section) -> list[str]:
-    """Settings whose runs were the same to the last digit: what differs did nothing."""
+    """Name settings whose runs are equal to the last digit."""
     alike: dict[tuple, list[str]] = defaultdict(list)
     for group in section.groups:
         for run in group.runs:
-            kept = [
+            columns = [
                 (name, tuple(column))
                 for name, column in sorted(run.history.items())
                 if name.endswith(("/loss", "/acc"))
             ]
-            if kept:
+            if columns:
                 name = f"{section.labels[id(group)]} seed {run.seed}"
-                alike[tuple(kept)].append(name)
+                alike[tuple(columns)].append(name)
     return [
         f"identical histories: {' and '.join(names)}"
         for names in alike.values()
@@ -121,19 +114,19 @@ def _list(names: list[str], most: int = 8) -> str:
 
 
 def _unlike(comparisons: list[Comparison]) -> list[str]:
-    """Pairs that differ in more than what is compared."""
+    """Name pairs that differ in more than the setting compared."""
     kinds = {
         "precision": lambda run: run.hardware["precision"],
         "hardware": lambda run: run.machine,
         "commit": lambda run: run.commit,
     }
     lines = []
-    for what, of in kinds.items():
+    for name, of in kinds.items():
         unlike = [
             f"{c.name}{f', {c.where}' if c.where else ''}"
             for c in comparisons
             if any(set(map(of, t.runs)) != set(map(of, b.runs)) for t, b in c.pairs)
         ]
         if unlike:
-            lines.append(f"{what} differs within the pair: {_list(unlike)}")
+            lines.append(f"{name} differs within the pair: {_list(unlike)}")
     return lines

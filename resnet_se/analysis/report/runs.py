@@ -6,10 +6,9 @@ what it cannot use; `load_runs` is the same as a DataFrame, for a notebook.
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,44 +24,83 @@ from resnet_se.runs.record import (
     read_record,
     unpack_labels,
 )
+from resnet_se.runs.run_hash import NOT_HASHED
 from resnet_se.utils.errors import UserError, nearest
 
 if TYPE_CHECKING:
     import pandas as pd
 
-_words = str.split
-# Overrides that say where and how a run is computed or watched, not what is trained.
-IDLE = _words(
-    "seed tags notes plots runs_dir run_dir ckpt_path fail_fast launcher logger "
-    "data.num_workers optimizer.fused trainer.compile trainer.accelerator "
-    "trainer.devices"
+# Not hashed as typed, since what they are resolved into is: these do change a result.
+RESOLVED = (
+    "budget",
+    "data.batch_size",
+    "data.source",
+    "distill",
+    "init_from",
+    "trainer.precision",
+    "trainer.scale_lr",
 )
-HEAD = _words("status experiment seed config_hash schema noise_family best_epoch")
+HEAD = ("status", "experiment", "seed", "config_hash", "schema", "noise_family")
+HEAD = (*HEAD, "best_epoch")
 PACKED = ("labels", "predicted", "predicted_tta")
-PARTS = _words("val test train model data hardware git")  # each a dict in a record
+PARTS = ("val", "test", "train", "model", "data", "hardware", "git")  # of a record
+
+
+def _is_idle(key: str) -> bool:
+    """Return True for a key that says where or how a run is computed or watched."""
+
+    def below(names: Iterable[str]) -> bool:
+        return any(key == name or key.startswith(f"{name}.") for name in names)
+
+    return below(NOT_HASHED) and not below(RESOLVED)
 
 
 @dataclass(frozen=True)
 class Run:
-    """One readable record; `path` is as the user gave it, `folder` where it lies."""
+    """One readable record: its fields as `runs.record` has them, empty if absent.
+
+    Args:
+        path: as the user gave it.
+        folder: of the file.
+    """
 
     path: str
-    record: dict[str, Any]
+    experiment: str
+    seed: int
+    config_hash: str
+    schema: int
+    status: str
+    overrides: list[str]
+    versions: dict[str, str]
+    setting: dict[str, Any] = field(default_factory=dict)
+    choices: dict[str, str] = field(default_factory=dict)
+    against: list[dict[str, str]] = field(default_factory=list)
+    noise_family: str | None = None
+    error: str | None = None
+    best_epoch: int | None = None
+    git: dict[str, Any] = field(default_factory=dict)
+    hardware: dict[str, Any] = field(default_factory=dict)
+    data: dict[str, Any] = field(default_factory=dict)
+    model: dict[str, Any] = field(default_factory=dict)
+    train: dict[str, Any] = field(default_factory=dict)
+    val: dict[str, Any] = field(default_factory=dict)
+    test: dict[str, Any] = field(default_factory=dict)
+    history: dict[str, list[float | None]] = field(default_factory=dict)
     folder: Path | None = None
 
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return self.record[name]  # run.test is record["test"]
-        except KeyError:
-            raise AttributeError(name) from None
+    @classmethod
+    def of(cls, path: str, record: dict[str, Any], folder: Path | None = None) -> Run:
+        """Return the run of a checked record."""
+        known = {f.name for f in fields(cls)}
+        own = {k: v for k, v in record.items() if k in known and v is not None}
+        own["choices"] = {
+            k: v for k, v in own.get("choices", {}).items() if k != "experiment"
+        }
+        return cls(**own | {"path": path, "folder": folder})
 
     @property
     def title(self) -> str:
         return f"{self.experiment} seed {self.seed} ({self.config_hash})"
-
-    @property
-    def history(self) -> dict[str, list[float | None]]:
-        return self.record.get("history") or {}
 
     @cached_property
     def labels(self) -> np.ndarray:
@@ -72,21 +110,20 @@ class Run:
     def predicted(self) -> np.ndarray:
         return unpack_labels(self.test["predicted"])
 
-    def right(self, part: str = "predicted") -> np.ndarray:
-        """1 where the test image was recognised, else 0: int8 (N,)."""
-        predicted = (
-            self.predicted
-            if part == "predicted"
-            else unpack_labels(self.test["predicted_tta"])
-        )
+    def correct(self, *, tta: bool = False) -> np.ndarray:
+        """Return 1 for each test image that was recognised, else 0: int8 (N,)."""
+        with_tta = unpack_labels(self.test["predicted_tta"]) if tta else None
+        predicted = self.predicted if with_tta is None else with_tta
         return (predicted == self.labels).astype(np.int8)
 
     @property
     def machine(self) -> str:
-        h = self.hardware
-        world = h.get("world_size") or 1
-        ranks = f", {world} ranks" if world > 1 else ""
-        return "{accelerator}: {device}, {cores} cores".format(**h) + ranks
+        ranks = f", {self.world_size} ranks" if self.world_size > 1 else ""
+        return "{accelerator}: {device}, {cores} cores".format(**self.hardware) + ranks
+
+    @property
+    def world_size(self) -> int:
+        return self.hardware.get("world_size") or 1
 
     @property
     def software(self) -> str:
@@ -94,55 +131,48 @@ class Run:
 
     @property
     def commit(self) -> str:
-        git = self.record.get("git") or {}
-        changed = " + changes" if git.get("dirty") else ""
-        return (git.get("commit") or "")[:7] + changed or "no commit"
+        changed = " + changes" if self.git.get("dirty") else ""
+        return (self.git.get("commit") or "")[:7] + changed or "no commit"
 
     @cached_property
     def overridden(self) -> dict[str, str]:
-        """What the command line set, less what cannot matter: {key: text}."""
-        idle = re.compile(rf"({'|'.join(map(re.escape, IDLE))})(\.|$)")
-        pairs = (o.lstrip("+~").partition("=") for o in self.overrides)
-        kept = {k.partition("@")[0]: v for k, _, v in pairs if not idle.match(k)}
-        kept.pop("experiment", None)
-        return kept
+        """Overrides of the command line but those that cannot matter: {key: text}."""
+        pairs = (text.lstrip("+~").partition("=") for text in self.overrides)
+        typed = {key.partition("@")[0]: value for key, _, value in pairs}
+        typed.pop("experiment", None)
+        return {key: value for key, value in typed.items() if not _is_idle(key)}
 
     @cached_property
     def values(self) -> dict[str, Any]:
         """All that is known of the setting: {dotted key or group: plain value}."""
         data = {f"data.{k}": self.data[k] for k in ("train", "val", "split_seed")}
-        choices = {k: v for k, v in self.choices.items() if k not in IDLE}
-        known = {**data, **(self.record.get("setting") or {}), **choices}
+        choices = {k: v for k, v in self.choices.items() if not _is_idle(k)}
+        known = {**self.overridden, **data, **self.setting, **choices}
+        # That in force; a preset's is reduced to fit a small set.
         batch_size = self.data.get("batch_size")
-        if batch_size is not None:  # in force; a preset's gives way to a small set
-            world = self.hardware.get("world_size") or 1
-            known["data.global_batch_size"] = batch_size * world
-        return {**self.overridden, **known, "experiment": self.experiment}
-
-    @property
-    def choices(self) -> dict[str, Any]:
-        chosen = dict(self.record.get("choices") or {})
-        chosen.pop("experiment", None)
-        return chosen
+        if batch_size is not None:
+            known["data.global_batch_size"] = batch_size * self.world_size
+        return {**known, "experiment": self.experiment}
 
     @property
     def trial(self) -> bool:
-        """Whether it was only to try things out: `budget=smoke`, or a `debug`."""
+        """Made only to try things out: `budget=smoke`, or a `debug`."""
         return self.choices.get("budget") == "smoke" or "debug" in self.choices
 
     @property
     def early(self) -> bool:
+        """Ended by a callback, before its last epoch."""
         return self.train.get("stopped") not in (None, "max_epochs", "max_steps")
 
 
 @dataclass
 class Loaded:
-    """What lies under the paths: `runs` count, the rest is named."""
+    """All records under the paths: `runs` count, the others are named."""
 
     runs: list[Run] = field(default_factory=list)
     unfinished: list[Run] = field(default_factory=list)
     duplicates: list[tuple[Run, Run, bool]] = field(default_factory=list)
-    problems: list[str] = field(default_factory=list)  # not used, and why
+    problems: list[str] = field(default_factory=list)  # unused files, with the reason
     trials: list[Run] = field(default_factory=list)  # left out
 
     def leave_out_trials(self) -> None:
@@ -150,20 +180,24 @@ class Loaded:
         self.runs = [run for run in self.runs if not run.trial]
 
     def where(self, conditions: Iterable[tuple[str, str]]) -> None:
-        """Keeps the runs whose values are as asked; names a key that no run has."""
+        """Keep the runs with these values.
+
+        Raises:
+            UserError: no run has such a key, or such a value of it.
+        """
         for key, value in conditions:
             keys = {k for run in self.runs for k in run.values}
             if key not in keys:
                 raise UserError(f"--where {key}: no run has it; {nearest(key, keys)}")
-            of = {str(run.values.get(key)) for run in self.runs}
+            present = {str(run.values.get(key)) for run in self.runs}
             self.runs = [r for r in self.runs if str(r.values.get(key)) == value]
             if not self.runs:
-                hint = nearest(value, of)
+                hint = nearest(value, present)
                 raise UserError(f"--where {key}={value}: no run has that; {hint}")
 
 
 def find(paths: Iterable[str]) -> tuple[list[tuple[Path, str]], list[str]]:
-    """Every record under the paths, as (file, name to print), and what is none."""
+    """Return each record under the paths as (file, name to print), and the problems."""
     files: dict[Path, tuple[Path, str]] = {}
     problems = []
     for path in map(Path, paths):
@@ -179,7 +213,7 @@ def find(paths: Iterable[str]) -> tuple[list[tuple[Path, str]], list[str]]:
 
 
 def _relative(path: Path, given: Path) -> str:
-    """As given; of an absolute path what lies below here, or below its argument."""
+    """Return the path as given; an absolute one relative to here or its argument."""
     if not path.is_absolute():
         return path.as_posix()
     base = Path.cwd() if path.is_relative_to(Path.cwd()) else given.parent
@@ -187,7 +221,7 @@ def _relative(path: Path, given: Path) -> str:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """A record, checked for all that the report reads of it.
+    """Return a record, checked for all that the report reads of it.
 
     Raises:
         UserError: unreadable, truncated, of another schema, or edited by hand.
@@ -230,14 +264,14 @@ def _check_predictions(test: dict[str, Any], num_classes: int) -> None:
 
 
 def load(paths: Iterable[str]) -> Loaded:
-    """Reads all records; every one ends in exactly one of `Loaded`'s lists."""
+    """Read all records; each ends in exactly one of `Loaded`'s lists."""
     files, problems = find(paths)
     loaded = Loaded(problems=problems)
     first: dict[tuple, Run] = {}
     tested: dict[tuple, Run] = {}
     for path, name in files:
         try:
-            run = Run(name, read(path), path.parent)
+            run = Run.of(name, read(path), path.parent)
         except UserError as error:
             reason = str(error).removeprefix(f"{path}: ")  # `name` hides our folders
             reason = reason.removesuffix("; delete it to go on")  # advice for training
@@ -268,12 +302,12 @@ def load_runs(
     history: bool = False,
     predictions: bool = False,
 ) -> pd.DataFrame:
-    """A row a run, finished or not, of all records under `paths`.
+    """Return a table of all records under `paths`, finished or not: a row a run.
 
     Columns have the record's own names: `path`, `status`, `experiment`, `seed`, then
     `test.acc` (0..1), `train.seconds`, `model.total`, …; every setting under its key
     (`model.reduction`) and every group under its name (`model`).  `train.acc` is that
-    of the last epoch.  What cannot be read is warned of.
+    of the last epoch.  Files that cannot be read are warned of.
 
     Args:
         history: a column `history`: {name: one value an epoch}.
@@ -295,14 +329,14 @@ def load_runs(
 
 
 def frame(runs: Iterable[Run]) -> pd.DataFrame:
-    """`load_runs` of runs that have been read."""
+    """Return the table of `load_runs` for runs that have been read."""
     import pandas as pd
 
     rows = []
     for run in runs:
-        row = {"path": run.path, **{key: run.record.get(key) for key in HEAD}}
+        row = {"path": run.path, **{key: getattr(run, key) for key in HEAD}}
         for part in PARTS:
-            for key, value in (run.record.get(part) or {}).items():
+            for key, value in getattr(run, part).items():
                 if not (isinstance(value, list | dict) or key in PACKED):
                     row[f"{part}.{key}"] = value
         column = run.history.get("train/acc")
@@ -314,11 +348,11 @@ def frame(runs: Iterable[Run]) -> pd.DataFrame:
 
 
 def _dtype(column: pd.Series) -> str:
-    """Of pandas' own that can be null: the narrowest that holds every value."""
+    """Return the narrowest of pandas' nullable types that holds every value."""
     values = [value for value in column if value is not None and value == value]
     kinds = {type(value) for value in values}
     if int in kinds and any(abs(v) >= 1 << 63 for v in values if type(v) is int):
-        return "object"  # what no machine counts, a stranger may write
-    narrow = [({bool}, "boolean"), ({int}, "Int64"), ({int, float}, "Float64")]
-    narrow.append(({str}, "string"))
-    return next((d for k, d in narrow if kinds and kinds <= k), "object")
+        return "object"  # an untrusted record may hold any number
+    narrow = {"boolean": {bool}, "Int64": {int}, "Float64": {int, float}}
+    narrow["string"] = {str}
+    return next((d for d, k in narrow.items() if kinds and kinds <= k), "object")

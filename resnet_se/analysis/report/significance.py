@@ -1,4 +1,4 @@
-"""What may be said of a difference between trainings: an estimate, its test and power.
+"""Statistics of a difference between trainings: its estimate, its test, its power.
 
 - One training against one: McNemar's exact test (Psychometrika 12 (1947) 153; chosen
   for single trainings by Dietterich, Neural Computation 10 (1998)).  It speaks of two
@@ -30,13 +30,13 @@ MOST_SEEDS = 1000  # no more are worth naming
 
 
 def mean_std(values: Sequence[float]) -> tuple[float, float | None]:
-    """Mean and sample standard deviation (n - 1); None of a single value."""
+    """Return mean and sample standard deviation (n - 1), None for a single value."""
     array = np.asarray(values, dtype=np.float64)
     return float(array.mean()), float(array.std(ddof=1)) if len(array) > 1 else None
 
 
 def holm(p_values: Sequence[float], alpha: float = ALPHA) -> list[tuple[float, float]]:
-    """(p corrected for their number, the level each was tested at), in their order.
+    """Return (p corrected for their number, level of the test) for each, in order.
 
     The interval 1 - level leaves out 0 exactly where the corrected p is below alpha:
     the smallest of m is tested at alpha / m, the next at alpha / (m - 1), …, and all
@@ -55,7 +55,7 @@ def holm(p_values: Sequence[float], alpha: float = ALPHA) -> list[tuple[float, f
 
 
 def mcnemar_exact(differences: np.ndarray) -> float:
-    """Two-sided p for the differences (N,) of one pair of networks.
+    """Return the two-sided p for the differences (N,) of one pair of networks.
 
     Where both are right, or both wrong, nothing is learnt; where they differ, either is
     as likely to be the right one under the hypothesis: a fair coin.
@@ -71,7 +71,7 @@ def mcnemar_exact(differences: np.ndarray) -> float:
 def images_only(
     differences: np.ndarray, alpha: float = ALPHA
 ) -> tuple[float, tuple[float, float]]:
-    """p and interval of the mean of differences (N,): new images, the same networks.
+    """Return p and interval of the mean of differences (N,): new images, same networks.
 
     Of one pair: McNemar's p, and the wider of the normal interval and of the exact one
     that McNemar's test implies, so that it leaves out 0 exactly where p is below alpha.
@@ -105,7 +105,7 @@ class Noise:
 
 
 def pooled(groups: Iterable[Sequence[float]]) -> Noise:
-    """The noise within groups of accuracies, taken as alike in all of them."""
+    """Return the noise within groups of accuracies, taken as alike in all of them."""
     arrays = [np.asarray(group, dtype=np.float64) for group in groups]
     squares = sum(float(((a - a.mean()) ** 2).sum()) for a in arrays)
     freedom = sum(len(a) - 1 for a in arrays)
@@ -114,7 +114,7 @@ def pooled(groups: Iterable[Sequence[float]]) -> Noise:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A difference, its standard error in two parts, and all that follows from them."""
+    """A difference with its variance in two parts; its test, interval and power."""
 
     mean: float
     by_seeds: float  # variance of `mean` from the seeds
@@ -134,7 +134,7 @@ class Estimate:
 
     @property
     def p(self) -> float:
-        """Two-sided, for no difference over new seeds and new images."""
+        """Two-sided p of no difference over new seeds and new images."""
         from scipy import stats
 
         if self.error == 0:
@@ -142,16 +142,16 @@ class Estimate:
         return float(2 * stats.t.sf(abs(self.mean) / self.error, self.degrees))
 
     def interval(self, alpha: float = ALPHA) -> tuple[float, float]:
-        """Leaves out 0 exactly where `p` is below alpha."""
+        """Return the interval that leaves out 0 exactly where `p` is below alpha."""
         half = self.error * _quantile(self.degrees, alpha) if self.error else 0.0
         return self.mean - half, self.mean + half
 
     def detectable(self, alpha: float, power: float = POWER) -> float:
-        """The smallest difference that is found with this power."""
+        """Return the smallest difference that is found with this power."""
         return self.error * _effect(min(self.degrees, 1e6), alpha, power)
 
     def seeds_needed(self, difference: float, seeds: int, alpha: float) -> int | None:
-        """Seeds with which that difference is detectable; None: not by seeds alone."""
+        """Return the seeds that detect this difference, None if no number does."""
 
         def enough(n: int) -> bool:
             share = seeds / n
@@ -177,25 +177,25 @@ def _quantile(degrees: float, alpha: float) -> float:
 
 @lru_cache(maxsize=4096)
 def _effect(degrees: float, alpha: float, power: float) -> float:
-    """The effect, in standard errors, that a t test finds with this power."""
+    """Return the effect, in standard errors, that a t test finds with this power."""
     from scipy import optimize, stats
 
     critical = _quantile(degrees, alpha)
     if degrees > 1000:  # Student's distribution is normal by then
         return critical + float(stats.norm.isf(1 - power))
 
-    def short_of(effect: float) -> float:
+    def missing_power(effect: float) -> float:
         return float(stats.nct.sf(critical, degrees, effect)) - power
 
     if critical > 100:  # one or two degrees: the noncentral one overflows
         return critical * sqrt(float(stats.chi2.isf(1 - power, degrees)) / degrees)
-    return float(optimize.brentq(short_of, 0, 4 * critical + 10, xtol=1e-4))
+    return float(optimize.brentq(missing_power, 0, 4 * critical + 10, xtol=1e-4))
 
 
 def contrast(
     differences: Sequence[np.ndarray], noises: Sequence[tuple[Noise, Noise]]
 ) -> Estimate:
-    """The mean over cells of treatment less baseline, for new seeds and new images.
+    """Estimate the mean over cells of treatment less baseline, new seeds and images.
 
     Args:
         differences: a table (S ≥ 2, N) for each cell; S may vary, N not.

@@ -37,20 +37,20 @@ SPEEDS = ("train.images_per_second", "train.seconds", "train.peak_memory_mb")
 
 
 def _mean(group: Group, key: str) -> float | None:
-    """Over the seeds; of speeds only where one machine ran them all."""
+    """Return the mean over the seeds; of speeds only where one machine ran them all."""
     values = group.measured(key)
     mixed = key in SPEEDS and len(group.machines) > 1
     return None if mixed or not values else mean_std(values)[0]
 
 
 def group_records(section: Section) -> pd.DataFrame:
-    """A row a group, in full precision: means and deviations over its seeds."""
+    """Return a row a group, in full precision: means and deviations over its seeds."""
     rows = []
     for group in section.groups:
         row: dict[str, Any] = {
             "experiment": group.experiment,
-            "setting": section.rest(group),
-            "config_hash": group.config_hash,
+            "setting": section.setting(group),
+            "config_hash": group.first.config_hash,
             "n": len(group.runs),
             "seeds": " ".join(map(str, group.seeds)),
             "data.train": group.data["train"],
@@ -64,7 +64,7 @@ def group_records(section: Section) -> pd.DataFrame:
 
 
 def group_table(section: Section) -> tuple[Table, str]:
-    """What a person reads of the groups; and what all of them share."""
+    """Return the table of the groups, and all that they share."""
     groups = section.groups
     cells = pd.DataFrame({"run": [section.labels[id(g)] for g in groups]})
     cells["n"] = [str(len(g.runs)) for g in groups]
@@ -80,7 +80,7 @@ def group_table(section: Section) -> tuple[Table, str]:
 
 
 def comparison_records(family: Family, equivalence: float) -> pd.DataFrame:
-    """A row a comparison, in full precision; accuracies in 0..1."""
+    """Return a row a comparison, in full precision; accuracies in 0..1."""
     rows = []
     for c in (*family.comparisons, *family.cells):
         low, high = c.interval
@@ -108,7 +108,7 @@ def comparison_records(family: Family, equivalence: float) -> pd.DataFrame:
 
 
 def comparison_table(section: Section, family: Family, equivalence: float) -> Table:
-    """The family and the comparisons of one seed, each with its power."""
+    """Return the table of all comparisons, those of several seeds with their power."""
     size = len(family.decided)
     bound = f"{100 * equivalence:g}"
     disputed = any(c.disputed for c in family.comparisons)
@@ -144,7 +144,7 @@ def comparison_table(section: Section, family: Family, equivalence: float) -> Ta
 
 
 def cell_table(family: Family) -> Table:
-    """Where a factor's mean effect comes from."""
+    """Return the table of the cells that a factor's mean effect is made of."""
     rows = [
         {
             "factor": c.question,
@@ -161,7 +161,7 @@ def cell_table(family: Family) -> Table:
 
 
 def run_table(loaded: Loaded, letters: dict[str, str]) -> Table:
-    """Every file that was read, and what became of it."""
+    """Return the table of every file that was read, with its status."""
     copies = [run for run, _, _ in loaded.duplicates]
     rows = []
     for run in [*loaded.runs, *copies, *loaded.unfinished]:
@@ -182,7 +182,7 @@ TEX = {"±": r"$\pm$", "−": "$-$", "–": "--", "×": r"$\times$", "<": "$<$",
 
 
 def latex(tables: Iterable[Table]) -> str:
-    r"""Floats that need `\usepackage{booktabs, graphicx}` only."""
+    r"""Return floats that need `\usepackage{booktabs, graphicx}` only."""
     parts = [r"% \usepackage{booktabs, graphicx}, UTF-8"]
     for table in tables:
         columns = "".join("l" if table.is_left(c) else "r" for c in table.cells.columns)

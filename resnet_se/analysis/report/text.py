@@ -1,4 +1,4 @@
-"""Numbers as people read them, tables of text, and both as Markdown."""
+"""Numbers as text, tables of text, and both as Markdown."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def number(value: float | None, digits: int = 0, unit: float = 1) -> str:
 
 
 def accuracy(values: Sequence[float]) -> str:
-    """Per cent: `94.10 ± 0.12`; of one seed `38.66 (n = 1)`."""
+    """Return per cent: `94.10 ± 0.12`; of one seed `38.66 (n = 1)`."""
     if not len(values):
         return NONE
     mean, std = mean_std(values)
@@ -78,7 +78,7 @@ class Block:
 
 
 def markdown(title: str, blocks: list[Block]) -> str:
-    """The whole report; figures are links to `figures/`."""
+    """Return the whole report; figures are links to `figures/`."""
     parts = [f"# {_escaped(title)}"]
     for block in blocks:
         text = _escaped(block.text)
