@@ -20,22 +20,8 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from resnet_se.utils.errors import UserError
-
-if TYPE_CHECKING:
-    from resnet_se.analysis.report.runs import load_runs
-
-__all__ = ["load_runs", "main"]
-
-
-def __getattr__(name: str) -> Any:
-    if name == "load_runs":
-        from resnet_se.analysis.report.runs import load_runs
-
-        return load_runs
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def _pair(text: str) -> tuple[str, str]:
@@ -79,14 +65,14 @@ def main() -> None:
         help="differences below this are none (default: 0.5 points)",
     )
     add("--trials", action="store_true", help="with runs of budget=smoke and debug=…")
-    asked = parser.parse_args()
+    arguments = parser.parse_args()
     from resnet_se.analysis.report.document import report
 
     try:
-        sys.exit(report(**vars(asked)))
+        sys.exit(report(**vars(arguments)))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except OSError as error:
-        print(f"error: --out {asked.out}: {error}", file=sys.stderr)
+        print(f"error: --out {arguments.out}: {error}", file=sys.stderr)
         sys.exit(1)

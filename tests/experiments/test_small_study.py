@@ -10,6 +10,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+import resnet_se.config.compose  # noqa: F401 (it registers the resolvers)
 from resnet_se.config import CONF
 
 FOLDER = Path(__file__).parents[2] / "experiments" / "small"
