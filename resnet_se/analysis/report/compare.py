@@ -52,6 +52,10 @@ class Comparison:
     level: float = ALPHA  # of its test and interval, once corrected (`holm`)
     p_holm: float = 1.0
 
+    @property
+    def label(self) -> str:
+        return f"{self.name}, {self.where}" if self.where else self.name
+
     @cached_property
     def differences(self) -> list[np.ndarray]:
         """A table (S, N) a pair."""

@@ -123,7 +123,7 @@ def _unlike(comparisons: list[Comparison]) -> list[str]:
     lines = []
     for name, of in kinds.items():
         unlike = [
-            f"{c.name}{f', {c.where}' if c.where else ''}"
+            c.label
             for c in comparisons
             if any(set(map(of, t.runs)) != set(map(of, b.runs)) for t, b in c.pairs)
         ]

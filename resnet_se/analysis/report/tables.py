@@ -116,7 +116,7 @@ def comparison_table(section: Section, family: Family, equivalence: float) -> Ta
     for c in family.comparisons:
         row = {
             "question": c.question,
-            "comparison": f"{c.name}{f', {c.where}' if c.where else ''}",
+            "comparison": c.label,
             "n": str(c.n),
             "difference [interval]": gain(c.mean, c.interval),
             "p": p_value(c.p_holm) if c.n > 1 else f"{p_value(c.p)} (images)",
