@@ -14,11 +14,10 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from resnet_se.utils.distributed import sum_over_ranks
+from resnet_se.utils.distributed import is_connected, sum_over_ranks
 from resnet_se.utils.errors import UserError
 
 SEPosition = Literal["standard", "pre", "post", "identity"]
@@ -30,18 +29,20 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 
 
 class SqueezeExcite(nn.Module):
-    """Rescales each channel by a gate computed from all of them (Hu et al. 2018, §3).
+    """Rescale each channel by a gate computed from all of them (Hu et al. 2018, §3).
 
     z = mean over H, W of x;  x ← x · s σ(W₂ relu(W₁ z)), W₁: C → C/reduction, W₂: back.
-    s is 1 in the paper; with 2 a block begins as about the identity.
+    The scale s is 1 in the paper; with 2 a block begins as about the identity.
+
+    Raises:
+        UserError: the reduction is not in 1..C.
     """
 
     def __init__(self, channels: int, reduction: int, scale: float = 1.0):
         super().__init__()
         if not 1 <= reduction <= channels:
             raise UserError(
-                f"reduction: expected 1..{channels} (the block's width), "
-                f"got {reduction}"
+                f"reduction: expected 1..{channels} (the block's width), got {reduction}"
             )
         self.squeeze = nn.Linear(channels, channels // reduction)
         self.excite = nn.Linear(channels // reduction, channels)
@@ -49,8 +50,8 @@ class SqueezeExcite(nn.Module):
 
     def gate(self, x: Tensor) -> Tensor:
         """(B, C, H, W) → (B, C), in (0, s)."""
-        # The gradient of `x.mean((2, 3))` is not channels-last, as x's others are, and
-        # the mean of a bf16 tensor copies it to float32 on a CPU; a sum adds up in
+        # The gradient of `x.mean((2, 3))` is not channels-last as x's others are, and on
+        # a CPU the mean of a bf16 tensor copies it to float32; a sum accumulates in
         # float32 without the copy (experiments/benchmark).
         z = x.permute(0, 2, 3, 1).sum(dim=(1, 2)) / x[0, 0].numel()  # (B, C)
         gate = self.excite(F.relu(self.squeeze(z))).sigmoid()  # (B, C)
@@ -63,7 +64,7 @@ class SqueezeExcite(nn.Module):
 
 @dataclass(frozen=True)
 class LayerFactory:
-    """Makes the layers of blocks by the settings that all blocks of a network share."""
+    """Makes the layers of a network's blocks from the settings that they share."""
 
     reduction: int | None
     se_position: str
@@ -132,7 +133,7 @@ class BasicBlock(ResidualBlock):
 
     def __init__(
         self,
-        in_channels: int,
+        c_in: int,
         channels: int,
         stride: int,
         layers: LayerFactory,
@@ -141,8 +142,8 @@ class BasicBlock(ResidualBlock):
         super().__init__()
         conv, norm, se = layers.conv, layers.norm, layers.se
         self.branch = nn.Sequential(
-            se("pre", in_channels),
-            conv(in_channels, channels, stride=stride),
+            se("pre", c_in),
+            conv(c_in, channels, stride=stride),
             norm(channels),
             layers.act(),
             conv(channels, channels),
@@ -150,9 +151,9 @@ class BasicBlock(ResidualBlock):
             se("standard", channels),
             *layers.drop(drop),
         )
-        same_shape = stride == 1 and in_channels == channels
+        same_shape = stride == 1 and c_in == channels
         # Made, and so drawn, in every block: recorded runs have begun from these draws.
-        projection = [conv(in_channels, channels, 1, stride), norm(channels)]
+        projection = [conv(c_in, channels, 1, stride), norm(channels)]
         self.shortcut = (
             nn.Sequential(*([] if same_shape else projection), se("identity", channels))
             if layers.residual
@@ -172,7 +173,7 @@ class PoolBlock(ResidualBlock):
 
     def __init__(
         self,
-        in_channels: int,
+        c_in: int,
         channels: int,
         stride: int,
         layers: LayerFactory,
@@ -181,7 +182,7 @@ class PoolBlock(ResidualBlock):
         super().__init__()
         conv, norm, se = layers.conv, layers.norm, layers.se
         self.down = nn.Sequential(
-            conv(in_channels, channels),
+            conv(c_in, channels),
             nn.MaxPool2d(stride),
             norm(channels),
             layers.act(),
@@ -202,10 +203,10 @@ class PoolBlock(ResidualBlock):
 
 
 class WhiteningStem(nn.Module):
-    """act(W p + b) of every 2×2 patch p, W fixed: whitening filters and negatives.
+    """act(W p + b) of every 2×2 patch p, W fixed: whitening filters and their negatives.
 
-    Spares a short training the epochs in which a first layer finds such filters.  W is
-    not trained and not random: `fit` sets it from training images.
+    Saves a short training the epochs in which a first layer finds such filters.  W is
+    neither trained nor random: `fit` sets it from training images.
     """
 
     PATCH = 2
@@ -225,7 +226,7 @@ class WhiteningStem(nn.Module):
 
     @torch.no_grad()
     def fit(self, images: Tensor) -> None:
-        """Sets W from normalised images (N, C, H, W): its outputs are uncorrelated."""
+        """Set W from normalised images (N, C, H, W) so that outputs are uncorrelated."""
         patches = F.unfold(images, self.PATCH)  # (N, 4 C, L)
         patches = patches.transpose(1, 2).flatten(0, 1).double()  # (N L, 4 C)
         variances, axes = torch.linalg.eigh(patches.T @ patches / len(patches))
@@ -234,8 +235,34 @@ class WhiteningStem(nn.Module):
         self.conv.weight.copy_(torch.cat([filters, -filters]))
 
 
-class _Sum(torch.autograd.Function):
-    """The sum over all ranks; its gradient is the sum of theirs."""
+class SyncBatchNorm2d(nn.BatchNorm2d):
+    """BatchNorm over the batches of all ranks on a CPU; torch's own needs a GPU."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) → (B, C, H, W)."""
+        if not (self.training and is_connected()):
+            return super().forward(x)
+        values = x.float()
+        count = values.new_full((1,), values.numel() / values.shape[1])
+        sums = [values.sum(dim=(0, 2, 3)), values.square().sum(dim=(0, 2, 3)), count]
+        total: Tensor = _SumOverRanks.apply(torch.cat(sums))  # (2 C + 1,)
+        n = total[-1]
+        mean, square = (total[:-1] / n).chunk(2)  # (C,)
+        var = square - mean.square()
+        with torch.no_grad():
+            self.num_batches_tracked += 1
+            weight = self.momentum  # None: the mean of all batches so far
+            if weight is None:
+                weight = 1 / float(self.num_batches_tracked)
+            self.running_mean.lerp_(mean, weight)
+            self.running_var.lerp_(var * n / (n - 1), weight)
+        scale = self.weight * (var + self.eps).rsqrt()
+        shift = self.bias - mean * scale
+        return (values * scale[:, None, None] + shift[:, None, None]).to(x.dtype)
+
+
+class _SumOverRanks(torch.autograd.Function):
+    """The sum over all ranks; its gradient is the sum of their gradients."""
 
     @staticmethod
     def forward(_: Any, values: Tensor) -> Tensor:
@@ -246,40 +273,8 @@ class _Sum(torch.autograd.Function):
         return sum_over_ranks(grad.clone())
 
 
-class SyncBatchNorm2d(nn.BatchNorm2d):
-    """BatchNorm over the batches of all ranks, on a CPU; torch's own wants a GPU."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) → (B, C, H, W)."""
-        if not (self.training and dist.is_available() and dist.is_initialized()):
-            return super().forward(x)
-        values = x.float()
-        count = values.new_full((1,), values.numel() / values.shape[1])
-        sums = [values.sum(dim=(0, 2, 3)), values.square().sum(dim=(0, 2, 3)), count]
-        total = _Sum.apply(torch.cat(sums))  # (2 C + 1,)
-        n = total[-1]
-        mean, square = (total[:-1] / n).chunk(2)  # (C,)
-        var = square - mean.square()
-        with torch.no_grad():
-            self.num_batches_tracked += 1
-            share = self.momentum  # None: the mean over all batches so far
-            if share is None:
-                share = 1 / float(self.num_batches_tracked)
-            self.running_mean.lerp_(mean, share)
-            self.running_var.lerp_(var * n / (n - 1), share)
-        scale = self.weight * (var + self.eps).rsqrt()
-        shift = self.bias - mean * scale
-        return (values * scale[:, None, None] + shift[:, None, None]).to(x.dtype)
-
-
 def sync_batchnorm(net: nn.Module) -> None:
-    """Puts a `SyncBatchNorm2d` of the same tensors in place of each BatchNorm2d."""
-    for parent in net.modules():
-        for name, child in parent.named_children():
-            if type(child) is nn.BatchNorm2d:
-                synced = SyncBatchNorm2d(
-                    child.num_features, child.eps, child.momentum, child.affine
-                )
-                for tensors in ("_parameters", "_buffers"):
-                    getattr(synced, tensors).update(getattr(child, tensors))
-                setattr(parent, name, synced)
+    """Make a `SyncBatchNorm2d` of each BatchNorm2d, in place."""
+    for module in net.modules():
+        if type(module) is nn.BatchNorm2d:
+            module.__class__ = SyncBatchNorm2d  # the same tensors and hooks

@@ -39,33 +39,31 @@ class ResNet(nn.Module):
         widths: channels of each stage; the stem has `widths[0]`.
         strides: stride of each stage's first block.
         reduction: SE reduction ratio r of every block, or None for no SE.
-        se_position: one of `SE_POSITIONS`.
-        gate_scale: what the SE blocks' gates are multiplied with; 2 lets them begin
-            at about one.
+        se_position: where in a block the SE block stands (`layers.ResidualBlock`).
+        gate_scale: factor of the SE blocks' gates; with 2 they begin at about one.
         residual: whether blocks have shortcuts.
         activation: `relu` or `gelu`, everywhere but within SE blocks.
         conv_bias: biases on all convolutions (the paper has them; He et al. do not).
-        bn_momentum: weight of the new batch in BatchNorm's running statistics, in
-            (0, 1], PyTorch's convention; Keras's default 0.99 is 0.01 here.
+        bn_momentum: weight of the new batch in BatchNorm's running statistics;
+            Keras's default 0.99 is 0.01 here.
         bn_eps: added to the variance; Keras's default is 1e-3.
-        bn_scale: whether BatchNorm's scales are trained, or stay one.
+        bn_scale: whether BatchNorm's scales are trained; else they stay one.
         whiten: a `WhiteningStem` in place of the 3×3 convolution with BatchNorm.
-        downsample: how a block with a stride shrinks the image: by the `stride` of its
-            convolutions (`BasicBlock`), or by a `pool` after the first (`PoolBlock`).
-        identity_init: 3×3 convolutions begin by passing their input on in their first
-            C_in filters, the rest being PyTorch's uniform draw; else He normal.
-        pooling: of the last feature maps, over all places: `avg` or `max`.
-        logit_scale: what the last layer's output is multiplied with.
-        dropout: probability of dropping a feature before the last layer, in [0, 1).
+        downsample: by the `stride` of a convolution (`BasicBlock`), or by a max-`pool`
+            after one (`PoolBlock`), in blocks with a stride.
+        identity_init: the first C_in filters of 3×3 convolutions begin as the identity,
+            the others by PyTorch's uniform distribution; else all by He's normal one.
+        pooling: of the last feature maps over H and W.
+        logit_scale: factor of the last layer's output.
+        dropout: probability of dropping a feature before the last layer.
         drop_path: probability p of dropping the last block's branch for an image in
-            training, in [0, 1); block l of L has p l/L (Huang et al.'s linear decay).
+            training; block l of L has p l/L (Huang et al.'s linear decay).
         zero_init: the last scale of each block begins at zero, the block as its
             shortcut; not without `bn_scale`.
-        num_classes: K, the number of logits.
-        in_channels: channels of the input.
+        num_classes: number of logits K.
 
     Raises:
-        UserError: an argument is out of its range.
+        UserError: an argument is out of its range, or contradicts another.
     """
 
     @validated
@@ -108,7 +106,9 @@ class ResNet(nn.Module):
             )
 
         if not residual:
-            _check_plain(drop_path, zero_init, reduction and se_position)
+            _check_plain(
+                drop_path, zero_init, bool(reduction) and se_position == "identity"
+            )
 
         layers = LayerFactory(
             reduction, se_position, conv_bias, bn_momentum, bn_eps, bn_scale,
@@ -146,24 +146,24 @@ class ResNet(nn.Module):
             nn.init.zeros_(norms[-1].weight)
 
     def init_from_images(self, images: Tensor) -> None:
-        """Sets a whitening stem from normalised images (N, C, H, W); else nothing."""
+        """Fit a whitening stem, if there is one, to normalised images (N, C, H, W)."""
         if isinstance(self.stem, WhiteningStem):
             self.stem.fit(images)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalised images (B, 3, H, W) → logits (B, K)."""
+        """Normalised images (B, C, H, W) → logits (B, K)."""
         x = self.stem(x)
         x = self.blocks(x)
         x = self.pooling(x, dim=(2, 3))  # (B, C)
         return self.head(self.dropout(x)) * self.logit_scale  # (B, K)
 
 
-def _check_plain(drop_path: float, zero_init: bool, se_position: str | None) -> None:
-    """What makes no sense where a block has no shortcut, before it is built."""
+def _check_plain(drop_path: float, zero_init: bool, identity_se: bool) -> None:
+    """Raise UserError for a setting that needs the shortcuts of blocks."""
     for wrong, name, expected, got in (
         (drop_path > 0, "drop_path", "0", drop_path),
         (zero_init, "zero_init", "false", "true"),
-        (se_position == "identity", "se_position", "another position", "identity"),
+        (identity_se, "se_position", "another position", "identity"),
     ):
         if wrong:
             raise UserError(

@@ -1,4 +1,4 @@
-"""What a person sees of a run: its header, its closing table, a warning."""
+"""Messages of a run on the console: header, warning, closing line and table."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ console = Console()
 
 
 def print_fallback(reason: str) -> None:
+    """Print a warning that the run has synthetic images, and why."""
     console.rule("[bold yellow]synthetic images instead of CIFAR-10", style="yellow")
     console.print(reason)
     console.print("The figures below say nothing about CIFAR-10.", style="bold yellow")
@@ -20,6 +21,7 @@ def print_fallback(reason: str) -> None:
 
 
 def print_header(result: dict[str, Any], run_dir: Path) -> None:
+    """Print a run's network, data, device and directory in one line."""
     model, data, machine = result["model"], result["data"], result["hardware"]
     console.print(
         f"{result['experiment']} · seed {result['seed']} · "
@@ -33,10 +35,11 @@ def print_header(result: dict[str, Any], run_dir: Path) -> None:
 
 
 def print_devices(n: int, batch_size: int, lr: float, scaled: bool) -> None:
-    """The batch and the rate in force where several devices train one network.
+    """Print the global batch and the rate in force of a run on several devices.
 
     Args:
-        batch_size: of one device;  lr: of the configuration.
+        batch_size: of one device.
+        lr: of the configuration.
     """
     rate = f"{lr * n:g}, {n} × {lr:g} (trainer.scale_lr)" if scaled else f"{lr:g}"
     console.print(
@@ -48,20 +51,20 @@ def print_devices(n: int, batch_size: int, lr: float, scaled: bool) -> None:
 
 
 def print_closing_line(result: dict[str, Any], run_dir: Path) -> None:
-    """The table below in one line, for a job of a sweep."""
+    """Print the figures of a job of a sweep in one line."""
     test, seconds = result["test"], result["train"]["seconds"]
     tta = "" if test["acc_tta"] is None else f" ({test['acc_tta']:.2%} with TTA)"
-    took = "" if seconds is None else f" in {clock(seconds)}"
+    elapsed = "" if seconds is None else f" in {clock(seconds)}"
     console.print(
         f"{result['experiment']}, seed {result['seed']}: test {test['acc']:.2%}{tta}"
-        f"{took} · {os.path.relpath(run_dir)}",
+        f"{elapsed} · {os.path.relpath(run_dir)}",
         soft_wrap=True,
         highlight=False,
     )
 
 
 def print_closing_table(result: dict[str, Any], run_dir: Path) -> None:
-    """Accuracy, with TTA, parameters, time, images per second, where the files are."""
+    """Print a run's accuracies, parameters, time, speed and directory as a table."""
     test, fit, data = result["test"], result["train"], result["data"]
     table = Table(title=f"{result['experiment']}, seed {result['seed']}")
     table.show_header = False
@@ -95,5 +98,6 @@ def print_closing_table(result: dict[str, Any], run_dir: Path) -> None:
 
 
 def clock(seconds: float) -> str:
+    """Return a duration such as `4 min 18 s`."""
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest:02d} s"

@@ -1,10 +1,10 @@
-"""One run on many devices: who starts the processes, and what they must agree on.
+"""Ranks: the processes of one run, their start, their agreement, their sums.
 
-Lightning's DDP strategy does the work.  The processes come from one of three places:
-torchrun (`RANK` in the environment), SLURM's `srun` with several tasks, or, where
-neither has started this one, from `launch`: torchrun's own agent, once per job.
-Lightning could start them itself, but runs the script's whole command line again for
-each rank; in a multirun that is another multirun.
+Lightning's DDP strategy trains.  The processes are started by torchrun (`RANK` in the
+environment), by SLURM's `srun` with several tasks, or, where neither has started this
+one, by `launch`: torchrun's own agent, once per job.  Lightning could start them
+itself, but runs the script's whole command line again for each rank; in a multirun
+that is another multirun.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ if TYPE_CHECKING:
 
 LAUNCHER_PID_ENV = "RESNET_SE_LAUNCHER"  # set for the processes that `launch` starts
 RUN_ENV = "RESNET_SE_RUN"  # for the same: the run that was launched
-STOP_SECONDS = 15  # for the others to end once one has: then they are killed
+STOP_SECONDS = 15  # from the end of one rank until the others are killed
 
 
 class Stopped(BaseException):
     """The processes of a run were stopped, or one was killed, from outside."""
 
 
-# --- who am I ----------------------------------------------------
+# --- this process ------------------------------------------------
 
 
 def in_group() -> bool:
-    """Whether this process is one of several that were started for one run."""
+    """Return whether this process is one of several that run one training."""
     if _number("WORLD_SIZE", 1) > 1:
         return True
     tasks = _number("SLURM_NTASKS", 1)
@@ -50,22 +50,19 @@ def in_group() -> bool:
 
 
 def is_leader() -> bool:
-    """Whether this is the process that writes: rank 0, or the only one."""
-    if not in_group():  # a RANK left over in the environment means nothing
-        return True
-    return _number("RANK", _number("SLURM_PROCID", 0)) == 0
+    """Return whether this is the process that writes files: rank 0, or the only one."""
+    # Alone, a RANK left over in the environment means nothing.
+    return not in_group() or _number("RANK", _number("SLURM_PROCID", 0)) == 0
 
 
 def launched_by_us() -> bool:
-    """Whether `launch` started this process: its parent keeps the run's lock."""
+    """Return whether `launch` started this process; its parent holds the run's lock."""
     return LAUNCHER_PID_ENV in os.environ
 
 
 def world_size() -> int:
-    """How many processes this run has, on all machines."""
-    if not in_group():
-        return 1
-    return _number("WORLD_SIZE", _number("SLURM_NTASKS", 1))
+    """Return the number of this run's processes, on all machines."""
+    return _number("WORLD_SIZE", _number("SLURM_NTASKS", 1)) if in_group() else 1
 
 
 def _number(name: str, default: int) -> int:
@@ -77,12 +74,12 @@ def _number(name: str, default: int) -> int:
 
 
 def on_cpu(trainer: Mapping[str, Any]) -> bool:
-    """Whether a `trainer` configuration trains on the CPU here."""
+    """Return whether a `trainer` configuration trains on the CPU here."""
     return accelerator(trainer["accelerator"]) == "cpu"
 
 
 def local_processes(trainer: Mapping[str, Any]) -> int:
-    """How many processes a `trainer` configuration asks for on this machine.
+    """Return the number of processes that a `trainer` configuration wants here.
 
     Raises:
         UserError: more devices than there are, or several machines, on each of which
@@ -114,12 +111,12 @@ def local_processes(trainer: Mapping[str, Any]) -> int:
 
 
 def processes(trainer: Mapping[str, Any]) -> int:
-    """The world size of a run: what was started, else what will be; see above."""
+    """Return a run's world size: that of the started group, else `local_processes`."""
     return world_size() if in_group() else local_processes(trainer)
 
 
 def share_cores() -> None:
-    """Gives each local process its part of the cores, unless OMP_NUM_THREADS says."""
+    """Divide the cores among the local processes, unless OMP_NUM_THREADS is set."""
     local = _number("LOCAL_WORLD_SIZE", 1)
     if local > 1 and "OMP_NUM_THREADS" not in os.environ:
         import torch
@@ -130,15 +127,20 @@ def share_cores() -> None:
 # --- shared tensors ----------------------------------------------
 
 
-def gather_rows(part: Tensor) -> Tensor:
-    """Return all ranks' rows in the images' order; rank r has rows r, r + ranks, …
-
-    Args:
-        part: this rank's rows (n, …); n may differ by one between ranks.
-    """
+def is_connected() -> bool:
+    """Return whether this run's ranks can communicate; false of a single process."""
     from torch import distributed as dist
 
-    if not (dist.is_available() and dist.is_initialized()):
+    return dist.is_available() and dist.is_initialized()
+
+
+def gather_rows(part: Tensor) -> Tensor:
+    """Return all ranks' rows (N, …) in the order of the images.
+
+    Args:
+        part: rows r, r + world size, … of the images (n, …), on rank r.
+    """
+    if not is_connected():
         return part
     from torchmetrics.utilities.distributed import gather_all_tensors
 
@@ -150,10 +152,10 @@ def gather_rows(part: Tensor) -> Tensor:
 
 
 def sum_over_ranks(values: Tensor) -> Tensor:
-    """Add up all ranks' values in place and return them."""
-    from torch import distributed as dist
+    """Return the sum of all ranks' values, which are changed in place."""
+    if is_connected():
+        from torch import distributed as dist
 
-    if dist.is_available() and dist.is_initialized():
         dist.all_reduce(values)
     return values
 
@@ -162,9 +164,9 @@ def sum_over_ranks(values: Tensor) -> Tensor:
 
 
 def die_with_parent() -> None:
-    """Ends this process with the one that launched it, even by `kill -9`.
+    """Make this process end with the one that launched it, even by `kill -9`.
 
-    On Linux by the kernel; elsewhere a thread watches.
+    The kernel does so on Linux; elsewhere a thread watches.
     """
     parent = _number(LAUNCHER_PID_ENV, 0)
     if not parent:
@@ -185,7 +187,7 @@ def _watch(parent: int) -> None:
 
 
 def check_same_run(name: str) -> None:
-    """Raises UserError in a rank whose run is not the one that was launched."""
+    """Raise UserError in a rank whose run is not the one that was launched."""
     launched = os.environ.get(RUN_ENV) or name
     if launched_by_us() and launched != name:
         raise UserError(
@@ -197,14 +199,14 @@ def check_same_run(name: str) -> None:
 def launch(
     module: str, overrides: Sequence[str], processes: int, run: str = ""
 ) -> None:
-    """Runs `python -m module overrides` as so many ranks and waits for them.
+    """Run `python -m module overrides` as so many ranks and wait for them.
 
     Args:
-        run: its name, which all of them must come to (`check_same_run`).
+        run: its name, which each rank compares with its own (`check_same_run`).
 
     Raises:
         Stopped: by a signal, or a rank was killed; none is left running.
-        UserError: a rank ended with an error; what it was stands in its own output.
+        UserError: a rank ended with an error, which stands in its own output.
     """
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -230,17 +232,17 @@ def launch(
         raise Stopped(str(error) or "interrupted from outside") from None
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
-        # Where one has ended the agent stops the others, who are not the reason; but of
-        # those, some fail first because they have lost the one that was killed.
-        for which, found in error.failures.items():
-            late = found.timestamp - failure.timestamp >= STOP_SECONDS - 1
-            if found.exitcode < 0 and found.exitcode != -signal.SIGTERM and not late:
-                raise Stopped(f"rank {which} was stopped: {found.message}") from None
-        codes = {found.exitcode for found in error.failures.values()}
+        # Once one rank has ended the agent stops the others, which are not the cause;
+        # but a killed rank's peers may fail before it, having lost their connection.
+        for other, end in error.failures.items():
+            late = end.timestamp - failure.timestamp >= STOP_SECONDS - 1
+            if end.exitcode < 0 and end.exitcode != -signal.SIGTERM and not late:
+                raise Stopped(f"rank {other} was stopped: {end.message}") from None
+        codes = {end.exitcode for end in error.failures.values()}
         if codes <= {130, -signal.SIGTERM}:
             raise Stopped(f"rank {rank} was stopped: {failure.message}") from None
         raise UserError(f"rank {rank} ended with status {failure.exitcode}") from None
     finally:
         del os.environ[LAUNCHER_PID_ENV], os.environ[RUN_ENV]
-        for which, handler in handlers.items():
-            signal.signal(which, handler)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)

@@ -1,8 +1,8 @@
-"""What a user's mistake raises, and how a wrong name finds its nearest valid one.
+"""The error of a user's mistake, and hints at the nearest valid name.
 
-Everything that a person can get wrong (a key, a value, a file) raises `UserError`.  The
-commands print its message without a traceback and exit with status 2; any other
-exception is a bug or a fault of the machine and keeps its traceback.
+Every mistake in a key, a value or a file raises `UserError`.  The commands print its
+message without a traceback and exit with status 2; any other exception is a bug or a
+fault of the machine and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class UserError(ValueError):
 
 
 def nearest(name: str, choices: Iterable[str]) -> str:
-    """A hint to append to an error: the closest of `choices`, else all of them."""
+    """Return a hint for an error message: the closest choice, else all of them."""
     choices = sorted(choices)
     close = get_close_matches(name, choices, n=1, cutoff=0.6)
     if close:

@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and a lock that the system frees."""
+"""Atomic files, bounded reading, and a lock that the system releases."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from resnet_se.utils.errors import UserError
 
 @contextmanager
 def atomic_file(path: Path, backup: Path | None = None) -> Iterator[BinaryIO]:
-    """A binary file that replaces `path` only once it is whole and on disk.
+    """Open a binary file that replaces `path` once it is complete and on disk.
 
     Args:
-        backup: what `path` was before is kept under this name.
+        backup: name under which the previous file is kept.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -40,23 +40,23 @@ def atomic_file(path: Path, backup: Path | None = None) -> Iterator[BinaryIO]:
         raise
 
 
-def read_regular(path: Path, most: int) -> bytes:
-    """The content of a file of at most so many bytes; a pipe or device has no end.
+def read_regular(path: Path, max_bytes: int) -> bytes:
+    """Return a file's content, unless it is a pipe or device, which may have no end.
 
     Raises:
-        UserError: it is no regular file, or larger.
-        OSError: of the system.
+        UserError: it is no regular file, or larger than `max_bytes`.
+        OSError: it cannot be read.
     """
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):
         raise UserError(f"{path}: expected a regular file")
-    if status.st_size > most:
-        raise UserError(f"{path}: expected at most {most >> 20} MB")
+    if status.st_size > max_bytes:
+        raise UserError(f"{path}: expected at most {max_bytes >> 20} MB")
     return path.read_bytes()
 
 
 def _link(path: Path, other: Path) -> None:
-    """A second name for a file, in place of what had it."""
+    """Give a file a second name, replacing the file that had it."""
     new = other.with_name(f".{other.name}.new")
     new.unlink(missing_ok=True)
     try:
@@ -67,7 +67,7 @@ def _link(path: Path, other: Path) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """The new name is on disk too, where a folder can be opened (not on Windows)."""
+    """Write a new name to disk, where a folder can be opened (not on Windows)."""
     if os.name == "posix":
         handle = os.open(folder, os.O_RDONLY)
         try:
@@ -82,10 +82,10 @@ class Busy(UserError):
 
 @contextmanager
 def exclusive(run_dir: Path, name: str = ".lock") -> Iterator[None]:
-    """Nobody else holds `run_dir/name` meanwhile; the system frees it when we die.
+    """Hold the lock `run_dir/name`; the system releases it when the process ends.
 
     Raises:
-        Busy: somebody else does.
+        Busy: another process holds it.
         UserError: the directory cannot be written.
     """
     try:

@@ -21,7 +21,7 @@ VERSIONED = ("torch", "torchvision", "lightning", "hydra-core", "torchmetrics")
 
 
 def environment() -> dict[str, Any]:
-    """The `git` and `versions` fields of this process."""
+    """Return the fields `git` and `versions` of `result.json`."""
     packages = {name: version(name) for name in VERSIONED}
     return {
         "git": git_state(Path(__file__).parent),
@@ -30,14 +30,14 @@ def environment() -> dict[str, Any]:
 
 
 def git_state(folder: Path) -> dict[str, Any] | None:
-    """The commit that `folder` is tracked at, and if it differs; None without git.
+    """Return the commit of a tracked folder and its dirtiness; None without git.
 
-    Records that earlier runs have left in the repository are no difference.
+    Records that earlier runs have left in the repository do not make it dirty.
     """
 
     def git(*command: str) -> str | None:
         try:
-            done = subprocess.run(
+            process = subprocess.run(
                 ["git", "-C", str(folder), *command],
                 capture_output=True,
                 text=True,
@@ -45,7 +45,7 @@ def git_state(folder: Path) -> dict[str, Any] | None:
             )
         except (OSError, subprocess.TimeoutExpired):
             return None
-        return done.stdout.strip() if done.returncode == 0 else None
+        return process.stdout.strip() if process.returncode == 0 else None
 
     # An installed package may lie in somebody else's repository: ask for our file.
     if not git("ls-files", "--error-unmatch", "__init__.py"):
@@ -56,7 +56,7 @@ def git_state(folder: Path) -> dict[str, Any] | None:
 
 
 def has_bf16(device: torch.device) -> bool:
-    """Whether `device` computes in bfloat16, not by a plain loop."""
+    """Return whether `device` has bfloat16 arithmetic, rather than emulates it."""
     import torch
 
     if device.type == "cuda":
@@ -68,7 +68,7 @@ def has_bf16(device: torch.device) -> bool:
 def hardware(
     device: torch.device, precision: str, world_size: int = 1
 ) -> dict[str, Any]:
-    """The `hardware` field: what the run computes on."""
+    """Return the field `hardware` of `result.json`."""
     name = processor()
     if device.type == "cuda":
         import torch
@@ -85,40 +85,46 @@ def hardware(
 
 
 def usable_cores() -> int:
-    """CPU cores that this process may run on."""
+    """Return the number of CPU cores that this process may run on."""
     if hasattr(os, "sched_getaffinity"):  # not on macOS
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def processor() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
+    """Return the processor's name."""
+    name = _proc_field("/proc/cpuinfo", "model name")
+    return name or platform.processor() or platform.machine()
+
+
+def _proc_field(path: str, field: str) -> str | None:
+    """Return a field of a file under /proc; None where there is none, off Linux."""
+    with suppress(OSError):
+        for line in Path(path).read_text().splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() == field:
+                return value.strip()
+    return None
 
 
 def reset_peak_memory(device: torch.device) -> None:
-    """Peak memory counts from here: a sweep runs many jobs in one process."""
+    """Start measuring peak memory anew: a sweep runs many jobs in one process."""
     if device.type == "cuda":
         import torch
 
         torch.cuda.reset_peak_memory_stats(device)
     with suppress(OSError, AttributeError, TypeError):  # no glibc
-        ctypes.CDLL(None).malloc_trim(0)  # what earlier jobs had and was kept
+        ctypes.CDLL(None).malloc_trim(0)  # freed by earlier jobs and kept
     with suppress(OSError):  # Linux; elsewhere the peak is the whole process's
         Path("/proc/self/clear_refs").write_text("5")
 
 
 def keep_freed_memory() -> None:
-    """Has glibc's allocator keep what is freed, for the next tensor of that size.
+    """Make glibc's allocator keep freed memory for the next tensor of that size.
 
-    It maps a block over 32 MB anew each time, and the system fills every page of it
+    By default it maps blocks over 32 MB anew each time, and the system fills every page
     with zeros: up to a sixth of a step (experiments/speedrun).  For the whole process;
-    `reset_peak_memory` gives back what has been kept so far.
+    `reset_peak_memory` returns to the system what has been kept so far.
     """
     mmap_max, trim_threshold = -4, -1  # of mallopt(3)
     with suppress(OSError, AttributeError, TypeError):  # no glibc
@@ -128,15 +134,13 @@ def keep_freed_memory() -> None:
 
 
 def peak_memory_mb(device: torch.device) -> float:
-    """Peak memory in MB (10⁶ bytes): the card's, else the process's resident set."""
+    """Return peak memory in MB (10⁶ bytes): the GPU's, else the resident set's."""
     if device.type == "cuda":
         import torch
 
         return torch.cuda.max_memory_allocated(device) / 1e6
-    with suppress(OSError):
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024 / 1e6
+    if resident := _proc_field("/proc/self/status", "VmHWM"):  # 4200 kB
+        return int(resident.split()[0]) * 1024 / 1e6
     with suppress(ImportError):  # macOS; Windows has no such figure
         import resource
 
@@ -146,7 +150,7 @@ def peak_memory_mb(device: torch.device) -> float:
 
 
 def now(device: torch.device) -> float:
-    """Seconds, once the device has done all that it was given."""
+    """Return a clock's seconds once the device has finished its work."""
     if device.type == "cuda":
         import torch
 
@@ -155,7 +159,9 @@ def now(device: torch.device) -> float:
 
 
 def accelerator(wanted: str) -> str:
-    """`trainer.accelerator` settled: cpu, cuda or mps, what Lightning would take.
+    """Return the device type for a `trainer.accelerator`: cpu, cuda or mps.
+
+    Resolves `auto` and `gpu` as Lightning does.
 
     Raises:
         UserError: a GPU is asked for and there is none.
@@ -175,7 +181,7 @@ def accelerator(wanted: str) -> str:
 
 
 def cache_folder() -> Path:
-    """$RESNET_SE_CACHE, else resnet-se in the user's cache folder; may be missing."""
-    own = os.environ.get("RESNET_SE_CACHE")
-    general = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(own or Path(general, "resnet-se")).expanduser()
+    """Return $RESNET_SE_CACHE, else resnet-se in the user's cache; may be missing."""
+    parent = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    folder = os.environ.get("RESNET_SE_CACHE") or Path(parent, "resnet-se")
+    return Path(folder).expanduser()

@@ -1,4 +1,4 @@
-"""What a value may be: said once, in the type hint, with its range; checked here.
+"""Value checks: a type hint states a value's type and range, once; it is read here.
 
     def __init__(self, depths: Sequence[Count], dropout: Annotated[float, Field(lt=1)])
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import json
 import types
 from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
@@ -23,6 +24,7 @@ from typing import (
     Literal,
     TypeVar,
     Union,
+    cast,
     get_args,
     get_origin,
     get_type_hints,
@@ -42,9 +44,8 @@ Text = Annotated[str, Field(min_length=1)]
 
 STRICT = ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
 UNIONS = (Union, types.UnionType)
-PLAIN = (int, float, bool, str, dict, types.NoneType)
-MANY = (list, Sequence, set, frozenset)
-KINDS = {
+SEQUENCES = (list, Sequence, set, frozenset)
+WORDS = {
     int: "an integer",
     float: "a number",
     bool: "true or false",
@@ -52,7 +53,6 @@ KINDS = {
     dict: "a mapping",
     types.NoneType: "null",
 }
-KEYWORDS = {True: "true", False: "false", None: "null"}
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -61,11 +61,11 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 @functools.cache
 def configurable_hint(hint: Any) -> Any:
-    """A hint without what a configuration cannot say: `Any` in its place.
+    """Return a hint with `Any` in place of what a configuration cannot express.
 
-    Of several alternatives those are left out that only Python code can give, a Tensor
-    or a module, so that `float | Tensor` is a number; an Enum, whose names are texts
-    to some, may be anything.
+    Alternatives that only Python code can give, a Tensor or a module, are left out, so
+    that `float | Tensor` is a number; an Enum, which some libraries take by its name,
+    may be anything.
     """
     kind, inner = get_origin(hint), get_args(hint)
     if kind is Annotated:
@@ -74,72 +74,68 @@ def configurable_hint(hint: Any) -> Any:
     if kind in UNIONS:
         options = [configurable_hint(option) for option in inner]
         enums = any(isinstance(o, type) and issubclass(o, Enum) for o in inner)
-        said = [option for option in options if option is not Any]
-        nothing = not said or said == [types.NoneType]
-        return Any if enums or nothing or Any in inner else reduce(or_, said)
+        known = [option for option in options if option is not Any]
+        nothing = not known or known == [types.NoneType]
+        return Any if enums or nothing or Any in inner else reduce(or_, known)
     if kind is tuple and Ellipsis not in inner:
-        return Annotated[tuple[tuple(map(configurable_hint, inner))], Strict(False)]
-    if kind in MANY or kind is tuple:
-        return Sequence[configurable_hint(inner[0])]  # type: ignore[misc]
-    if hint in MANY or hint is tuple:
+        items = tuple(configurable_hint(item) for item in inner)
+        return Annotated[types.GenericAlias(tuple, items), Strict(False)]
+    if kind in SEQUENCES or kind is tuple:
+        return types.GenericAlias(Sequence, (configurable_hint(inner[0]),))
+    if hint in SEQUENCES or hint is tuple:
         return Sequence[Any]
     if kind in (dict, Mapping) or hint is Mapping:
         return dict
     if hint in (Number, Real):  # torchvision's
         return float
-    return hint if hint in PLAIN or kind is Literal else Any
+    return hint if hint in WORDS or kind is Literal else Any
 
 
 @functools.cache
-def _adapter(hint: Any) -> TypeAdapter | None:
+def _adapter(hint: Any) -> TypeAdapter[Any] | None:
     try:
         return TypeAdapter(hint, config=STRICT)
-    except (PydanticSchemaGenerationError, PydanticUserError):  # not ours to judge
+    except (PydanticSchemaGenerationError, PydanticUserError):  # cannot be checked
         return None
 
 
 def describe_hint(hint: Any) -> str:
-    """A plain hint in words: `an integer >= 1`, `a number 0..1`, `one of a, b`."""
+    """Return a hint in words: `an integer >= 1`, `a number 0..1`, `one of a, b`."""
     kind, inner = get_origin(hint), get_args(hint)
     if kind is Annotated:
         limits = _range(inner[1:])
         closed = inner[0] is float and ".." in limits
         return limits.strip() if closed else f"{describe_hint(inner[0])}{limits}"
     if kind is Literal:
-        names = [_spelt(value) for value in inner]
+        names = [_yaml(value) for value in inner]
         return f"one of {', '.join(names)}" if len(names) > 1 else names[0]
     if kind in UNIONS:
         return " or ".join(describe_hint(option) for option in inner)
     if kind is tuple:
         return f"a list of {len(inner)}: {', '.join(map(describe_hint, inner))}"
     if kind is Sequence:
-        return (
-            "a list" if inner[0] is Any else f"a list, each {describe_hint(inner[0])}"
-        )
-    return KINDS.get(hint, str(hint))
+        items = "" if inner[0] is Any else f", each {describe_hint(inner[0])}"
+        return f"a list{items}"
+    return WORDS.get(hint, str(hint))
 
 
-def _spelt(value: Any) -> str:
-    """As YAML spells it."""
-    plain_words = value is None or isinstance(value, bool)
-    return KEYWORDS[value] if plain_words else str(value)
+def _yaml(value: Any) -> str:
+    return json.dumps(value) if value is None or isinstance(value, bool) else str(value)
 
 
 def _range(metadata: Sequence[Any]) -> str:
+    """Return the limits in an annotation's metadata in words, empty without any."""
+    names = ("gt", "ge", "lt", "le", "min_length")
     limits: dict[str, Any] = {}
     for entry in metadata:
         for limit in getattr(entry, "metadata", [entry]):
-            limits |= {
-                name: getattr(limit, name)
-                for name in ("ge", "gt", "le", "lt", "min_length", "max_length")
-                if hasattr(limit, name)
-            }
+            limits |= {n: getattr(limit, n) for n in names if hasattr(limit, n)}
     if {"ge", "le"} <= limits.keys():
         return f" {limits['ge']}..{limits['le']}"
     if "min_length" in limits:
         return ", not empty"
-    signs = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
-    parts = [f"{signs[name]} {limits[name]}" for name in signs if name in limits]
+    signs = zip(names, (">", ">=", "<", "<="), strict=False)
+    parts = [f"{sign} {limits[name]}" for name, sign in signs if name in limits]
     return f" {' and '.join(parts)}" if parts else ""
 
 
@@ -147,11 +143,10 @@ def _range(metadata: Sequence[Any]) -> str:
 
 
 def check_value(name: str, value: Any, hint: Any) -> None:
-    """One value against its hint.
+    """Check one value against its hint.
 
     Raises:
-        UserError: it is not of that type, or out of its range; names the item of a
-            list that is.
+        UserError: it has another type or is out of range; names the item of a list.
     """
     hint = configurable_hint(hint)
     adapter = _adapter(hint)
@@ -160,77 +155,71 @@ def check_value(name: str, value: Any, hint: Any) -> None:
     try:
         adapter.validate_python(value)
     except ValidationError as error:
-        for item, item_hint, i in _items(value, hint):
-            check_value(f"{name}[{i}]", item, item_hint)
-        choices = [c for c in _choices(hint) if isinstance(c, str)]
-        hint_of_name = f"; {nearest(value, choices)}" if _near(value, choices) else ""
+        options = _alternatives(hint)
+        for option in options if isinstance(value, list | tuple) else ():
+            if get_origin(option) is Sequence:
+                for i, item in enumerate(value):
+                    check_value(f"{name}[{i}]", item, get_args(option)[0])
+        expected = f"{name}: expected {describe_hint(hint)}"
         raise UserError(
-            f"{name}: expected {describe_hint(hint)}, got {_shown(value)}{hint_of_name}"
+            f"{expected}, got {_shown(value)}{_suggestion(value, options)}"
         ) from error
 
 
-def _items(value: Any, hint: Any) -> list[tuple[Any, Any, int]]:
-    """The entries of a list and their hint, where the hint is one of a list."""
-    while get_origin(hint) is Annotated:
-        hint = get_args(hint)[0]
-    options = get_args(hint) if get_origin(hint) in UNIONS else (hint,)
-    lists = [option for option in options if get_origin(option) is Sequence]
-    if not lists or not isinstance(value, list | tuple):
-        return []
-    inner = get_args(lists[0])[0]
-    return [(item, inner, i) for i, item in enumerate(value)]
-
-
-def _choices(hint: Any) -> list[Any]:
+def _alternatives(hint: Any) -> list[Any]:
+    """Return the options of a union, or the hint alone, without their ranges."""
     kind, inner = get_origin(hint), get_args(hint)
-    if kind is Literal:
-        return list(inner)
-    if kind in (*UNIONS, Annotated):
-        return [choice for option in inner for choice in _choices(option)]
-    return []
+    if kind is Annotated:
+        return _alternatives(inner[0])
+    if kind in UNIONS:
+        return [option for part in inner for option in _alternatives(part)]
+    return [hint]
 
 
-def _near(value: Any, choices: list[str]) -> bool:
-    return isinstance(value, str) and "did you mean" in nearest(value, choices)
+def _suggestion(value: Any, options: list[Any]) -> str:
+    literals = [get_args(o) for o in options if get_origin(o) is Literal]
+    choices = [c for values in literals for c in values if isinstance(c, str)]
+    hint = nearest(value, choices) if isinstance(value, str) else ""
+    return f"; {hint}" if hint.startswith("did you mean") else ""
 
 
 def _shown(value: Any) -> str:
-    text = repr(value) if isinstance(value, str) else _spelt(value)
+    text = repr(value) if isinstance(value, str) else _yaml(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 @functools.cache
 def hints_of(target: Callable[..., Any]) -> dict[str, Any]:
-    """{argument: hint} of a class or a function; what cannot be read is left out."""
+    """Return {argument: hint} of a class or function; {} where they cannot be read."""
     function = target.__init__ if inspect.isclass(target) else target
     try:
         hints = get_type_hints(function, include_extras=True)
         parameters = inspect.signature(target).parameters
     except (NameError, AttributeError, TypeError, ValueError):
-        return {}  # made for a type checker's eyes only
+        return {}  # names that only a type checker imports
     for name, parameter in parameters.items():
         if name in hints and parameter.default is None:
-            hints[name] = hints[name] | None  # `x: int = None` means it too
+            hints[name] = hints[name] | None  # from `x: int = None`
     return {name: hint for name, hint in hints.items() if name in parameters}
 
 
 def validated(function: F) -> F:
-    """A constructor, or a dataclass, whose arguments meet their hints first.
+    """Return a constructor, or a dataclass, that checks its arguments when called.
 
-    Raises:
-        UserError: as `check`, from the call.
+    The call raises UserError as `check_value` does.
     """
     if inspect.isclass(function):
-        function.__init__ = validated(function.__init__)  # type: ignore[misc]
+        cls: Any = function
+        cls.__init__ = validated(cls.__init__)
         return function
     signature = inspect.signature(function)
 
     @functools.cache
-    def hints() -> dict[str, Any]:  # when first called: the module is complete
-        known = get_type_hints(function, include_extras=True)
+    def hints() -> dict[str, Any]:  # at the first call: the module is complete
+        hints = get_type_hints(function, include_extras=True)
         kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-        many = {p.name for p in signature.parameters.values() if p.kind in kinds}
-        return {k: h for k, h in known.items() if k != "return" and k not in many}
+        single = [p.name for p in signature.parameters.values() if p.kind not in kinds]
+        return {name: hints[name] for name in single if name in hints}
 
     @functools.wraps(function)
     def checked(*args: Any, **kwargs: Any) -> Any:
@@ -240,4 +229,4 @@ def validated(function: F) -> F:
                 check_value(name, arguments[name], hint)
         return function(*args, **kwargs)
 
-    return checked  # type: ignore[return-value]
+    return cast(F, checked)
