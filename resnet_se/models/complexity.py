@@ -1,4 +1,4 @@
-"""What a network has and costs: parameters, multiply-accumulates, layers."""
+"""The size of a network: parameters, multiply-accumulates, layers."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from torch.utils.flop_counter import FlopCounterMode
 
 
 def parameter_counts(net: nn.Module) -> dict[str, int]:
-    """Parameters as Keras counts them: {trainable, non_trainable, total}.
+    """Return parameters as Keras counts them: {trainable, non_trainable, total}.
 
-    The non-trainable ones are BatchNorm's running means and variances; the integer
+    BatchNorm's running means and variances are non-trainable parameters; the integer
     counter that PyTorch keeps beside them is none.
     """
+    buffers = [b for b in net.buffers() if b.is_floating_point()]
+    total = sum(tensor.numel() for tensor in [*net.parameters(), *buffers])
     trainable = sum(p.numel() for p in net.parameters() if p.requires_grad)
-    frozen = sum(p.numel() for p in net.parameters() if not p.requires_grad)
-    buffers = sum(b.numel() for b in net.buffers() if b.is_floating_point())
-    non_trainable = frozen + buffers
     return {
         "trainable": trainable,
-        "non_trainable": non_trainable,
-        "total": trainable + non_trainable,
+        "non_trainable": total - trainable,
+        "total": total,
     }
 
 
 @torch.no_grad()
 def forward_macs(net: nn.Module, size: int = 32, in_channels: int = 3) -> int:
-    """Multiply-accumulates of one image's forward pass: convolutions, linear layers.
+    """Return the multiply-accumulates of one image's forward pass.
 
-    Counted from the operators that run, on the `meta` device: nothing is computed.
+    Those of convolutions and linear layers, counted on the `meta` device, where the
+    operators run without computing.
     """
     shadow = copy.deepcopy(net).to("meta").eval()
     with FlopCounterMode(display=False) as counter:
@@ -39,10 +39,10 @@ def forward_macs(net: nn.Module, size: int = 32, in_channels: int = 3) -> int:
 
 
 def network_summary(net: nn.Module, size: int = 32) -> dict[str, int]:
-    """The `model` field of `result.json`: counts, MACs, weighted layers.
+    """Return the field `model` of `result.json`: parameters, MACs, weighted layers.
 
-    Layers are those of the longest path, where the network says so (`num_layers`); of
-    any other network all convolutions and linear layers.
+    A network's `num_layers`, those of its longest path, else the number of its
+    convolutions and linear layers.
     """
     weighted = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
     layers = sum(isinstance(module, weighted) for module in net.modules())

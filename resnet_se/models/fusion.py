@@ -1,4 +1,4 @@
-"""A trained network made smaller for inference: BatchNorm and mean gates folded away.
+"""Folding for inference: BatchNorm and mean SE gates become weights of convolutions.
 
 In eval mode BatchNorm is an affine map of each channel, y = s x + t.  After a
 convolution it is one with other weights (Jacob et al. 2018, arXiv 1712.05877, §3.2);
@@ -9,18 +9,18 @@ images is such a map without t.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from resnet_se.models.se_gates import gate_values
+from resnet_se.models.se_gates import gate_values, with_modules
 from resnet_se.utils.errors import UserError
 
 
 class ChannelScale(nn.Module):
-    """Multiplies each channel by a constant: what is left of a gate set to its mean."""
+    """Multiplies each channel by a constant, such as the mean of a gate."""
 
     gate: Tensor
 
@@ -34,10 +34,10 @@ class ChannelScale(nn.Module):
 
 
 def mean_gates(net: nn.Module, batches: Iterable[Tensor]) -> dict[str, Tensor]:
-    """{name of an SE block: the mean of its gate over all images, (C,)}; see `gates`.
+    """Return {name of an SE block: mean of its gate over all images (C,)}.
 
     Args:
-        batches: normalised images (B, 3, H, W) each, one or more in all.
+        batches: normalised images (B, 3, H, W) each.
 
     Raises:
         UserError: the network has no SE blocks.
@@ -46,43 +46,34 @@ def mean_gates(net: nn.Module, batches: Iterable[Tensor]) -> dict[str, Tensor]:
     return {name: gate.double().mean(0).float() for name, gate in values.items()}
 
 
-def with_mean_gates(net: nn.Module, gates: dict[str, Tensor]) -> nn.Module:
-    """A copy whose SE blocks, by name, multiply by constants (C,)."""
-    net = copy.deepcopy(net)
-    for name, gate in gates.items():
-        parent, _, child = name.rpartition(".")
-        setattr(net.get_submodule(parent), child, ChannelScale(gate))
-    return net
+def with_mean_gates(net: nn.Module, gates: Mapping[str, Tensor]) -> nn.Module:
+    """Return a copy whose SE blocks, by name, multiply by constants (C,)."""
+    return with_modules(net, {name: ChannelScale(gate) for name, gate in gates.items()})
 
 
 def fold_batchnorm(net: nn.Module) -> nn.Module:
-    """A copy in eval mode without the BatchNorm and constant scales that can be folded.
+    """Return a copy in eval mode with BatchNorm and constant scales folded away.
 
-    The same function but for rounding.  Folded is what follows a convolution in an
-    `nn.Sequential`; the rest stays as it is.
+    The function is the same but for rounding.  Layers are folded that follow a
+    convolution in an `nn.Sequential`; others stay.
 
     Raises:
         UserError: there is nothing to fold.
     """
     net = copy.deepcopy(net).eval()
-    before = _count(net)
-    for sequence in [m for m in net.modules() if isinstance(m, nn.Sequential)]:
-        _fold(sequence)
-    if _count(net) == before:
+    sequences = [m for m in net.modules() if isinstance(m, nn.Sequential)]
+    if not sum([_fold(sequence) for sequence in sequences]):
         raise UserError(
             "fold: no BatchNorm follows a convolution in an nn.Sequential here"
         )
     return net
 
 
-def _count(net: nn.Module) -> int:
-    kinds = (nn.BatchNorm2d, ChannelScale)
-    return sum(isinstance(module, kinds) for module in net.modules())
-
-
-def _fold(sequence: nn.Sequential) -> None:
-    """In place: takes the foldable modules of one sequence into its convolutions."""
-    conv: tuple[str, nn.Conv2d] | None = None  # the last, with nothing else since
+@torch.no_grad()
+def _fold(sequence: nn.Sequential) -> int:
+    """Fold the layers of one sequence in place and return their number."""
+    count = 0
+    conv: tuple[str, nn.Conv2d] | None = None  # the last one, with nothing else since
     pooled = False
     for name, module in list(sequence.named_children()):
         if isinstance(module, nn.Conv2d):
@@ -90,25 +81,18 @@ def _fold(sequence: nn.Sequential) -> None:
         elif isinstance(module, nn.MaxPool2d) and conv:
             pooled = True
         elif isinstance(module, nn.BatchNorm2d) and conv:
-            if pooled and not _increasing(module):
+            if pooled and module.affine and not (module.weight > 0).all():
                 conv = None
                 continue
             conv = conv[0], fuse_conv_bn_eval(conv[1], module)
-            setattr(sequence, conv[0], conv[1])
-            setattr(sequence, name, nn.Identity())
+            sequence.set_submodule(conv[0], conv[1])
         elif isinstance(module, ChannelScale) and conv:  # gates are positive
-            _scale(conv[1], module.gate)
-            setattr(sequence, name, nn.Identity())
+            conv[1].weight.mul_(module.gate[:, None, None, None])
+            if conv[1].bias is not None:
+                conv[1].bias.mul_(module.gate)
         elif not isinstance(module, nn.Identity):
             conv = None
-
-
-def _increasing(norm: nn.BatchNorm2d) -> bool:
-    return norm.weight is None or bool((norm.weight > 0).all())
-
-
-@torch.no_grad()
-def _scale(conv: nn.Conv2d, gate: Tensor) -> None:
-    conv.weight.mul_(gate[:, None, None, None])
-    if conv.bias is not None:
-        conv.bias.mul_(gate)
+        if conv and isinstance(module, nn.BatchNorm2d | ChannelScale):
+            sequence.set_submodule(name, nn.Identity())
+            count += 1
+    return count

@@ -11,13 +11,13 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from resnet_se.utils.distributed import is_connected, sum_over_ranks
+from resnet_se.utils.distributed import is_connected
 from resnet_se.utils.errors import UserError
 
 SEPosition = Literal["standard", "pre", "post", "identity"]
@@ -42,7 +42,7 @@ class SqueezeExcite(nn.Module):
         super().__init__()
         if not 1 <= reduction <= channels:
             raise UserError(
-                f"reduction: expected 1..{channels} (the block's width), got {reduction}"
+                f"reduction: expected 1..{channels}, the block's width, got {reduction}"
             )
         self.squeeze = nn.Linear(channels, channels // reduction)
         self.excite = nn.Linear(channels // reduction, channels)
@@ -50,8 +50,8 @@ class SqueezeExcite(nn.Module):
 
     def gate(self, x: Tensor) -> Tensor:
         """(B, C, H, W) → (B, C), in (0, s)."""
-        # The gradient of `x.mean((2, 3))` is not channels-last as x's others are, and on
-        # a CPU the mean of a bf16 tensor copies it to float32; a sum accumulates in
+        # The gradient of `x.mean((2, 3))` is not channels-last as x's others are, and
+        # the mean of a bf16 tensor copies it to float32 on a CPU; a sum accumulates in
         # float32 without the copy (experiments/benchmark).
         z = x.permute(0, 2, 3, 1).sum(dim=(1, 2)) / x[0, 0].numel()  # (B, C)
         gate = self.excite(F.relu(self.squeeze(z))).sigmoid()  # (B, C)
@@ -132,35 +132,28 @@ class BasicBlock(ResidualBlock):
     """
 
     def __init__(
-        self,
-        c_in: int,
-        channels: int,
-        stride: int,
-        layers: LayerFactory,
-        drop: float = 0,
+        self, c_in: int, c: int, stride: int, layers: LayerFactory, drop: float = 0
     ):
         super().__init__()
         conv, norm, se = layers.conv, layers.norm, layers.se
         self.branch = nn.Sequential(
             se("pre", c_in),
-            conv(c_in, channels, stride=stride),
-            norm(channels),
+            conv(c_in, c, stride=stride),
+            norm(c),
             layers.act(),
-            conv(channels, channels),
-            norm(channels),
-            se("standard", channels),
+            conv(c, c),
+            norm(c),
+            se("standard", c),
             *layers.drop(drop),
         )
-        same_shape = stride == 1 and c_in == channels
-        # Made, and so drawn, in every block: recorded runs have begun from these draws.
-        projection = [conv(c_in, channels, 1, stride), norm(channels)]
-        self.shortcut = (
-            nn.Sequential(*([] if same_shape else projection), se("identity", channels))
-            if layers.residual
-            else None
-        )
+        # Made in every block, for the random numbers that recorded runs began with.
+        projection = [conv(c_in, c, 1, stride), norm(c)]
+        if stride == 1 and c_in == c:
+            projection = []
+        shortcut = nn.Sequential(*projection, se("identity", c))
+        self.shortcut = shortcut if layers.residual else None
         self.act = layers.act()
-        self.after = se("post", channels)
+        self.after = se("post", c)
 
 
 class PoolBlock(ResidualBlock):
@@ -172,38 +165,30 @@ class PoolBlock(ResidualBlock):
     """
 
     def __init__(
-        self,
-        c_in: int,
-        channels: int,
-        stride: int,
-        layers: LayerFactory,
-        drop: float = 0,
+        self, c_in: int, c: int, stride: int, layers: LayerFactory, drop: float = 0
     ):
         super().__init__()
         conv, norm, se = layers.conv, layers.norm, layers.se
         self.down = nn.Sequential(
-            conv(c_in, channels),
-            nn.MaxPool2d(stride),
-            norm(channels),
-            layers.act(),
+            conv(c_in, c), nn.MaxPool2d(stride), norm(c), layers.act()
         )
         self.branch = nn.Sequential(
-            se("pre", channels),
-            conv(channels, channels),
-            norm(channels),
-            se("standard", channels),
+            se("pre", c),
+            conv(c, c),
+            norm(c),
+            se("standard", c),
             *layers.drop(drop),
         )
-        self.shortcut = se("identity", channels) if layers.residual else None
+        self.shortcut = se("identity", c) if layers.residual else None
         self.act = layers.act()
-        self.after = se("post", channels)
+        self.after = se("post", c)
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(self.down(x))
 
 
 class WhiteningStem(nn.Module):
-    """act(W p + b) of every 2×2 patch p, W fixed: whitening filters and their negatives.
+    """act(W p + b) of every 2×2 patch p, W fixed: whitening filters and negatives.
 
     Saves a short training the epochs in which a first layer finds such filters.  W is
     neither trained nor random: `fit` sets it from training images.
@@ -226,7 +211,7 @@ class WhiteningStem(nn.Module):
 
     @torch.no_grad()
     def fit(self, images: Tensor) -> None:
-        """Set W from normalised images (N, C, H, W) so that outputs are uncorrelated."""
+        """Set W by normalised images (N, C, H, W), so that outputs are uncorrelated."""
         patches = F.unfold(images, self.PATCH)  # (N, 4 C, L)
         patches = patches.transpose(1, 2).flatten(0, 1).double()  # (N L, 4 C)
         variances, axes = torch.linalg.eigh(patches.T @ patches / len(patches))
@@ -238,14 +223,20 @@ class WhiteningStem(nn.Module):
 class SyncBatchNorm2d(nn.BatchNorm2d):
     """BatchNorm over the batches of all ranks on a CPU; torch's own needs a GPU."""
 
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) → (B, C, H, W)."""
         if not (self.training and is_connected()):
             return super().forward(x)
+        from torch.distributed.nn.functional import all_reduce  # with its gradient
+
         values = x.float()
         count = values.new_full((1,), values.numel() / values.shape[1])
         sums = [values.sum(dim=(0, 2, 3)), values.square().sum(dim=(0, 2, 3)), count]
-        total: Tensor = _SumOverRanks.apply(torch.cat(sums))  # (2 C + 1,)
+        total: Tensor = all_reduce(torch.cat(sums))  # (2 C + 1,)
         n = total[-1]
         mean, square = (total[:-1] / n).chunk(2)  # (C,)
         var = square - mean.square()
@@ -259,18 +250,6 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
         scale = self.weight * (var + self.eps).rsqrt()
         shift = self.bias - mean * scale
         return (values * scale[:, None, None] + shift[:, None, None]).to(x.dtype)
-
-
-class _SumOverRanks(torch.autograd.Function):
-    """The sum over all ranks; its gradient is the sum of their gradients."""
-
-    @staticmethod
-    def forward(_: Any, values: Tensor) -> Tensor:
-        return sum_over_ranks(values.clone())
-
-    @staticmethod
-    def backward(_: Any, grad: Tensor) -> Tensor:
-        return sum_over_ranks(grad.clone())
 
 
 def sync_batchnorm(net: nn.Module) -> None:

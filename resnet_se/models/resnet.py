@@ -93,23 +93,13 @@ class ResNet(nn.Module):
         in_channels: Count = 3,
     ):
         super().__init__()
-        lengths = (len(depths), len(widths), len(strides))
-        if len(set(lengths)) != 1 or lengths[0] == 0:
-            raise UserError(
-                "depths, widths, strides: expected one entry each per stage, got "
-                f"{lengths[0]}, {lengths[1]} and {lengths[2]}"
-            )
+        _check_stages(depths, widths, strides)
         if zero_init and not bn_scale:
-            raise UserError(
-                "zero_init: expected false with bn_scale=false, whose scales stay as "
-                "they begin, got true"
-            )
-
+            reason = "bn_scale=false, whose scales stay as they begin"
+            raise UserError(f"zero_init: expected false with {reason}, got true")
         if not residual:
-            _check_plain(
-                drop_path, zero_init, bool(reduction) and se_position == "identity"
-            )
-
+            identity = reduction is not None and se_position == "identity"
+            _check_plain(drop_path, zero_init, identity)
         layers = LayerFactory(
             reduction, se_position, conv_bias, bn_momentum, bn_eps, bn_scale,
             activation, residual, gate_scale,
@@ -121,19 +111,16 @@ class ResNet(nn.Module):
             self.stem = WhiteningStem(in_channels, activation)
             c_in = self.stem.out_channels
         else:
-            self.stem = nn.Sequential(
-                layers.conv(in_channels, widths[0]),
-                layers.norm(widths[0]),
-                layers.act(),
-            )
             c_in = widths[0]
+            conv, norm = layers.conv(in_channels, c_in), layers.norm(c_in)
+            self.stem = nn.Sequential(conv, norm, layers.act())
         blocks: list[BasicBlock | PoolBlock] = []
         for depth, width, first in zip(depths, widths, strides, strict=True):
             for stride in [first] + [1] * (depth - 1):
-                pool = downsample == "pool" and stride > 1
-                block = PoolBlock if pool else BasicBlock
+                pooled = downsample == "pool" and stride > 1
+                kind = PoolBlock if pooled else BasicBlock
                 drop = drop_path * (len(blocks) + 1) / sum(depths)
-                blocks.append(block(c_in, width, stride, layers, drop))
+                blocks.append(kind(c_in, width, stride, layers, drop))
                 c_in = width
         self.blocks = nn.Sequential(*blocks)
         self.dropout = nn.Dropout(dropout)
@@ -158,18 +145,25 @@ class ResNet(nn.Module):
         return self.head(self.dropout(x)) * self.logit_scale  # (B, K)
 
 
+def _check_stages(*settings: Sequence[int]) -> None:
+    lengths = [len(setting) for setting in settings]
+    if len(set(lengths)) != 1 or lengths[0] == 0:
+        raise UserError(
+            "depths, widths, strides: expected one entry each per stage, got "
+            f"{lengths[0]}, {lengths[1]} and {lengths[2]}"
+        )
+
+
 def _check_plain(drop_path: float, zero_init: bool, identity_se: bool) -> None:
-    """Raise UserError for a setting that needs the shortcuts of blocks."""
+    """Raise UserError for a setting that needs shortcuts."""
     for wrong, name, expected, got in (
         (drop_path > 0, "drop_path", "0", drop_path),
         (zero_init, "zero_init", "false", "true"),
         (identity_se, "se_position", "another position", "identity"),
     ):
         if wrong:
-            raise UserError(
-                f"{name}: expected {expected} with residual=false, which has no "
-                f"shortcuts, got {got}"
-            )
+            reason = "residual=false, which has no shortcuts"
+            raise UserError(f"{name}: expected {expected} with {reason}, got {got}")
 
 
 def _init_he(module: nn.Module) -> None:

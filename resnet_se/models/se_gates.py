@@ -1,12 +1,10 @@
-"""What the gates of a trained SE network do: watched, taken apart, replaced; Grad-CAM.
+"""The gates of a trained SE network: values, replacement, moments; Grad-CAM.
 
-* what gates say of classes, and what is left without it: Hu et al. 2018, arXiv
-  1709.01507, §7
+* gates by class, and accuracy without them: Hu et al. 2018, arXiv 1709.01507, §7
 * Grad-CAM: Selvaraju et al. 2017, arXiv 1610.02391, §3
 
-Axes: N images, B of a batch, C channels of a block, K classes.  A gate (N, C) is what
-an SE block multiplies its channels with, a number in (0, 1) for each image.  Networks
-are in eval mode; which images are of which class is for the caller to know.
+Axes: N images, B of a batch, C channels of a block, K classes.  A gate (N, C) holds the
+factors of an SE block's channels for each image.  Networks are in eval mode.
 """
 
 from __future__ import annotations
@@ -26,7 +24,7 @@ from resnet_se.utils.errors import UserError
 
 
 def se_blocks(net: nn.Module) -> dict[str, SqueezeExcite]:
-    """{name: SE block}, from the input to the output.
+    """Return {name: SE block}, from the input to the output.
 
     Raises:
         UserError: there are none.
@@ -38,32 +36,31 @@ def se_blocks(net: nn.Module) -> dict[str, SqueezeExcite]:
 
 
 class Stage(NamedTuple):
-    """One stage: the names of its SE blocks, and of its last block as a whole."""
+    """The names of a stage's SE blocks, and of its last block as a whole."""
 
     gates: list[str]
     last: str
 
 
 def stages(net: nn.Module) -> list[Stage]:
-    """The stages of a `ResNet`; of another network all of its SE blocks are one."""
+    """Return the stages of a `ResNet`; in other networks all SE blocks are one."""
     names = list(se_blocks(net))
     if not isinstance(net, ResNet):
         return [Stage(names, names[-1])]
-    result, first = [], 0
+    result, end = [], 0
     for depth in net.depths:
-        own = {str(i) for i in range(first, first + depth)}
-        first += depth
-        gates = [name for name in names if name.split(".")[1] in own]
-        result.append(Stage(gates, f"blocks.{first - 1}"))
+        start, end = end, end + depth
+        gates = [n for n in names if start <= int(n.split(".")[1]) < end]
+        result.append(Stage(gates, f"blocks.{end - 1}"))
     return result
 
 
-# --- watching and replacing --------------------------------------
+# --- values and replacement --------------------------------------
 
 
 @torch.inference_mode()
 def gate_values(net: nn.Module, batches: Iterable[Tensor]) -> dict[str, Tensor]:
-    """{name of an SE block: its gates (N, C), on the CPU}, in one pass.
+    """Return {name of an SE block: its gates (N, C), on the CPU}, by one pass.
 
     Args:
         batches: normalised images (B, 3, H, W) each, N in all.
@@ -71,12 +68,13 @@ def gate_values(net: nn.Module, batches: Iterable[Tensor]) -> dict[str, Tensor]:
     Raises:
         UserError: the network has no SE blocks.
     """
-    seen: dict[str, list[Tensor]] = {name: [] for name in se_blocks(net)}
+    blocks = se_blocks(net)
+    parts: dict[str, list[Tensor]] = {name: [] for name in blocks}
     hooks = [
         block.register_forward_pre_hook(
-            lambda block, x, kept=seen[name]: kept.append(block.gate(x[0]).cpu())
+            lambda block, x, part=parts[name]: part.append(block.gate(x[0]).cpu())
         )
-        for name, block in se_blocks(net).items()
+        for name, block in blocks.items()
     ]
     try:
         for images in batches:
@@ -84,14 +82,13 @@ def gate_values(net: nn.Module, batches: Iterable[Tensor]) -> dict[str, Tensor]:
     finally:
         for hook in hooks:
             hook.remove()
-    # Outside of inference mode again: ordinary tensors.
-    with torch.inference_mode(False):
-        return {n: torch.cat(parts).float().clone() for n, parts in seen.items()}
+    with torch.inference_mode(False):  # ordinary tensors
+        return {n: torch.cat(part).float().clone() for n, part in parts.items()}
 
 
 @contextmanager
 def set_gates(net: nn.Module, gates: Mapping[str, Tensor]) -> Iterator[None]:
-    """Meanwhile the SE blocks of these names multiply by (C,) or (B, C) given here."""
+    """Have the SE blocks of these names multiply by gates (C,) or (B, C) meanwhile."""
     hooks = [
         net.get_submodule(name).register_forward_hook(
             lambda _, x, __, gate=gate: x[0] * gate[..., None, None]
@@ -109,37 +106,47 @@ def set_gates(net: nn.Module, gates: Mapping[str, Tensor]) -> Iterator[None]:
 def logits_with_gates(
     net: nn.Module, batches: Iterable[Tensor], gates: Mapping[str, Tensor]
 ) -> Tensor:
-    """Logits (N, K), on the CPU, with these gates, (C,) or (N, C), in place of theirs.
+    """Return logits (N, K), on the CPU, with other gates in some SE blocks.
 
     Args:
         batches: normalised images (B, 3, H, W) each, N in all.
+        gates: {name of an SE block: (C,) or (N, C)}.
     """
     parts: list[Tensor] = []
-    done = 0
+    start = 0
     for images in batches:
-        rows = slice(done, done + len(images))
-        here = {n: g[rows] if g.ndim == 2 else g for n, g in gates.items()}
-        with set_gates(net, {n: g.to(images.device) for n, g in here.items()}):
+        end = start + len(images)
+        batch = {n: g[start:end] if g.ndim == 2 else g for n, g in gates.items()}
+        with set_gates(net, {n: g.to(images.device) for n, g in batch.items()}):
             parts.append(net(images).float().cpu())
-        done += len(images)
+        start = end
     with torch.inference_mode(False):
         return torch.cat(parts).clone()
 
 
-def without_gates(net: nn.Module) -> nn.Module:
-    """A copy whose SE blocks pass on what they get."""
+def with_modules(net: nn.Module, modules: Mapping[str, nn.Module]) -> nn.Module:
+    """Return a copy with other modules under these names."""
     net = copy.deepcopy(net)
-    for name in se_blocks(net):
-        parent, _, child = name.rpartition(".")
-        setattr(net.get_submodule(parent), child, nn.Identity())
+    for name, module in modules.items():
+        net.set_submodule(name, module)
     return net
 
 
-# --- taken apart -------------------------------------------------
+def without_gates(net: nn.Module) -> nn.Module:
+    """Return a copy whose SE blocks are identities."""
+    return with_modules(net, {name: nn.Identity() for name in se_blocks(net)})
+
+
+# --- moments -----------------------------------------------------
 
 
 def class_means(values: Tensor, labels: Tensor, num_classes: int) -> Tensor:
-    """Gates (N, C) and labels (N,) → the mean of each class (K, C); unseen: of all."""
+    """Return the mean gate of each class (K, C); that of all where it has no images.
+
+    Args:
+        values: gates (N, C).
+        labels: (N,), int64.
+    """
     members = F.one_hot(labels, num_classes).to(values.dtype)  # (N, K)
     counts = members.sum(0)[:, None]  # (K, 1)
     means = members.T @ values / counts.clamp_min(1)  # (K, C)
@@ -165,23 +172,26 @@ class MomentShares(NamedTuple):
 
     @property
     def constant(self) -> float:
-        """E[m_c²] / E[g²]: what of the gates does not depend on the image."""
+        """E[m_c²] / E[g²], the share that does not depend on the image."""
         return self.scalar + self.per_channel
 
     @property
     def between_classes(self) -> float:
-        """What of the variance over images, Σ_c Var(g_c), lies between classes."""
-        varies = self.per_class + self.residual
-        return self.per_class / varies if varies > 0 else float("nan")
+        """The share of the variance over images, Σ_c Var(g_c), between classes."""
+        varying = self.per_class + self.residual
+        return self.per_class / varying if varying > 0 else float("nan")
 
 
 def moment_shares(
     values: Iterable[Tensor], labels: Tensor, num_classes: int
 ) -> MomentShares:
-    """Of the gates (N, C) of one or several blocks together, labels (N,).
+    """Return the shares of one or several blocks' gates (N, C) together.
 
-    Population variances, as they are: with n images of each class, gates that know
-    nothing of classes have (K − 1) / N of their variance between them.
+    By population variances: gates that are independent of the class have
+    (K − 1) / N of their variance between classes.
+
+    Args:
+        labels: (N,), int64.
     """
     parts = torch.zeros(4, dtype=torch.float64)
     for gates in values:
@@ -205,33 +215,33 @@ def moment_shares(
 @torch.inference_mode(False)
 @torch.enable_grad()
 def grad_cam(net: nn.Module, images: Tensor, layer: str, target: Tensor) -> Tensor:
-    """Where the evidence for a class lies: (B, H, W) of the images' size, in 0..1.
+    """Return maps (B, H, W) in 0..1 of the evidence for a class.
 
-    A = the layer's output, w = the mean over places of d logit / d A: the map is
-    relu(Σ_c w_c A_c), bilinear to the images' size, the largest value of each image 1;
-    an image without any evidence has zeros.
+    With the layer's output A and w = d logit / d A averaged over h and w, a map is
+    relu(Σ_c w_c A_c), resized bilinearly and divided by its largest value; all zeros
+    where no w_c A_c is positive.
 
     Args:
         images: normalised, (B, 3, H, W).
         layer: name of a module with outputs (B, C, h, w), such as a `Stage.last`.
-        target: the class asked about, (B,).
+        target: a class of each image (B,).
     """
-    kept: list[Tensor] = []
+    leaves: list[Tensor] = []
 
-    def cut(_: nn.Module, __: tuple, output: Tensor) -> Tensor:
-        # A leaf: parameters need no gradients, and what is before no graph.
-        kept.append(output.detach().requires_grad_())
-        return kept[-1].clone()  # what follows may work in place
+    def cut(_: nn.Module, __: tuple[Tensor], output: Tensor) -> Tensor:
+        # A leaf: parameters need no gradients, and the layers before it no graph.
+        leaves.append(output.detach().requires_grad_())
+        return leaves[-1].clone()  # later layers may work in place
 
     hook = net.get_submodule(layer).register_forward_hook(cut)
     try:
-        logits = net(images.clone())  # (B, K); a tensor of inference mode has no graph
+        logits = net(images.clone())  # (B, K); inference mode's tensors have no graph
     finally:
         hook.remove()
     score = logits.gather(1, target.clone()[:, None]).sum()
-    (gradient,) = torch.autograd.grad(score, kept[0])  # (B, C, h, w)
+    (gradient,) = torch.autograd.grad(score, leaves[0])  # (B, C, h, w)
     weights = gradient.mean(dim=(2, 3), keepdim=True)  # (B, C, 1, 1)
-    maps = F.relu((weights * kept[0].detach()).sum(1, keepdim=True))  # (B, 1, h, w)
+    maps = F.relu((weights * leaves[0].detach()).sum(1, keepdim=True))  # (B, 1, h, w)
     size = list(images.shape[-2:])
     maps = F.interpolate(maps, size, mode="bilinear", align_corners=False)[:, 0]
     return maps / maps.amax(dim=(1, 2), keepdim=True).clamp_min(1e-12)  # (B, H, W)

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Annotated
+from dataclasses import dataclass, fields
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +25,7 @@ Pixels = Annotated[int, Field(ge=-16, le=16)]
 @validated
 @dataclass(frozen=True)
 class View:
-    """One way to look at an image; what moves in from outside is a reflection.
+    """A flip, shift and rotation of an image, which is reflected at its borders.
 
     Args:
         flip: mirror left and right.
@@ -78,36 +78,38 @@ class TTA:
     """
 
     @validated
-    def __init__(self, views: Annotated[Sequence[Mapping], Field(min_length=1)]):
+    def __init__(
+        self, views: Annotated[Sequence[Mapping[str, Any]], Field(min_length=1)]
+    ):
         self.views = [_view(i, view) for i, view in enumerate(views)]
 
     def __call__(
         self, net: Callable[[Tensor], Tensor], x: Tensor, logits: Tensor | None = None
     ) -> Tensor:
-        """Images (B, C, H, W) → probabilities (B, K), float32, rows sum to one.
+        """Images (B, C, H, W) → probabilities (B, K), float32; rows sum to one.
 
-        `logits` (B, K) are those of `x` itself, where they are known already.
+        Args:
+            logits: those of `x` itself (B, K), if known already.
         """
-
-        def probabilities(view: View) -> Tensor:
-            known = logits is not None and view == View()
-            return (logits if known else net(view(x))).float().softmax(dim=1)
-
-        return torch.stack([probabilities(view) for view in self.views]).mean(
-            0
-        )  # (B, K)
+        outputs = [
+            net(view(x)) if logits is None or view != View() else logits
+            for view in self.views
+        ]
+        probabilities = [output.float().softmax(dim=1) for output in outputs]
+        return torch.stack(probabilities).mean(0)  # (B, K)
 
 
-def _view(index: int, arguments: Mapping) -> View:
-    known = View.__dataclass_fields__
+def _view(index: int, arguments: Mapping[str, Any]) -> View:
+    names = [field.name for field in fields(View)]
     for key in arguments:
-        if key not in known:
-            hint = nearest(str(key), known)
+        if key not in names:
+            hint = nearest(str(key), names)
             raise UserError(f"views[{index}]: unknown key {key!r}; {hint}")
-    values = dict(arguments)
+    # YAML's lists are no tuples; a view equals `View()` by its values.
+    values: dict[str, Any] = {
+        k: tuple(v) if isinstance(v, list) else v for k, v in arguments.items()
+    }
     try:
-        if isinstance(values.get("shift"), list):  # as YAML has it
-            values["shift"] = tuple(values["shift"])
         return View(**values)
     except UserError as error:
         raise UserError(f"views[{index}].{error}") from None

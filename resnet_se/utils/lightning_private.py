@@ -5,6 +5,8 @@ A test calls each of them, so that an upgrade that removes one fails there.
 
 from __future__ import annotations
 
+from typing import Any
+
 import lightning as L
 
 
@@ -15,7 +17,9 @@ def batches_done(trainer: L.Trainer) -> int:
     name (`batch_idx` is that of a hook, and a save happens outside of one).  Not
     `completed`: that is one behind in `on_train_batch_end`, where a callback may save.
     """
-    return trainer.fit_loop.epoch_loop.batch_progress.current.processed
+    current: Any = trainer.fit_loop.epoch_loop.batch_progress.current
+    processed: int = current.processed
+    return processed
 
 
 def epochs_done(trainer: L.Trainer) -> int:
@@ -23,7 +27,9 @@ def epochs_done(trainer: L.Trainer) -> int:
 
     `current_epoch` is one behind when a checkpoint is saved.
     """
-    return trainer.fit_loop.epoch_progress.current.processed
+    current: Any = trainer.fit_loop.epoch_progress.current  # typed as its base class
+    processed: int = current.processed
+    return processed
 
 
 def make_loaders(trainer: L.Trainer) -> None:
