@@ -280,13 +280,13 @@ def test_dropout_acts_in_training_only():
 
 
 def test_dropout_zeroes_a_feature_or_scales_it():
-    net, seen = tiny(dropout=0.2, widths=[4, 100]), []
-    net.head.register_forward_pre_hook(lambda _, inputs: seen.extend(inputs))
+    net, recorded = tiny(dropout=0.2, widths=[4, 100]), []
+    net.head.register_forward_pre_hook(lambda _, inputs: recorded.extend(inputs))
     x = torch.randn(2, 3, 8, 8)
     net(x)
     net.dropout.eval()
     net(x)
-    dropped, whole = seen
+    dropped, whole = recorded
     assert torch.isclose(dropped, whole / 0.8).logical_or(dropped == 0).all()
 
 
@@ -300,12 +300,12 @@ def test_stochastic_depth_keeps_a_branchs_expectation():
     whole = branch(x)
     dropped[3].train()
     n = 4000
-    found = branch(x.expand(n, -1, -1, -1))
-    kept = found.flatten(1).abs().sum(1) > 0
+    result = branch(x.expand(n, -1, -1, -1))
+    passed = result.flatten(1).abs().sum(1) > 0
     # 1 − p = 0.4 of the images have it, over 0.4; five deviations
-    assert abs(kept.float().mean() - 0.4) < 5 * (0.4 * 0.6 / n) ** 0.5
-    torch.testing.assert_close(found[kept], (whole / 0.4).expand_as(found[kept]))
-    assert not found[~kept].any()
+    assert abs(passed.float().mean() - 0.4) < 5 * (0.4 * 0.6 / n) ** 0.5
+    torch.testing.assert_close(result[passed], (whole / 0.4).expand_as(result[passed]))
+    assert not result[~passed].any()
 
 
 @pytest.mark.parametrize("downsample", ["stride", "pool"])
@@ -401,17 +401,19 @@ def test_what_needs_a_shortcut_is_refused_without(options, message):
 def test_without_se_and_shortcuts_it_is_airbench_s_network():
     """The same weights, the same logits as experiments/speedrun/reference.py."""
     path = Path(__file__).parents[2] / "experiments/speedrun/reference.py"
-    theirs = runpy.run_path(str(path))["Reference"]().eval()
-    ours = ResNet(
+    reference = runpy.run_path(str(path))["Reference"]().eval()
+    net = ResNet(
         [1, 1, 1], [64, 256, 256], [2, 2, 2], None, conv_bias=False, bn_momentum=0.4,
         bn_eps=1e-12, bn_scale=False, whiten=True, downsample="pool", pooling="max",
         logit_scale=1 / 9, activation="gelu", residual=False,
     ).eval()  # fmt: skip
-    nn.init.zeros_(ours.head.bias)  # theirs has none
-    for mine, other in zip(ours.parameters(), theirs.parameters(), strict=False):
-        mine.data.copy_(other.data)
-    for mine, other in zip(ours.buffers(), theirs.buffers(), strict=True):
-        mine.copy_(torch.rand_like(mine) + 0.5 if mine.is_floating_point() else mine)
-        other.copy_(mine)
+    nn.init.zeros_(net.head.bias)  # the reference has none
+    for tensor, other in zip(net.parameters(), reference.parameters(), strict=False):
+        tensor.data.copy_(other.data)
+    for tensor, other in zip(net.buffers(), reference.buffers(), strict=True):
+        tensor.copy_(
+            torch.rand_like(tensor) + 0.5 if tensor.is_floating_point() else tensor
+        )
+        other.copy_(tensor)
     images = torch.randn(2, 3, 32, 32)
-    torch.testing.assert_close(ours(images), theirs(images), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(net(images), reference(images), atol=1e-5, rtol=1e-4)

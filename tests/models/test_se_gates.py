@@ -52,7 +52,7 @@ def test_stages_know_the_blocks_of_every_position(position):
 
 def by_hand(net: ResNet, x: Tensor, gates: dict[int, Tensor]) -> tuple[Tensor, list]:
     """The network of `network()` block by block, image by image: logits and gates."""
-    rows, seen = [], []
+    rows, recorded = [], []
     for n in range(len(x)):
         y, of_image = net.stem(x[n : n + 1]), []
         for i, block in enumerate(net.blocks):
@@ -67,8 +67,10 @@ def by_hand(net: ResNet, x: Tensor, gates: dict[int, Tensor]) -> tuple[Tensor, l
                 gate = gates[i][n] if gates[i].ndim == 2 else gates[i]
             y = (block.shortcut(y) + branch * gate.view(1, -1, 1, 1)).clamp_min(0)
         rows.append(net.head(y.mean(dim=(2, 3))))
-        seen.append(of_image)
-    return torch.cat(rows), [torch.stack(block) for block in zip(*seen, strict=True)]
+        recorded.append(of_image)
+    return torch.cat(rows), [
+        torch.stack(block) for block in zip(*recorded, strict=True)
+    ]
 
 
 @torch.no_grad()
@@ -105,13 +107,13 @@ def test_shares_of_gates_made_by_hand():
     by_class = np.array([0.2, -0.2])[labels][:, None]
     by_image = np.array([0.05, -0.05, 0.05, -0.05])[:, None]
     g = 0.5 + by_channel + by_class + by_image  # (4, 2)
-    found = moment_shares([torch.tensor(g)], torch.tensor(labels), 2)
+    result = moment_shares([torch.tensor(g)], torch.tensor(labels), 2)
     total = (g**2).mean()
     expected = np.array([0.25, 0.01, 0.04, 0.0025]) / total
-    np.testing.assert_allclose(found, expected)
-    assert found.constant == pytest.approx((g.mean(0) ** 2).mean() / total)
+    np.testing.assert_allclose(result, expected)
+    assert result.constant == pytest.approx((g.mean(0) ** 2).mean() / total)
     within = np.mean([g[labels == k].var(0) for k in (0, 1)])
-    assert 1 - found.between_classes == pytest.approx(within / g.var(0).mean())
+    assert 1 - result.between_classes == pytest.approx(within / g.var(0).mean())
 
 
 def test_shares_of_several_blocks_weigh_channels_alike():
@@ -126,9 +128,9 @@ def test_shares_of_several_blocks_weigh_channels_alike():
 
 
 def test_constant_gates_vary_with_nothing():
-    found = moment_shares([torch.full((4, 3), 0.25)], torch.tensor([0, 1, 0, 1]), 2)
-    assert found == (1.0, 0.0, 0.0, 0.0)
-    assert np.isnan(found.between_classes)
+    result = moment_shares([torch.full((4, 3), 0.25)], torch.tensor([0, 1, 0, 1]), 2)
+    assert result == (1.0, 0.0, 0.0, 0.0)
+    assert np.isnan(result.between_classes)
 
 
 def test_the_mean_of_a_class_without_images_is_that_of_all():

@@ -83,8 +83,8 @@ def test_opposite_shifts_cancel_inside_the_border(images, shift):
 @pytest.mark.parametrize("quarters", [-1, 1, 2, 3])
 def test_quarter_turns_are_rot90(quarters):
     square = torch.rand(2, 3, 8, 8)
-    found = View(rotation=90.0 * quarters)(square)
-    torch.testing.assert_close(found, square.rot90(quarters, (2, 3)))
+    result = View(rotation=90.0 * quarters)(square)
+    torch.testing.assert_close(result, square.rot90(quarters, (2, 3)))
 
 
 @pytest.mark.parametrize("degrees", [5.0, -20.0, 180.0])
@@ -92,8 +92,8 @@ def test_rotation_is_torchvisions_off_the_border(degrees):
     images = torch.rand(2, 3, 21, 33)  # sides of a ratio that must not distort it
     expected = rotate(images, degrees, InterpolationMode.BILINEAR)
     inside = (..., slice(8, -8), slice(8, -8))
-    found = View(rotation=degrees)(images)
-    torch.testing.assert_close(found[inside], expected[inside], atol=1e-4, rtol=0)
+    result = View(rotation=degrees)(images)
+    torch.testing.assert_close(result[inside], expected[inside], atol=1e-4, rtol=0)
 
 
 def test_rotation_keeps_a_constant_image():

@@ -29,8 +29,8 @@ PAIR = ("trainer=ddp_sim", "data.source.num_test=61", "trainer.sync_batchnorm=tr
 
 
 def predictions(run_dir):
-    with np.load(run_dir / "predictions.npz") as found:
-        return dict(found)
+    with np.load(run_dir / "predictions.npz") as content:
+        return dict(content)
 
 
 def history(run_dir):
@@ -65,8 +65,8 @@ def batchnorm_is_that_of_the_whole_batch(rank):
     y = shared(mine)
     (y * weights[rank * 3 : rank * 3 + 3]).sum().backward()
     torch.testing.assert_close(mine.grad, whole.grad[rank * 3 : rank * 3 + 3])
-    for theirs, ours in zip(alone.buffers(), shared.buffers(), strict=True):
-        torch.testing.assert_close(ours, theirs)
+    for expected, actual in zip(alone.buffers(), shared.buffers(), strict=True):
+        torch.testing.assert_close(actual, expected)
     shared.eval(), alone.eval()
     torch.testing.assert_close(shared(x), alone(x))
 
@@ -183,14 +183,14 @@ def test_a_sweep_of_pairs_is_the_sweep_of_single_runs(train, run_dirs, tmp_path)
     assert train("data.source.num_test=61", "data.batch_size=32") == 0
     (single,) = set(run_dirs()) - set(pairs)
     (pair,) = (d for d, r in pairs.items() if r["seed"] == 0)
-    for ours, theirs in zip(history(pair), history(single), strict=True):
+    for actual, expected in zip(history(pair), history(single), strict=True):
         for name in ("train/loss", "val/loss", "train/lr", "step"):
-            assert float(ours[name]) == pytest.approx(float(theirs[name]), rel=2e-3)
-    ours, theirs = predictions(pair), predictions(single)
-    assert pairs[pair]["test"]["images"] == len(ours["labels"]) == 61
+            assert float(actual[name]) == pytest.approx(float(expected[name]), rel=2e-3)
+    actual, expected = predictions(pair), predictions(single)
+    assert pairs[pair]["test"]["images"] == len(actual["labels"]) == 61
     for part in ("", "val_"):  # all images, in their order
-        assert (ours[f"{part}labels"] == theirs[f"{part}labels"]).all()
-        ranks_, alone = ours[f"{part}logits"], theirs[f"{part}logits"]
+        assert (actual[f"{part}labels"] == expected[f"{part}labels"]).all()
+        ranks_, alone = actual[f"{part}logits"], expected[f"{part}logits"]
         np.testing.assert_allclose(ranks_, alone, atol=0.02)
 
 
@@ -264,14 +264,16 @@ def test_sigterm_stops_all_ranks_in_mid_epoch_and_both_go_on(train, run_dirs, tm
         assert process.wait(timeout=60) == 130
     run_dir, result = next(iter(run_dirs().items()))
     assert result["status"] == "interrupted"
-    kept = torch.load(run_dir / "checkpoints/last.ckpt", weights_only=True)
+    checkpoint = torch.load(run_dir / "checkpoints/last.ckpt", weights_only=True)
     steps = 4500 // 64
-    assert steps < kept["global_step"] < 2 * steps
-    assert kept["ImageDataModule"]["place"] == {
+    assert steps < checkpoint["global_step"] < 2 * steps
+    assert checkpoint["ImageDataModule"]["place"] == {
         "epoch": 1,
-        "done": kept["global_step"] - steps,
+        "done": checkpoint["global_step"] - steps,
     }
-    assert kept["epoch_so_far"][2] == 64 * (kept["global_step"] - steps)  # of both
+    assert checkpoint["epoch_so_far"][2] == 64 * (
+        checkpoint["global_step"] - steps
+    )  # of both
     assert train(*overrides) == 0
     (result,) = run_dirs().values()
     assert (result["status"], result["train"]["steps"]) == ("finished", 2 * steps)
@@ -304,15 +306,15 @@ def test_the_readmes_torchrun_on_two_nodes_trains_one_run(run_dirs, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    for theirs, ours in (
+    for original, replacement in (
         ("torchrun", f"{sys.executable} -m torch.distributed.run"),
         ("HOST:29500", f"127.0.0.1:{port}"),
         ("--nproc-per-node 8", "--nproc-per-node 1"),
         ("trainer.devices=8", "trainer.devices=1"),
         ("trainer=ddp", "trainer=ddp trainer.accelerator=cpu"),
     ):
-        assert theirs in line
-        line = line.replace(theirs, ours)
+        assert original in line
+        line = line.replace(original, replacement)
     words = shlex.split(line, comments=True)
     tiny = [o for o in (*TINY, *PAIR) if "accelerator" not in o and "ddp" not in o]
     words += [*tiny, "trainer.max_epochs=1", "trainer.scale_lr=true"]
@@ -327,7 +329,7 @@ def test_the_readmes_torchrun_on_two_nodes_trains_one_run(run_dirs, tmp_path):
     assert result["hardware"]["world_size"] == 2
     assert result["test"]["images"] == 61
     assert result["train"]["steps"] == 216 // 64
-    said = "2 devices × 32 images, a global batch of 64; rate "
-    (start,) = re.findall(f"{said}(.*)", "".join(printed))  # rank 0's alone
+    message = "2 devices × 32 images, a global batch of 64; rate "
+    (start,) = re.findall(f"{message}(.*)", "".join(printed))  # rank 0's alone
     lr = result["setting"]["optimizer.lr"]
     assert start == f"{lr:g}, 2 × {lr / 2:g} (trainer.scale_lr)"

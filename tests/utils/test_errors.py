@@ -14,6 +14,6 @@ def test_nearest_name_else_all():
 
 def test_a_key_that_the_cause_knows_is_said_once():
     error = InstantiationException("Error in call\nfull_key: data.source")
-    for said in ("data.source.num_test: expected 10", "num_test: expected 10"):
-        error.__cause__ = UserError(said)
+    for message in ("data.source.num_test: expected 10", "num_test: expected 10"):
+        error.__cause__ = UserError(message)
         assert explain(error) == "data.source.num_test: expected 10"

@@ -17,21 +17,21 @@ pytestmark = pytest.mark.filterwarnings(
 
 
 class Line(L.LightningModule):
-    """One weight; `seen` is what `note` says at each hook."""
+    """One weight; `recorded` is what `note` returns at each hook."""
 
     def __init__(self, note=lambda trainer: None):
         super().__init__()
         self.weight = torch.nn.Parameter(torch.ones(1))
-        self.note, self.seen = note, []
+        self.note, self.recorded = note, []
 
     def training_step(self, batch, batch_idx):
         return (self.weight * batch[0]).sum()
 
     def on_train_batch_start(self, batch, batch_idx):
-        self.seen.append(self.note(self.trainer))
+        self.recorded.append(self.note(self.trainer))
 
     def on_train_batch_end(self, outputs, batch, batch_idx):
-        self.seen.append(self.note(self.trainer))
+        self.recorded.append(self.note(self.trainer))
 
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), lr=0.1)
@@ -58,21 +58,21 @@ def test_batches_done(trainer):
     line = Line(internals.batches_done)
     trainer.fit(line)
     epoch = [0, 1, 1, 2, 2, 3]  # before and after each step
-    assert line.seen == epoch * 2
+    assert line.recorded == epoch * 2
 
 
 def test_epochs_done(trainer):
     class Ends(L.Callback):
-        seen: list[int] = []  # noqa: RUF012
+        recorded: list[int] = []  # noqa: RUF012
 
         def on_train_epoch_end(self, trainer, module):
-            self.seen.append(internals.epochs_done(trainer))
+            self.recorded.append(internals.epochs_done(trainer))
 
     trainer.callbacks.append(Ends())
     line = Line(internals.epochs_done)
     trainer.fit(line)
-    assert line.seen == [0] * 6 + [1] * 6
-    assert Ends.seen == [1, 2]  # where checkpoints are written
+    assert line.recorded == [0] * 6 + [1] * 6
+    assert Ends.recorded == [1, 2]  # where checkpoints are written
 
 
 def test_make_loaders(trainer):
