@@ -42,7 +42,8 @@ class SqueezeExcite(nn.Module):
         super().__init__()
         if not 1 <= reduction <= channels:
             raise UserError(
-                f"reduction: expected 1..{channels}, the block's width, got {reduction}"
+                f"reduction: expected 1..{channels} (the block's width), "
+                f"got {reduction}"
             )
         self.squeeze = nn.Linear(channels, channels // reduction)
         self.excite = nn.Linear(channels // reduction, channels)
