@@ -27,7 +27,7 @@ def draw(figure: Figure) -> str:
     import matplotlib.pyplot as plt
 
     out = io.StringIO()
-    options = {"svg.hashsalt": "resnet-se", "svg.fonttype": "none"}
+    options: dict[Any, Any] = {"svg.hashsalt": "resnet-se", "svg.fonttype": "none"}
     options["font.sans-serif"] = ["DejaVu Sans", "Verdana"]  # named at each word
     with plt.rc_context(options):
         figure.savefig(out, format="svg", metadata={"Date": None})
