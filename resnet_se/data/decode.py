@@ -139,7 +139,7 @@ def pixels_of(path: Path) -> int:
 
 @contextmanager
 def pil_limit_lifted() -> Iterator[None]:
-    """PIL's own limit of pixels, for the process, does not come before ours."""
+    """Switch off PIL's own limit of pixels meanwhile, so that ours decides."""
     before = Image.MAX_IMAGE_PIXELS
     Image.MAX_IMAGE_PIXELS = None
     try:

@@ -67,11 +67,8 @@ class ImageSet:
             images = getattr(self, f"{split}_images")
             labels = getattr(self, f"{split}_labels")
             n, shape = len(images), tuple(images.shape)
-            if (
-                images.dtype != torch.uint8
-                or shape != (n, 3, *size)
-                or images.ndim != 4
-            ):
+            fits = images.ndim == 4 and shape == (n, 3, *size)
+            if images.dtype != torch.uint8 or not fits:
                 expected = f"uint8 (N, 3, H, W), H and W as in the other split, {size}"
                 raise _misfit(f"{split}_images", expected, f"{images.dtype} {shape}")
             if labels.dtype != torch.int64 or tuple(labels.shape) != (n,):

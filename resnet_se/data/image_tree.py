@@ -223,47 +223,40 @@ def decode_files(
     with pil_limit_lifted():
         first, original = _first_readable(names, paths, limits)
         shape = (3, size, size) if size else original
-        described = (
-            f"{len(names):,} images of {shape} (data.source.size makes them smaller)"
-        )
+        size_hint = "data.source.size makes them smaller"
+        described = f"{len(names):,} images of {shape} ({size_hint})"
         limits.check_bytes(described, len(names) * math.prod(shape))
         images = np.empty((len(names), *shape), np.uint8)  # (N, 3, H, W)
+        formats: set[str] = set()
+        broken: dict[int, str] = {}
+        odd: dict[int, str] = {}
 
-        def decode_from(begin: int) -> tuple[set[str], list[str], list[str]]:
-            kinds: set[str] = set()
-            broken: list[str] = []
-            odd: list[str] = []
+        def decode_from(begin: int) -> None:
             for i in range(begin, min(begin + CHUNK, len(names))):
                 try:
-                    pixels, kind = _decode(names[i], paths[i], size, limits)
+                    image = _decode(names[i], paths[i], size, limits)
                 except DecodeError as error:
-                    broken.append(f"{names[i]} ({error})")
+                    broken[i] = f"{names[i]} ({error})"
                     continue
-                if pixels.shape == shape:
-                    images[i] = pixels
-                    kinds.add(kind)
+                if image.pixels.shape == shape:
+                    images[i] = image.pixels
+                    formats.add(image.format)
                 else:
-                    odd.append(f"{names[i]} with {pixels.shape}")
-            return kinds, broken, odd
+                    odd[i] = f"{names[i]} with {image.pixels.shape}"
 
         bar = progress(f"decoding {len(names):,} images", len(names))
-        kinds: set[str] = set()
-        broken: list[str] = []
-        odd: list[str] = []
         threads = decoding_threads(math.prod(original[1:]))
         with ThreadPoolExecutor(threads) as pool, bar as advance:
-            for chunk in pool.map(decode_from, range(0, len(names), CHUNK)):
-                kinds |= chunk[0]
-                broken += chunk[1]
-                odd += chunk[2]
+            for _ in pool.map(decode_from, range(0, len(names), CHUNK)):
                 advance(CHUNK)
     if broken:
         expected = f"images that PIL reads as 8-bit RGB in {root}"
-        raise root_error(expected, first_few(broken))
+        raise root_error(expected, first_few(broken[i] for i in sorted(broken)))
     if odd:
         expected = f"images of {shape} as {first} in {root}"
-        raise source_error("size", expected, first_few(odd), "set it to resize them")
-    return images, sorted(kinds)
+        got = first_few(odd[i] for i in sorted(odd))
+        raise source_error("size", expected, got, "set it to resize them")
+    return images, sorted(formats)
 
 
 def _first_readable(

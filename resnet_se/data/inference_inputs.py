@@ -53,7 +53,7 @@ class PictureBatch(NamedTuple):
 
 
 class Pictures:
-    """Picture files of some paths, found anew at every iteration: none are kept."""
+    """Picture files of some paths; an iteration lists them anew and stores none."""
 
     def __init__(self, roots: Sequence[Picture]):
         self.roots = roots

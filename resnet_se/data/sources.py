@@ -132,7 +132,7 @@ class ImageFolder:
         y = torch.tensor([k for k, names in groups for _ in names])  # (N,)
         origin = f"{'/'.join(formats)} files"
         if len(layout.splits) == 1:
-            assert self.test_fraction is not None  # class_files has seen to it
+            assert self.test_fraction is not None  # `class_files` checks
             train, test = stratified_split(y, self.test_fraction, seed=0)
             origin += f", {self.test_fraction:.0%} cut off to test"
         else:
@@ -288,7 +288,7 @@ class CIFAR10:
 @validated
 @dataclass(frozen=True)
 class CIFAR100(CIFAR10):
-    """CIFAR-100 with its fine labels, found as CIFAR-10 is."""
+    """CIFAR-100 with its fine labels; `root` is searched as by `CIFAR10`."""
 
     name: ClassVar[str] = "cifar100"
     classes: ClassVar[tuple[str, ...]] = CIFAR100_CLASSES

@@ -65,7 +65,7 @@ def _space(policy: v2.Transform, bins: int, height: int, width: int) -> Space:
 def draw(
     policy: Policy, n: int, height: int, width: int, generator: torch.Generator
 ) -> PolicyDraws:
-    """Return what is done to n images of this size."""
+    """Return the operations on n images of this size, and their magnitudes."""
     reference = transform(policy)
 
     def uniform() -> Tensor:
