@@ -15,7 +15,7 @@ from resnet_se.commands.model_table import counts
 from resnet_se.config import CONF
 from resnet_se.config.validate import check_config
 
-GROUPS = ("model", "optimizer", "scheduler", "budget", "callbacks", "experiment")
+GROUPS = sorted(path.name for path in CONF.iterdir() if any(path.glob("*.yaml")))
 # Small twins by hand: depths, widths, reduction; a sixth, a half, a half.
 TWINS = {
     "se_resnet80": ([3, 1, 2], [16, 32, 64], 8),
@@ -55,8 +55,6 @@ def test_no_block_is_repeated(group):
         (a.stem, b.stem, sorted(common))
         for a, b in combinations(files, 2)
         if len(common := plain_entries(a) & plain_entries(b)) >= 4
-        # as different from the presets as they are from each other
-        and not {a.stem, b.stem} & {"se_resnet8_quick"}
     ]
     assert repeated == []
 
@@ -68,6 +66,35 @@ def test_an_override_is_not_repeated():
         defaults = OmegaConf.load(path).get("defaults") or []
         blocks.append({str(entry) for entry in defaults if "override" in str(entry)})
     assert all(len(a & b) < 3 for a, b in combinations(blocks, 2))
+
+
+def test_what_hydra_is_told_stands_once():
+    """Every command includes it; none says it again."""
+    commands = []
+    for path in sorted(CONF.glob("*.yaml")):
+        body = OmegaConf.load(path)
+        if not isinstance(body, DictConfig) or "hydra_defaults" not in (
+            body.get("defaults") or []
+        ):
+            continue
+        commands.append(path.stem)
+        own = set(body.get("hydra") or {})
+        assert not own & {"output_subdir", "run"}, path
+        cfg = compose(path.stem, return_hydra_config=True).hydra
+        assert cfg.job.chdir is False
+        assert (cfg.output_subdir, cfg.run.dir) == (None, ".")
+        assert (cfg.job_logging, cfg.hydra_logging) == (
+            {"root": None, "disable_existing_loggers": False, "version": 1},
+        ) * 2
+    assert {"train", "evaluate", "predict", "export", "demo"} < set(commands)
+    texts = [path.read_text() for path in CONF.rglob("*.yaml")]
+    assert sum("output_subdir" in text for text in texts) == 1
+    assert sum("job_logging" in text for text in texts) == 1
+
+
+def test_a_former_name_of_an_optimizer_composes_the_same():
+    old, new = (composed(f"optimizer={n}") for n in ("muon_quick", "muon_quickstart"))
+    assert old == new
 
 
 @pytest.mark.parametrize("choice", ["~experiment", None])
