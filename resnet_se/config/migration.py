@@ -42,6 +42,7 @@ ANSWERS = {
     ),
     "data.pin_memory": "the images lie on the training device; nothing is to be pinned",
     "datamodule": "the group is data: data=cifar10",
+    "recipe": "an experiment names its recipe: experiment=e14_final",
     "model.optimizer": _OPTIMIZER,
     "model.scheduler": "the scheduler is a group beside the model: scheduler=cosine",
     "model.net": "the model is the network: model.widths=…, model._target_=yours.Net",

@@ -48,6 +48,8 @@ if TYPE_CHECKING:
 
 SCHEMA = 2
 READABLE = (1, 2)
+# {former name of an experiment: today's}; records keep the one they were made under.
+RENAMED = {"rival_e14": "baseline_e14", "rival_resnet18": "baseline_resnet18"}
 # What a field is where it stands; a stranger's record may hold anything.
 SHAPES: dict[str, type | tuple[type, ...]] = {
     "experiment": str,

@@ -53,6 +53,14 @@ def test_files_are_found_in_every_form_and_once(plant, tmp_path):
     assert load(["nowhere"]).problems == ["nowhere: no result.json there"]
 
 
+def test_a_record_under_a_former_name_is_read_under_todays(plant):
+    named = {"experiment": "rival_resnet18", "question": "against a ResNet-18"}
+    plant(record("rival_e14"), record("best_cpu", against=[named]))
+    runs = {run.experiment: run for run in load(["runs"]).runs}
+    assert set(runs) == {"baseline_e14", "best_cpu"}
+    assert runs["best_cpu"].against == [named | {"experiment": "baseline_resnet18"}]
+
+
 def broken(change):
     result = record("e01_a")
     change(result)

@@ -20,6 +20,7 @@ from resnet_se.runs.record import (
     FINISHED,
     NONE,
     NUMBER,
+    RENAMED,
     check_fields,
     read_record,
     unpack_labels,
@@ -232,6 +233,8 @@ def read(path: Path) -> dict[str, Any]:
         for entry in record.get("against") or []:
             if not {str} == {type(entry[k]) for k in ("experiment", "question")}:
                 raise UserError(f"against: names expected, got {entry!r}")
+        for named in (record, *(record.get("against") or [])):
+            named["experiment"] = RENAMED.get(named["experiment"], named["experiment"])
         if not all(isinstance(override, str) for override in record["overrides"]):
             raise UserError(f"overrides: texts expected, got {record['overrides']!r}")
         for column in (record.get("history") or {}).values():
