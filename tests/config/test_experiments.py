@@ -97,7 +97,9 @@ def mmac(model: DictConfig) -> str:
 def cost(name: str) -> str:
     """Return what an experiment's header says, or the model's that it refers to."""
     text = (CONF / f"experiment/{name}.yaml").read_text()
-    model = re.search(r"^# Cost:      that of its model, (conf/.+)$", text, re.MULTILINE)
+    model = re.search(
+        r"^# Cost:      that of its model, (conf/.+)$", text, re.MULTILINE
+    )
     if model:
         assert f"  - override /model: {Path(model[1]).stem}\n" in text
         text = (CONF.parent / model[1]).read_text()
