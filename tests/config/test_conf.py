@@ -11,6 +11,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
+import resnet_se.config.compose  # noqa: F401  # registers the resolvers
 from resnet_se.commands.model_table import counts
 from resnet_se.config import CONF
 from resnet_se.config.validate import check_config
