@@ -151,7 +151,9 @@ def build_trainer(cfg: DictConfig, precision: str) -> L.Trainer:
                 f"{nearest(monitor, METRICS)}"
             )
         if isinstance(callback, SAM):
-            callback.check(cfg.trainer.get("accumulate_grad_batches", 1), precision)
+            callback.check_trainer(
+                cfg.trainer.get("accumulate_grad_batches", 1), precision
+            )
     mixed = precision.endswith("-mixed")
     if mixed and cfg.trainer.get("gradient_clip_val") and cfg.optimizer.get("fused"):
         raise UserError(

@@ -28,6 +28,7 @@ def score(
     outputs = model.predictions
     predicted = outputs["logits"].argmax(dim=1)
     per_class = [short(float(v)) for v in model.per_class]
+    assert data.images is not None  # set up by the test
     return {
         "val": {"acc": val["val/acc"], "loss": val["val/loss"]},
         "test": {

@@ -111,21 +111,18 @@ def _start(
             # Unverified: a check under way keeps teardown waiting for ever, at times.
             if wandb.login(prompt=False, verify=False):
                 return wandb.init(**options)
-            _stay_offline("no account on this machine; `wandb login` adds one")
+            reason = "no account on this machine; `wandb login` adds one"
         except (wandb.errors.CommError, wandb.errors.AuthenticationError) as error:
             server = wandb.setup().settings.base_url
+            reason = f"{server}: {str(error).splitlines()[0].rstrip('.')}"
             wandb.teardown()  # the failed attempt still holds the run's id
-            _stay_offline(f"{server}: {str(error).splitlines()[0].rstrip('.')}")
+        _offline.append(reason)
+        print(
+            f"wandb: {reason}. Runs stay in their directories; "
+            "`wandb sync DIR/wandb/offline-run-*` uploads one later.",
+            file=sys.stderr,
+        )
     return wandb.init(mode="offline", **options)
-
-
-def _stay_offline(reason: str) -> None:
-    _offline.append(reason)
-    print(
-        f"wandb: {reason}. Runs stay in their directories; "
-        "`wandb sync DIR/wandb/offline-run-*` uploads one later.",
-        file=sys.stderr,
-    )
 
 
 def _run_id(run_dir: Path) -> str:
@@ -255,12 +252,8 @@ def _log_tables(
     n = len(labels)
     # Evenly spaced: some data sets are in the order of their classes.
     for i in torch.linspace(0, n - 1, min(SAMPLES, n)).long().tolist():
-        table.add_data(
-            wandb.Image(images[i].permute(1, 2, 0).numpy()),  # (H, W, 3)
-            classes[true[i]],
-            classes[predicted[i]],
-            probability[i],
-        )
+        image = wandb.Image(images[i].permute(1, 2, 0).numpy())  # (H, W, 3)
+        table.add_data(image, classes[true[i]], classes[predicted[i]], probability[i])
     tables: dict[str, Any] = {"test/samples": table}
     if len(classes) <= MAX_CLASSES:
         tables["test/confusion"] = wandb.plot.confusion_matrix(

@@ -139,9 +139,9 @@ def test_its_steps_are_those_of_two_gradients_by_hand(build, adaptive):
     ],
 )
 def test_where_a_batch_has_no_second_pass_it_is_refused(accumulate, precision, answer):
-    SAM().check(1, "bf16-mixed")
+    SAM().check_trainer(1, "bf16-mixed")
     with pytest.raises(UserError, match=answer):
-        SAM().check(accumulate, precision)
+        SAM().check_trainer(accumulate, precision)
 
 
 def test_a_batch_counts_once_in_the_training_figures(build):

@@ -77,23 +77,23 @@ class WeightAverage(L.Callback):
             return  # a step within an epoch costs nothing
         torch._foreach_lerp_(self.average, self.weights, share)
 
-    def _swap(self) -> None:
+    def _swap(self, *_: Any) -> None:
+        if not self.average:
+            return
         # In place: a compiled network knows its weights by their address.
         trained = [t.clone() for t in self.weights]
         torch._foreach_copy_(self.weights, self.average)
         torch._foreach_copy_(self.average, trained)
 
     def on_validation_epoch_start(self, trainer: Any, module: Any) -> None:
-        if self.average:
-            self._swap()
-            if self.decay is None and self._averaged_epochs(trainer) > 1:
-                images = trainer.datamodule.shuffled(self.BN_IMAGES)
-                with torch.compiler.set_stance("force_eager"):
-                    update_bn(images, module.net)
+        self._swap()
+        swa = self.average and self.decay is None
+        if swa and self._averaged_epochs(trainer) > 1:
+            images = trainer.datamodule.shuffled(self.BN_IMAGES)
+            with torch.compiler.set_stance("force_eager"):
+                update_bn(images, module.net)
 
-    def on_validation_epoch_end(self, *_: Any) -> None:
-        if self.average:
-            self._swap()
+    on_validation_epoch_end = _swap
 
     def on_train_end(self, *_: Any) -> None:
         self._swap()

@@ -14,6 +14,12 @@ from lightning.pytorch.callbacks import ProgressBar, RichProgressBar
 
 from resnet_se.utils.system import now
 
+BRIEF = (  # name, metric and format in a line
+    ("loss", "train/loss", ".3f"),
+    ("val", "val/loss", ".3f"),
+    ("acc", "val/acc", ".2%"),
+    ("lr", "train/lr", ".2g"),
+)
 FORECAST_STEPS = 2, 5  # timed from the one to the other: the first ones are slow
 MIN_FORECAST = 60.0  # seconds of training; a shorter one has no forecast
 LONG = 3600.0  # seconds from which shorter choices are named
@@ -26,26 +32,15 @@ def progress() -> ProgressBar:
 
 def _brief(trainer: L.Trainer) -> dict[str, str]:
     """Return the last epoch's metrics that fit into a line of 80 columns."""
-    metrics = trainer.callback_metrics
-    brief = {}
-    for name, metric, form in (
-        ("loss", "train/loss", ".3f"),
-        ("val", "val/loss", ".3f"),
-        ("acc", "val/acc", ".2%"),
-        ("lr", "train/lr", ".2g"),
-    ):
-        if metric in metrics:
-            brief[name] = format(float(metrics[metric]), form)
-    return brief
+    last = trainer.callback_metrics
+    return {name: format(float(last[m]), form) for name, m, form in BRIEF if m in last}
 
 
 class LiveProgress(RichProgressBar):
     """Lightning's bar, with short metrics and epochs from 1."""
 
     def get_metrics(self, trainer: L.Trainer, *_: Any) -> dict[str, Any]:
-        brief = _brief(trainer)
-        brief.pop("lr", None)
-        return brief
+        return {name: text for name, text in _brief(trainer).items() if name != "lr"}
 
     def _get_train_description(self, current_epoch: int) -> str:
         # Lightning counts from 0 here and has no setting for it.
@@ -58,10 +53,9 @@ class PlainProgress(ProgressBar):
     EVERY_SECONDS = 30.0
 
     def on_train_start(self, *_: Any) -> None:
-        self._start = self._last = time.perf_counter()  # for a resume in mid-epoch
-
-    def on_train_epoch_start(self, trainer: L.Trainer, *_: Any) -> None:
         self._start = self._last = time.perf_counter()
+
+    on_train_epoch_start = on_train_start  # a resume in mid-epoch calls the first alone
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, index: int

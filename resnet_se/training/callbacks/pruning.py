@@ -9,6 +9,7 @@ so that the trials of any launcher are compared.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -68,6 +69,8 @@ def open_study(
     )
 
 
+@validated
+@dataclass(eq=False)
 class Pruner(L.Callback):
     """Reports each epoch's metric to the search, and ends training where it is pruned.
 
@@ -81,20 +84,13 @@ class Pruner(L.Callback):
         least: epochs of the first rung.
     """
 
-    @validated
-    def __init__(
-        self,
-        folder: Text,
-        trial: Natural,
-        metric: Literal["val/acc", "val/loss"],
-        rule: Rule,
-        least: Count,
-    ):
-        self.folder = Path(folder)
-        self.number = trial
-        self.metric = metric
-        self.rule = rule
-        self.least = least
+    folder: Text
+    trial: Natural
+    metric: Literal["val/acc", "val/loss"]
+    rule: Rule
+    least: Count
+
+    def __post_init__(self) -> None:
         self.pruned = False
         self._trial: Any = None  # opened by rank 0
 
@@ -108,10 +104,10 @@ class Pruner(L.Callback):
     def _should_prune(self, trainer: Any) -> bool:
         """Report the epochs that the study does not have, and return its decision."""
         if self._trial is None:
-            most = trainer.max_epochs
-            study = open_study(self.folder, self.metric, self.rule, self.least, most)
-            # Optuna finds a trial by its number nowhere in public.
-            frozen = study.get_trials(deepcopy=False)[self.number]
+            rungs = (self.least, trainer.max_epochs)
+            study = open_study(Path(self.folder), self.metric, self.rule, *rungs)
+            # Optuna has no public way from a trial's number to the trial.
+            frozen = study.get_trials(deepcopy=False)[self.trial]
             self._trial = import_optuna().trial.Trial(study, frozen._trial_id)
             self._reported = set(frozen.intermediate_values)
         history = next(c for c in trainer.callbacks if isinstance(c, History))
