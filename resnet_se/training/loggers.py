@@ -161,7 +161,7 @@ def finish(status: str) -> None:
     if wandb := sys.modules.get("wandb"):
         try:
             wandb.finish(exit_code=EXIT_CODES[status])
-        except Exception as error:  # wandb's own process has died; the job goes on
+        except Exception as error:  # wandb's process has died; the job need not
             print(f"wandb: the run could not be closed: {error}", file=sys.stderr)
 
 

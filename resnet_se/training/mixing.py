@@ -34,7 +34,7 @@ def smoothed(targets: Tensor, smoothing: float) -> Tensor:
 @validated
 @dataclass(frozen=True)
 class Mixing:
-    """Mixes images and labels into soft targets; draws from torch's CPU generator.
+    """Mix images and labels into soft targets; drawing from torch's CPU generator.
 
     Args:
         smoothing: label smoothing s in [0, 1).
@@ -54,7 +54,7 @@ class Mixing:
     def __call__(
         self, images: Tensor, labels: Tensor, num_classes: int
     ) -> tuple[Tensor, Tensor]:
-        """(B, C, H, W), (B,) → (B, C, H, W), (B, K)."""
+        """Return images (B, C, H, W) and targets (B, K) of the same and labels (B,)."""
         every = ((v2.MixUp, self.mixup_alpha), (v2.CutMix, self.cutmix_alpha))
         kinds = [(kind, alpha) for kind, alpha in every if alpha > 0]
         unmixed = self.probability < 1 and torch.rand(()) >= self.probability

@@ -59,7 +59,7 @@ class Diverged(UserError):
 
 
 class Classifier(L.LightningModule):
-    """Trains `net` with one loss over soft targets.
+    """Train `net` with one loss over soft targets.
 
     Args:
         net: (B, 3, H, W) → logits (B, K).
@@ -111,7 +111,7 @@ class Classifier(L.LightningModule):
         self.val_predictions: dict[str, Tensor] = {}  # of a validation outside a fit
 
     def forward(self, images: Tensor) -> Tensor:
-        """Normalised images (B, 3, H, W) → logits (B, K), float32."""
+        """Return float32 logits (B, K) of normalised images (B, 3, H, W)."""
         images = images.to(memory_format=self.memory_format)
         if self.training:
             return self.net(images).float()
@@ -150,14 +150,14 @@ class Classifier(L.LightningModule):
             self.sums_before_resume = checkpoint["epoch_so_far"]
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        # Dropout and mixing go on as they would have if the run had not been cut here,
-        # and are the same where a batch has two passes (`sam`).
+        # Dropout and mixing are the same after a resume, and in a batch's two passes
+        # (`SAM`).
         step = (self.seed, self.current_epoch, self.global_rank, batch_idx)
         torch.manual_seed(derive_seed("step", *step))
         images, targets = self.mixing(*batch, self.num_classes)  # (B, 3, H, W), (B, K)
         logits = self(images)  # (B, K)
         loss = self.criterion(images, logits, targets)
-        if batch_idx in self.train_batches:  # its second pass
+        if batch_idx in self.train_batches:  # the second pass
             return loss
         labels = targets.argmax(dim=1)
         self.train_batches[batch_idx] = _figures(loss, logits, labels)
@@ -208,7 +208,7 @@ class Classifier(L.LightningModule):
             return
         sums = _sums(self.val_batches)
         if self.trainer.state.fn == TrainerFn.FITTING:
-            # Before a checkpoint of it could be written.
+            # Before its checkpoint is written.
             self._stop_if_diverged("validation", [b[0] for b in self.val_batches])
             schedule = cast(Schedule, self.lr_schedulers())
             schedule.observe(float(sums[0] / sums[2]))

@@ -1,9 +1,9 @@
-"""Muon: steps of convolutions whose directions all have about the same size.
+"""Muon: orthogonalised momentum for convolutions.
 
-Jordan et al. 2024, https://kellerjordan.github.io/posts/muon: the momentum of a matrix
-U S Vᵀ is replaced by about U Vᵀ, by a Newton-Schulz iteration, which is matrix products
-alone.  As in airbench's short trainings each filter bank is rescaled before its step.
-What is no convolution's weight goes by SGD with Nesterov momentum, in the same object.
+Jordan et al. 2024, https://kellerjordan.github.io/posts/muon: the momentum U S Vᵀ of a
+matrix is replaced by about U Vᵀ, by a Newton-Schulz iteration of matrix products alone.
+As in airbench's short trainings each filter bank is rescaled before its step.  All
+other parameters take SGD with Nesterov momentum, in the same object.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ class Muon(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One step of every parameter that has a gradient."""
+        """Step every parameter that has a gradient; return the closure's loss."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -120,7 +120,7 @@ class Muon(Optimizer):
         p.add_(self._nesterov(p, grad, group), alpha=-group["lr"])
 
     def _nesterov(self, p: Tensor, grad: Tensor, group: dict[str, Any]) -> Tensor:
-        """m ← momentum × m + grad; grad + momentum × m."""
+        """Return grad + momentum × m, after m ← momentum × m + grad."""
         state = self.state[p]
         if "momentum_buffer" not in state:
             state["momentum_buffer"] = torch.zeros_like(p)

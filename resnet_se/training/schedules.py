@@ -41,7 +41,7 @@ Decay = Callable[[float, float], float]
 
 
 def constant(t: float, total: float) -> float:
-    """1 throughout."""
+    """The factor 1 throughout."""
     return 1.0
 
 
@@ -53,7 +53,11 @@ def cosine(t: float, total: float, final: float = 0.0) -> float:
 def multistep(
     t: float, total: float, milestones: Sequence[float], gamma: float
 ) -> float:
-    """`gamma` to the number of milestones (ascending epochs) that t has reached."""
+    """`gamma` to the power of the number of milestones that t has reached.
+
+    Args:
+        milestones: ascending epochs.
+    """
     return gamma ** bisect_right(milestones, t)
 
 
@@ -103,7 +107,7 @@ def warmup(t: float, epochs: float, start: float = 0.0) -> float:
 
 
 class Schedule(LRScheduler):
-    """Sets every group's rate to its base × warm-up × decay × plateau, once a step.
+    """Set every group's rate to its base × warm-up × decay × plateau, once a step.
 
     Args:
         optimizer: its rates are the base.

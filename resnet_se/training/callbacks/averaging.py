@@ -17,7 +17,7 @@ from resnet_se.utils.validation import Unit, validated
 
 
 class WeightAverage(L.Callback):
-    """Validates, checkpoints and ends with an average of the weights.
+    """Validate, checkpoint and end with an average of the weights.
 
     With a decay, EMA: average ← decay × average + (1 − decay) × weights after every
     optimizer step, for parameters and BatchNorm's statistics alike.  Without, SWA: the
@@ -77,7 +77,7 @@ class WeightAverage(L.Callback):
             return  # a step within an epoch costs nothing
         torch._foreach_lerp_(self.average, self.weights, share)
 
-    def _swap(self, *_: Any) -> None:
+    def _swap(self) -> None:
         if not self.average:
             return
         # In place: a compiled network knows its weights by their address.
@@ -93,7 +93,8 @@ class WeightAverage(L.Callback):
             with torch.compiler.set_stance("force_eager"):
                 update_bn(images, module.net)
 
-    on_validation_epoch_end = _swap
+    def on_validation_epoch_end(self, *_: Any) -> None:
+        self._swap()
 
     def on_train_end(self, *_: Any) -> None:
         self._swap()

@@ -36,7 +36,7 @@ class CheckpointFiles(CheckpointIO):
 
 
 class Checkpoints(Checkpoint):
-    """Writes `last.ckpt` after every epoch, `best.ckpt` after the best by a metric.
+    """Write `last.ckpt` after every epoch, `best.ckpt` after the best by a metric.
 
     Lightning's `ModelCheckpoint` writes its last one only when it writes its best, and
     forgets the best score where the directory has moved; this one keeps the score in
@@ -77,7 +77,7 @@ class Checkpoints(Checkpoint):
         self.best_epoch = state["best_epoch"]
 
     def is_best(self, checkpoint: dict[str, Any]) -> bool:
-        """Return true for the best checkpoint, this start's or an earlier one's.
+        """Return true for the best checkpoint, of this start or an earlier one.
 
         An earlier start may have been killed between its best and its last checkpoint,
         and rounding have led this one to another score.

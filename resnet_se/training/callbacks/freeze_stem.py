@@ -15,7 +15,7 @@ from resnet_se.utils.validation import Count, validated
 
 
 class FreezeStem(L.Callback):
-    """Stops training a whitening stem's biases after some epochs.
+    """Stop training a whitening stem's biases after some epochs.
 
     They hardly move by then, and the backward pass can end before the stem.
 

@@ -17,7 +17,7 @@ from resnet_se.utils.validation import NonNegative, check_value
 
 
 class History(L.Callback):
-    """Records one row of metrics an epoch.
+    """Record one row of metrics an epoch.
 
     The rows and times are part of every checkpoint, so that a resumed run's file reads
     as if it had never stopped, whichever logger is used.  Seconds are wall-clock; those

@@ -53,9 +53,10 @@ class PlainProgress(ProgressBar):
     EVERY_SECONDS = 30.0
 
     def on_train_start(self, *_: Any) -> None:
-        self._start = self._last = time.perf_counter()
+        self.on_train_epoch_start()  # which a resume in mid-epoch does not call
 
-    on_train_epoch_start = on_train_start  # a resume in mid-epoch calls the first alone
+    def on_train_epoch_start(self, *_: Any) -> None:
+        self._start = self._last = time.perf_counter()
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, index: int
@@ -88,7 +89,7 @@ def duration(seconds: float) -> str:
 
 
 class Forecast(L.Callback):
-    """Prints after a few steps how long training will take, and shorter choices."""
+    """Print after a few steps how long training will take, and shorter choices."""
 
     def on_train_start(self, *_: Any) -> None:
         self._steps = 0

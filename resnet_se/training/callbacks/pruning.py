@@ -72,7 +72,7 @@ def open_study(
 @validated
 @dataclass(eq=False)
 class Pruner(L.Callback):
-    """Reports each epoch's metric to the search, and ends training where it is pruned.
+    """Report each epoch's metric to the search, and end training where it is pruned.
 
     The run's status is then `pruned`; the same command without the search resumes it.
 

@@ -44,7 +44,7 @@ def perturbation(weights: Sequence[Tensor], rho: float, adaptive: bool) -> list[
 @validated
 @dataclass(eq=False)
 class SAM(L.Callback):
-    """Steps by the gradient at w + ε (`perturbation`) instead of that at w.
+    """Step by the gradient at w + ε (`perturbation`) instead of that at w.
 
     The second pass sees the batch, the mixing and the dropout of the first; BatchNorm's
     statistics and the training figures are of the first.  On several devices ε is that

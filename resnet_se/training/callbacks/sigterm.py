@@ -13,7 +13,7 @@ from resnet_se.utils import lightning_private as internals
 
 
 class SaveOnSigterm(L.Callback):
-    """Saves a checkpoint in mid-epoch when SIGTERM stops training.
+    """Save a checkpoint in mid-epoch when SIGTERM stops training.
 
     Lightning stops after the step under way; in a validation, or between epochs, the
     last epoch's checkpoint stays.
