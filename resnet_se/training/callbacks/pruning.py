@@ -9,7 +9,6 @@ so that the trials of any launcher are compared.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -69,8 +68,6 @@ def open_study(
     )
 
 
-@validated
-@dataclass(eq=False)
 class Pruner(L.Callback):
     """Report each epoch's metric to the search, and end training where it is pruned.
 
@@ -84,13 +81,21 @@ class Pruner(L.Callback):
         least: epochs of the first rung.
     """
 
-    folder: Text
-    trial: Natural
-    metric: Literal["val/acc", "val/loss"]
-    rule: Rule
-    least: Count
-
-    def __post_init__(self) -> None:
+    # No dataclass: Hydra's `instantiate` takes one for a configuration, makes it a dict.
+    @validated
+    def __init__(
+        self,
+        folder: Text,
+        trial: Natural,
+        metric: Literal["val/acc", "val/loss"],
+        rule: Rule,
+        least: Count,
+    ):
+        self.folder = Path(folder)
+        self.trial = trial
+        self.metric = metric
+        self.rule = rule
+        self.least = least
         self.pruned = False
         self._trial: Any = None  # opened by rank 0
 
@@ -105,7 +110,7 @@ class Pruner(L.Callback):
         """Report the epochs that the study does not have, and return its decision."""
         if self._trial is None:
             rungs = (self.least, trainer.max_epochs)
-            study = open_study(Path(self.folder), self.metric, self.rule, *rungs)
+            study = open_study(self.folder, self.metric, self.rule, *rungs)
             # Optuna has no public way from a trial's number to the trial.
             frozen = study.get_trials(deepcopy=False)[self.trial]
             self._trial = import_optuna().trial.Trial(study, frozen._trial_id)

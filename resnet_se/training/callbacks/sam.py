@@ -9,7 +9,6 @@ For any optimizer: a hook gives its `step` a closure of two forward and backward
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import lightning as L
@@ -41,8 +40,6 @@ def perturbation(weights: Sequence[Tensor], rho: float, adaptive: bool) -> list[
     return list(torch._foreach_mul(steps, scales) if adaptive else steps)
 
 
-@validated
-@dataclass(eq=False)
 class SAM(L.Callback):
     """Step by the gradient at w + ε (`perturbation`) instead of that at w.
 
@@ -59,9 +56,11 @@ class SAM(L.Callback):
         UserError: a value out of its range.
     """
 
-    rho: Positive = 0.05
-    adaptive: bool = False
-    every: Count = 1
+    @validated
+    def __init__(self, rho: Positive = 0.05, adaptive: bool = False, every: Count = 1):
+        self.rho = rho
+        self.adaptive = adaptive
+        self.every = every
 
     def check_trainer(self, accumulate: int, precision: str) -> None:
         """Raise UserError where a step is not one batch that can be repeated."""
