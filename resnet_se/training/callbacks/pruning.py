@@ -81,7 +81,7 @@ class Pruner(L.Callback):
         least: epochs of the first rung.
     """
 
-    # No dataclass: Hydra's `instantiate` takes one for a configuration, makes it a dict.
+    # No dataclass: Hydra's `instantiate` makes a dict of one among its arguments.
     @validated
     def __init__(
         self,
