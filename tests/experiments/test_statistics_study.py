@@ -53,3 +53,62 @@ def test_a_small_simulation_finds_the_same(script):
     ]
     assert np.mean(covered) > 0.88
     assert found == script["simulate"](3)
+
+
+# --- recipes whose noise is unlike -------------------------------
+
+
+@pytest.fixture(scope="module")
+def unlike():
+    return runpy.run_path(str(FOLDER / "unlike_noise.py"))
+
+
+@pytest.fixture(scope="module")
+def of_unlike():
+    return json.loads((FOLDER / "unlike_noise.json").read_text())
+
+
+def test_the_readme_has_the_tables_of_the_simulation(unlike, of_unlike):
+    page = (FOLDER / "README.md").read_text()
+    assert unlike["by_setting"](of_unlike) in page
+    assert unlike["by_method"](of_unlike) in page
+
+
+def test_the_simulation_of_one_setting_finds_what_is_committed(unlike, of_unlike):
+    for k, n, name in ((6, 2, "log-uniform"), (6, 5, "unequal, noisy")):
+        again = unlike["row"](k, n, name, of_unlike["studies"], of_unlike["seed"])
+        (found,) = (
+            row
+            for row in of_unlike["rows"]
+            if (row["k"], row["n"], row["setting"]) == (k, n, name)
+        )
+        for method, figures in again["methods"].items():
+            assert figures == pytest.approx(found["methods"][method], abs=1e-3)
+
+
+def test_the_chosen_rule_holds_where_the_plan_says(of_unlike):
+    planned = [row for row in of_unlike["rows"] if row["setting"] != "a third noisy"]
+    assert len(planned) == 3 * 4 * 13
+    for row in planned:
+        assert row["methods"]["chosen"]["false"] <= 0.05
+        assert row["methods"]["chosen"]["cover"] >= 0.94
+    worst = max(row["methods"]["today, pooled"]["false"] for row in planned)
+    assert worst > 0.99  # one diverged seed
+    (alike,) = (
+        r for r in planned if (r["k"], r["n"], r["setting"]) == (22, 5, "alike")
+    )
+    assert alike["methods"]["chosen"]["power"] > 0.9
+
+
+def test_a_quantile_is_students_and_an_exact_width_the_sum_of_two(unlike):
+    from scipy import stats
+
+    for degrees in (1.0, 3.5, 40.0, np.inf):
+        expected = stats.t.isf(0.01, degrees)
+        found = unlike["quantile"](np.array(degrees), 0.02)
+        assert found == pytest.approx(expected, rel=1e-3)
+    accuracies = np.random.default_rng(0).normal(size=(1, 2, 4))
+    study = unlike["summary"](accuracies, np.array([4, 4]))
+    (half,) = unlike["banerjee"](study, unlike["own"](study), 0.05)[0]
+    total = study.variances.sum() / 4
+    assert half == pytest.approx(stats.t.isf(0.025, 3) * total**0.5, rel=1e-3)
