@@ -247,9 +247,9 @@ def test_an_experiment_is_a_recipe_a_model_and_its_delta(name):
 
 @pytest.mark.parametrize("name", ALL)
 def test_an_experiment_reads_few_files(name):
-    assert len(files(name)) <= 23
-    if name in THE_22:
-        assert len(files(name) - files("e01_vanilla_resnet20")) <= 6
+    """All that Hydra composes: train.yaml, the choice of every group, and its bases."""
+    assert len(files(name)) <= (22 if name in THE_22 + BEYOND else 28)
+    assert len(tree(name, "experiment") + tree(name, "recipe")) <= 3
 
 
 def test_an_se_network_inherits_no_vanilla_file():
