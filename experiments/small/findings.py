@@ -22,10 +22,10 @@ import pandas as pd
 from omegaconf import OmegaConf
 
 from resnet_se.analysis.canvas import draw
+from resnet_se.analysis.gate_figures import KINDS, ablation_rows
 from resnet_se.analysis.report.claims import claim_rows
 from resnet_se.analysis.report.compare import Comparison, Family, compare
 from resnet_se.analysis.report.differences import NBSP, differences
-from resnet_se.analysis.report.gates import KINDS, ablation_rows
 from resnet_se.analysis.report.groups import Group, Section, sections
 from resnet_se.analysis.report.notes import identical
 from resnet_se.analysis.report.runs import load

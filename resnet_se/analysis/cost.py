@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -101,22 +100,6 @@ def _timed(call: Callable[[], None], device: torch.device) -> float:
     for _ in range(TIMED_STEPS):
         call()
     return (now(device) - start) / TIMED_STEPS
-
-
-def milliseconds(
-    forwards: Sequence[Callable[[torch.Tensor], object]], images: torch.Tensor
-) -> list[float]:
-    """Return the time of one batch through each, interleaved: medians of the rounds."""
-    images = images.contiguous()
-    times: list[list[float]] = [[] for _ in forwards]
-    for forward in forwards:
-        forward(images)
-    while len(times[0]) < 5 or (sum(map(sum, times)) < 1 and len(times[0]) < 100):
-        for forward, elapsed in zip(forwards, times, strict=True):
-            start = now(images.device)
-            forward(images)
-            elapsed.append(now(images.device) - start)
-    return [1e3 * statistics.median(elapsed) for elapsed in times]
 
 
 def _limited(batches: int, limit: float) -> int:

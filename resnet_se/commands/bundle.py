@@ -15,7 +15,7 @@ import os
 import tempfile
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import jinja2
 from omegaconf import DictConfig
@@ -26,7 +26,7 @@ from resnet_se.inference.pretrained import Pretrained, read
 from resnet_se.models.complexity import parameter_counts
 from resnet_se.runs import bundle
 from resnet_se.utils.errors import UserError
-from resnet_se.utils.files import atomic_file
+from resnet_se.utils.files import atomic_file, writing
 
 # Say where and how a run was made, on whose machine; no part of what it is.
 PRIVATE = (
@@ -57,7 +57,7 @@ def network(trust: bool = False):
 
 
 def bundle_run(cfg: DictConfig) -> Path:
-    """Writes the folder and the .zip; returns the folder.
+    """Write the folder and the .zip; return the folder.
 
     Raises:
         UserError: no run there, or `out` is something else than a bundle already.
@@ -65,16 +65,13 @@ def bundle_run(cfg: DictConfig) -> Path:
     model = read(cfg.run)
     if model.note:
         print(f"note: {model.note}")
-    experiment = (model.record or {}).get("experiment", "network")
-    name = f"{experiment}-{model.source.resolve().name.removesuffix('.zip')}"
-    out = Path(cfg.out or Path("bundles", name))
+    out = Path(cfg.out or Path("bundles", model.default_name))
     if out.suffix == ".zip":
         out = out.with_suffix("")
     if out.exists() and not (out / bundle.MANIFEST).is_file() and _is_full(out):
         raise UserError(f"out: {out} is there and is no bundle; name another")
-    files = _files(model, name)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
+    files = _files(model)
+    with writing(out, folder=out.parent):
         with tempfile.TemporaryDirectory(dir=out.parent, prefix=".bundle-") as folder:
             new = Path(folder, "new")
             new.mkdir()
@@ -84,9 +81,7 @@ def bundle_run(cfg: DictConfig) -> Path:
                 os.replace(out, Path(folder, "old"))
             os.replace(new, out)
         with atomic_file(out.with_name(f"{out.name}.zip")) as file:
-            _zip(file, out.name, files)
-    except OSError as error:
-        raise UserError(f"out: cannot write {out}: {error.strerror}") from None
+            _write_zip(file, out.name, files)
     size = sum(map(len, files.values())) / 1e6
     print(f"{out} and {out}.zip: {size:.1f} MB, {', '.join(files)}")
     return out
@@ -96,7 +91,7 @@ def _is_full(path: Path) -> bool:
     return not path.is_dir() or any(path.iterdir())
 
 
-def _files(model: Pretrained, name: str) -> dict[str, bytes]:
+def _files(model: Pretrained) -> dict[str, bytes]:
     weights = {k: v.contiguous() for k, v in model.net.state_dict().items()}
     files = {
         bundle.WEIGHTS: save(weights),
@@ -113,7 +108,7 @@ def _files(model: Pretrained, name: str) -> dict[str, bytes]:
         "files": {k: hashlib.sha256(v).hexdigest() for k, v in files.items()},
     }
     files[bundle.MANIFEST] = _json(manifest)
-    files["README.md"] = _card(model, name).encode()
+    files["README.md"] = _card(model).encode()
     files["hubconf.py"] = HUBCONF.encode()
     return files
 
@@ -141,11 +136,11 @@ def _public_record(record: dict[str, Any] | None) -> dict[str, Any] | None:
     return record | {"overrides": overrides}
 
 
-def _card(model: Pretrained, name: str) -> str:
+def _card(model: Pretrained) -> str:
     record = model.record or {}
     test = record.get("test") or {}
     figures = {"test accuracy": "acc", "test accuracy with TTA": "acc_tta"}
-    environment = jinja2.Environment(
+    templates = jinja2.Environment(
         loader=jinja2.PackageLoader("resnet_se.runs", "."),
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
@@ -153,8 +148,8 @@ def _card(model: Pretrained, name: str) -> str:
         keep_trailing_newline=True,
     )
     unknown = {"name": "unknown", "origin": "no record"}
-    return environment.get_template("card.md.j2").render(
-        name=name,
+    return templates.get_template("card.md.j2").render(
+        name=model.default_name,
         classes=model.classes,
         size=model.size,
         parameters=parameter_counts(model.net)["total"],
@@ -167,8 +162,8 @@ def _card(model: Pretrained, name: str) -> str:
     )
 
 
-def _zip(file: Any, folder: str, files: dict[str, bytes]) -> None:
-    """Always the same bytes for the same files."""
+def _write_zip(file: BinaryIO, folder: str, files: dict[str, bytes]) -> None:
+    """Write the same bytes for the same files at any time."""
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, content in files.items():
             info = zipfile.ZipInfo(f"{folder}/{name}")

@@ -7,7 +7,6 @@ The configuration and the data are the run's; nothing in its directory is change
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +22,14 @@ from resnet_se.config.validate import check_saved
 from resnet_se.runs.record import read_result
 from resnet_se.training.evaluation import score
 from resnet_se.utils.errors import UserError, nearest
-from resnet_se.utils.files import atomic_file
+from resnet_se.utils.files import write_json
 from resnet_se.utils.validation import check_value
 
 CHECKPOINTS = ("best", "last")
 
 
 def evaluate(cfg: DictConfig) -> dict[str, Any]:
-    """The `val` and `test` fields of a run's checkpoint, measured anew.
+    """Return the `val` and `test` fields of a run's checkpoint, measured anew.
 
     Raises:
         UserError: no run there, another architecture, or other data than it was
@@ -67,21 +66,20 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     )
     load_weights(model, data, ckpt)
     figures = score(trainer, model, data)
-    _print_table(cfg, figures, result)
+    _print_table(f"{cfg.run}, {cfg.ckpt}.ckpt", figures, result)
     if cfg.out:
         record = {"run": str(run_dir), "ckpt": cfg.ckpt, **figures}
         record["tta"] = OmegaConf.to_container(of_run.tta)
-        with atomic_file(Path(cfg.out)) as file:
-            file.write(json.dumps(record, indent=2).encode() + b"\n")
+        write_json(Path(cfg.out), record)
     return figures
 
 
-def _print_table(cfg: DictConfig, now: dict[str, Any], then: dict[str, Any]) -> None:
-    table = Table(title=f"{cfg.run}, {cfg.ckpt}.ckpt")
+def _print_table(title: str, now: dict[str, Any], then: dict[str, Any]) -> None:
+    table = Table(title=title)
     for name in ("", "now", "in result.json"):
         table.add_column(name, justify="right" if name else "left")
 
-    def show(value: Any, percent: bool) -> str:
+    def cell(value: Any, percent: bool) -> str:
         if not isinstance(value, int | float):
             return "–"
         return f"{value:.2%}" if percent else f"{value:.4f}"
@@ -97,7 +95,7 @@ def _print_table(cfg: DictConfig, now: dict[str, Any], then: dict[str, Any]) -> 
         percent = metric.startswith("acc")
         before = then.get(part, {}).get(metric)
         table.add_row(
-            f"{part}/{metric}", show(now[part][metric], percent), show(before, percent)
+            f"{part}/{metric}", cell(now[part][metric], percent), cell(before, percent)
         )
     Console().print(table)
 

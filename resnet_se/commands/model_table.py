@@ -23,7 +23,7 @@ from resnet_se.config.validate import build
 
 
 def counts(model: DictConfig) -> dict[str, int]:
-    """{trainable, non_trainable, total, macs, layers} of a composed `model`."""
+    """Return {trainable, non_trainable, total, macs, layers} of a composed `model`."""
     import torch
 
     from resnet_se.models.complexity import network_summary
@@ -33,7 +33,7 @@ def counts(model: DictConfig) -> dict[str, int]:
 
 
 def presets() -> dict[str, dict[str, Any]]:
-    """{preset: its `counts`}, by name; `small` in it holds those of its small twin."""
+    """Return {preset: its `counts`}, by name; `small` in it holds those of its small twin."""
     rows: dict[str, dict[str, Any]] = {}
     with initialize_config_dir(str(CONF), version_base="1.3"):
         budgets = [compose("train", [f"budget={b}"]).budget for b in ("paper", "small")]

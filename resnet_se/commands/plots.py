@@ -26,12 +26,13 @@ from resnet_se.config.compose import load_config, run
 from resnet_se.runs.record import read_result
 from resnet_se.training.mixing import Mixing
 from resnet_se.utils.errors import UserError
+from resnet_se.utils.files import writing
 
 ARRAYS = ("labels", "logits", "val_labels", "val_logits")
 
 
 def plots(cfg: DictConfig) -> list[str]:
-    """Draws what can be drawn; the names of the pictures.
+    """Draw what can be drawn; return the names of the pictures.
 
     Raises:
         UserError: no run there, nothing to draw, or nowhere to write.
@@ -42,23 +43,21 @@ def plots(cfg: DictConfig) -> list[str]:
         raise UserError(f"run: expected a run directory, got {cfg.run!r}")
     of_run = load_config(run_dir)
     missing: list[str] = []
-    found: dict[str, Any] = {"history": _history(run_dir, missing)}
-    found |= _predictions(run_dir, missing)
-    found |= _of_data(run_dir, result, missing)
-    found["soft_targets"] = validate.build("mixing", of_run.mixing) != Mixing()
-    found["best_epoch"] = result.get("best_epoch")
-    if found["best_epoch"] is None:  # not finished: of what there is
-        losses = {
-            row["val/loss"]: i
-            for i, row in enumerate(found["history"])
-            if "val/loss" in row
-        }
-        found["best_epoch"] = losses[min(losses)] if losses else None
+    history = _history(run_dir, missing)
+    best_epoch = result.get("best_epoch")
+    if best_epoch is None:  # not finished: of what there is
+        losses = {r["val/loss"]: i for i, r in enumerate(history) if "val/loss" in r}
+        best_epoch = losses[min(losses)] if losses else None
     out = Path(cfg.out or run_dir / "plots")
-    try:
-        names = run_figures.save_run_plots(out, **found)
-    except OSError as error:
-        raise UserError(f"out: cannot write {out}: {error.strerror}") from None
+    with writing(out):
+        names = run_figures.save_run_plots(
+            out,
+            history=history,
+            best_epoch=best_epoch,
+            soft_targets=validate.build("mixing", of_run.mixing) != Mixing(),
+            **_predictions(run_dir, missing),
+            **_images(run_dir, result, missing),
+        )
     console = Console(highlight=False)
     for sentence in missing:
         console.print(f"left out: {sentence}", soft_wrap=True)
@@ -71,7 +70,7 @@ def plots(cfg: DictConfig) -> list[str]:
 
 
 def _history(run_dir: Path, missing: list[str]) -> run_figures.History:
-    """The rows of metrics.csv, an empty cell leaving its column out."""
+    """Return the rows of metrics.csv, an empty cell leaving its column out."""
     path = run_dir / "metrics.csv"
     try:
         with path.open(newline="") as file:
@@ -88,25 +87,25 @@ def _history(run_dir: Path, missing: list[str]) -> run_figures.History:
 
 def _predictions(run_dir: Path, missing: list[str]) -> dict[str, Any]:
     path = run_dir / "predictions.npz"
-    what = "confusion, classes, reliability and mistakes"
+    pictures = "confusion, classes, reliability and mistakes"
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            found = {n: torch.from_numpy(arrays[n]) for n in ARRAYS if n in arrays}
+            loaded = {n: torch.from_numpy(arrays[n]) for n in ARRAYS if n in arrays}
     except FileNotFoundError:
-        missing.append(f"{what}: no {path}, which the test at the end writes")
+        missing.append(f"{pictures}: no {path}, which the test at the end writes")
         return {}
     except (OSError, ValueError, zipfile.BadZipFile) as error:
-        missing.append(f"{what}: {path} cannot be read ({error})")
+        missing.append(f"{pictures}: {path} cannot be read ({error})")
         return {}
-    if "val_logits" not in found:
+    if "val_logits" not in loaded:
         missing.append(
             f"reliability after temperature scaling: {path} is of an earlier version, "
             "without validation logits"
         )
-    return found
+    return loaded
 
 
-def _of_data(
+def _images(
     run_dir: Path, result: dict[str, Any], missing: list[str]
 ) -> dict[str, Any]:
     recorded = result.get("data") or {}

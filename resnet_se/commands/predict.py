@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple, TextIO
 
 import torch
 from omegaconf import DictConfig, ListConfig
@@ -32,8 +32,10 @@ from resnet_se.config.compose import run
 from resnet_se.data.inference_inputs import Pictures, batches, find_pictures
 from resnet_se.data.reading import first_few
 from resnet_se.inference.pretrained import Pretrained, read
+from resnet_se.models.tta import TTA
+from resnet_se.utils.console import count_of
 from resnet_se.utils.errors import UserError, nearest
-from resnet_se.utils.files import atomic_file
+from resnet_se.utils.files import atomic_file, writing
 from resnet_se.utils.system import accelerator
 
 FORMATS = (".csv", ".jsonl")
@@ -43,7 +45,7 @@ Write = Callable[[str, list[str], list[float]], None]
 
 
 class Summary(NamedTuple):
-    """What was seen: `confusion` (K, K) counts label × predicted, where labels are."""
+    """The pictures classified; `confusion` (K, K) counts label × predicted."""
 
     pictures: int
     broken: list[str]
@@ -61,7 +63,7 @@ class Summary(NamedTuple):
 
 
 def predict(cfg: DictConfig) -> Summary:
-    """Writes a row a picture.
+    """Write a row a picture.
 
     Raises:
         UserError: as `load` and `find_pictures`; and, once all the others are written,
@@ -80,30 +82,38 @@ def predict(cfg: DictConfig) -> Summary:
         print(f"note: {model.note}", file=sys.stderr)
     model.to(accelerator(cfg.accelerator))
     top = min(cfg.top, len(model.classes))
+    named = validate.build("tta", cfg.tta) if cfg.get("tta") else None
+    views = model.views(True) if cfg.own_tta else named
     with find_pictures(map(str, inputs)) as pictures, _rows(out, top) as write:
-        summary = _classify(cfg, model, pictures, top, write)
+        summary = _classify(model, pictures, views, cfg.batch_size, top, write)
     _print_summary(model, summary)
     if summary.broken:
         raise UserError(
             f"inputs: {len(summary.broken):,} of "
-            f"{summary.pictures + len(summary.broken):,} pictures could not be read: "
+            f"{count_of(summary.pictures + len(summary.broken), 'picture')} could not "
+            f"be read: "
             f"{first_few(summary.broken)}"
         )
     return summary
 
 
 def _classify(
-    cfg: DictConfig, model: Pretrained, pictures: Pictures, top: int, write: Write
+    model: Pretrained,
+    pictures: Pictures,
+    views: TTA | None,
+    batch_size: int,
+    top: int,
+    write: Write,
 ) -> Summary:
-    named = validate.build("tta", cfg.tta) if cfg.get("tta") else None
-    views = model.views(True) if cfg.own_tta else named
+    """Write the rows; those that cannot be read are named on stderr."""
     k = len(model.classes)
     number = {name: i for i, name in enumerate(model.classes)}
     confusion = torch.zeros(k * k, dtype=torch.int64)
-    done, broken = 0, []
+    done = 0
+    broken: list[str] = []
     started = time.perf_counter()
     with _bar(pictures) as advance:
-        for batch in batches(pictures, model.size, cfg.batch_size):
+        for batch in batches(pictures, model.size, batch_size):
             for name, why in batch.broken.items():
                 print(f"skipped {name}: {why}", file=sys.stderr)
                 broken.append(name)
@@ -128,21 +138,18 @@ def _classify(
 
 @contextmanager
 def _rows(out: Path | None, top: int) -> Iterator[Write]:
-    """Yields `write(path, classes, probabilities)`; the file is whole or not there."""
+    """Yield `write(path, classes, probabilities)`; the file is whole or not there."""
     if out is None:
         yield _csv(sys.stdout, top)
         return
-    try:
-        with atomic_file(out) as file:
-            text = io.TextIOWrapper(file, encoding="utf-8", newline="")
-            yield _csv(text, top) if out.suffix == ".csv" else _json_lines(text)
-            text.flush()
-            text.detach()
-    except OSError as error:
-        raise UserError(f"out: cannot write {out}: {error.strerror}") from None
+    with writing(out), atomic_file(out) as file:
+        text = io.TextIOWrapper(file, encoding="utf-8", newline="")
+        yield _csv(text, top) if out.suffix == ".csv" else _json_lines(text)
+        text.flush()
+        text.detach()
 
 
-def _csv(file: Any, top: int) -> Write:
+def _csv(file: TextIO, top: int) -> Write:
     table = csv.writer(file, lineterminator="\n")
     ranks = [""] + [f"_{i}" for i in range(2, top + 1)]
     columns = [f"{name}{rank}" for rank in ranks for name in ("class", "probability")]
@@ -155,7 +162,7 @@ def _csv(file: Any, top: int) -> Write:
     return write
 
 
-def _json_lines(file: Any) -> Write:
+def _json_lines(file: TextIO) -> Write:
     def write(path: str, names: list[str], chances: list[float]) -> None:
         pairs = zip(names, chances, strict=True)
         top = [{"class": n, "probability": round(p, 6)} for n, p in pairs]
@@ -180,13 +187,13 @@ def _bar(pictures: Pictures) -> Iterator[Callable[[int], None]]:
 def _print_summary(model: Pretrained, summary: Summary) -> None:
     console = Console(stderr=True, highlight=False)
     rate = summary.pictures / max(summary.seconds, 1e-9)
-    closing = f"{summary.pictures:,} pictures in {summary.seconds:.1f} s"
+    closing = f"{count_of(summary.pictures, 'picture')} in {summary.seconds:.1f} s"
     console.print(f"{closing}, {rate:,.0f} images/s", soft_wrap=True)
     if summary.accuracy is None:
         return
     known = "" if summary.labelled == summary.pictures else " whose folder is a class"
     console.print(
-        f"accuracy {summary.accuracy:.2%} of {summary.labelled:,} pictures{known}",
+        f"accuracy {summary.accuracy:.2%} of {count_of(summary.labelled, 'picture')}{known}",
         soft_wrap=True,
     )
     if len(model.classes) > WIDE:

@@ -1,4 +1,4 @@
-"""What went into a run's hash, or which keys make two runs differ.
+"""Prints the setting in a run's hash, or the keys in which two runs differ.
 
 resnet-se record RUN
 resnet-se record RUN RUN
@@ -17,7 +17,7 @@ from resnet_se.utils.errors import UserError
 
 
 def difference(a: dict[str, Any], b: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """The keys of two flat settings whose values differ; a missing one is None."""
+    """Return the keys of two flat settings whose values differ; a missing one is None."""
     return {
         key: (a.get(key), b.get(key))
         for key in sorted(a.keys() | b.keys())
@@ -53,7 +53,7 @@ def main() -> None:
     if len(settings) == 1:
         print(json.dumps({"config_hash": settings[0][0], **settings[0][1]}, indent=2))
         return
-    (first, ours), (second, theirs) = settings
+    (first, setting), (second, other) = settings
     print(f"{first} {second}" if first != second else f"both {first}")
-    for key, (a, b) in difference(ours, theirs).items():
+    for key, (a, b) in difference(setting, other).items():
         print(f"  {key}: {a!r} → {b!r}")

@@ -1,4 +1,4 @@
-"""Runs a finished run again and says what agrees, to which digit.
+"""Trains a finished run again and compares the two, digit by digit.
 
     resnet-se reproduce RUN [--keep DIR]
 
@@ -37,20 +37,22 @@ FIGURES = (
 
 
 def command_of(run_dir: Path, record: dict[str, Any], runs_dir: Path) -> list[str]:
-    """The command line that trains the run again, its files under `runs_dir`."""
-    told = [o for o in record["overrides"] if not o.startswith("trainer.precision=")]
-    told += [f"trainer.precision={record['hardware']['precision']}"]
-    told += [f"runs_dir={runs_dir}", "plots=false", "logger=none"]
+    """Return the command line that trains the run again, its files under `runs_dir`."""
+    overrides = [
+        o for o in record["overrides"] if not o.startswith("trainer.precision=")
+    ]
+    overrides += [f"trainer.precision={record['hardware']['precision']}"]
+    overrides += [f"runs_dir={runs_dir}", "plots=false", "logger=none"]
     root = load_config(run_dir).data.source.get("root")
     if root is not None:
-        told.append(f"data.source.root={root}")
-    if not any(o.startswith("seed=") for o in told):
-        told.append(f"seed={record['seed']}")
-    return [sys.executable, "-m", "resnet_se.train", *told]
+        overrides.append(f"data.source.root={root}")
+    if not any(o.startswith("seed=") for o in overrides):
+        overrides.append(f"seed={record['seed']}")
+    return [sys.executable, "-m", "resnet_se.train", *overrides]
 
 
 def digits(a: float | None, b: float | None) -> str:
-    """How far two figures agree: `equal`, or the digits that they share."""
+    """Return `equal`, or the digits that two figures share."""
     if a == b:
         return "equal"
     if a is None or b is None:
@@ -59,13 +61,13 @@ def digits(a: float | None, b: float | None) -> str:
     return f"{max(0, math.floor(shared))} digits ({a:.6g}, {b:.6g})"
 
 
-def weights_agree(ours: Path, theirs: Path) -> str:
-    """How far the weights of two best checkpoints agree."""
+def weights_agree(first: Path, second: Path) -> str:
+    """Compare the weights of two runs' best checkpoints; return the result in words."""
     from resnet_se.runs import checkpoint
 
     a, b = (
         checkpoint.read(run / "checkpoints" / checkpoint.BEST)["state_dict"]
-        for run in (ours, theirs)
+        for run in (first, second)
     )
     if a.keys() != b.keys():
         return "other tensors"
@@ -74,20 +76,20 @@ def weights_agree(ours: Path, theirs: Path) -> str:
 
 
 def differences(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Where two records' environments differ, a line each."""
+    """Return a line for each difference of two records' environments."""
     lines = []
     for part in ("git", "versions", "hardware"):
-        ours, theirs = then.get(part) or {}, now.get(part) or {}
+        old, new = then.get(part) or {}, now.get(part) or {}
         lines += [
-            f"{part}.{key}: {ours.get(key)} → {theirs.get(key)}"
-            for key in sorted(ours.keys() | theirs.keys())
-            if ours.get(key) != theirs.get(key)
+            f"{part}.{key}: {old.get(key)} → {new.get(key)}"
+            for key in sorted(old.keys() | new.keys())
+            if old.get(key) != new.get(key)
         ]
     return lines
 
 
 def reproduce(run_dir: Path, folder: Path) -> bool:
-    """Trains again under `folder` and prints the comparison; whether all agrees.
+    """Train again under `folder`, print the comparison; return true if all agrees.
 
     Raises:
         UserError: the run is not finished, or does not train again.
@@ -111,12 +113,14 @@ def reproduce(run_dir: Path, folder: Path) -> bool:
             print(f"environment: {line}")
     same_hash = record["config_hash"] == result["config_hash"]
     print(f"hash: {'equal' if same_hash else 'differs: see resnet-se record'}")
-    told = {"weights": weights_agree(run_dir, again)}
+    agreement = {"weights": weights_agree(run_dir, again)}
     for part, key in FIGURES:
-        told[f"{part}/{key}"] = digits(record[part].get(key), result[part].get(key))
-    for name, text in told.items():
+        agreement[f"{part}/{key}"] = digits(
+            record[part].get(key), result[part].get(key)
+        )
+    for name, text in agreement.items():
         print(f"{name}: {text}")
-    return all(text.startswith("equal") for text in told.values())
+    return all(text.startswith("equal") for text in agreement.values())
 
 
 def main() -> None:

@@ -83,6 +83,17 @@ class Pretrained(nn.Module):
         self.note = note
         self.eval().requires_grad_(False)
 
+    @property
+    def experiment(self) -> str:
+        """The experiment's name, `network` where there is no record."""
+        return str((self.record or {}).get("experiment", "network"))
+
+    @property
+    def default_name(self) -> str:
+        """`quickstart-seed0-2bd93f94`: of files made from it that nobody named."""
+        name = self.source.resolve().name.removesuffix(".zip")
+        return f"{self.experiment}-{name}"
+
     def preprocess(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W), uint8 or float in 0..1 → normalised, of `size`."""
         if images.is_floating_point():

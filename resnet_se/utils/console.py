@@ -97,6 +97,11 @@ def print_closing_table(result: dict[str, Any], run_dir: Path) -> None:
     console.print(table)
 
 
+def count_of(n: int, noun: str) -> str:
+    """Return `1 picture`, `1,200 pictures`."""
+    return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
+
+
 def clock(seconds: float) -> str:
     """Return a duration such as `4 min 18 s`."""
     minutes, rest = divmod(round(seconds), 60)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import stat
@@ -9,7 +10,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from filelock import FileLock, Timeout
 
@@ -38,6 +39,30 @@ def atomic_file(path: Path, backup: Path | None = None) -> Iterator[BinaryIO]:
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def writing(out: Path, folder: Path | None = None) -> Iterator[None]:
+    """Name `out` in the error of a system that does not let it be written.
+
+    Args:
+        folder: is made first.
+
+    Raises:
+        UserError: in place of the body's OSError.
+    """
+    try:
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        raise UserError(f"out: cannot write {out}: {error.strerror}") from None
+
+
+def write_json(path: Path, value: Any, indent: int = 2) -> None:
+    """Write a value as a whole JSON file; raises as `writing`."""
+    with writing(path), atomic_file(path) as file:
+        file.write(json.dumps(value, indent=indent).encode() + b"\n")
 
 
 def read_regular(path: Path, max_bytes: int) -> bytes:

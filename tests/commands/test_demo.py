@@ -23,7 +23,7 @@ from PIL import Image
 import resnet_se
 from resnet_se.commands import demo
 from resnet_se.commands.demo import drawing
-from resnet_se.commands.demo.exhibits import NEAREST, Exhibit, Labelled, find_tests
+from resnet_se.commands.demo.panels import NEAREST, ModelPanel, TestSet, find_test_set
 from tests.conftest import Run, call
 
 needs_gradio = pytest.mark.skipif(
@@ -32,16 +32,16 @@ needs_gradio = pytest.mark.skipif(
 
 
 @pytest.fixture(scope="module")
-def exhibit(finished: Run) -> Exhibit:
+def exhibit(finished: Run) -> ModelPanel:
     model = resnet_se.load(finished.folder)
-    tests, why = find_tests([model])
+    tests, why = find_test_set([model])
     assert why == ""
-    return Exhibit(model, tests)
+    return ModelPanel(model, tests)
 
 
 @pytest.fixture(scope="module")
-def tests(exhibit: Exhibit) -> Labelled:
-    return find_tests([exhibit.model])[0]
+def tests(exhibit: ModelPanel) -> TestSet:
+    return find_test_set([exhibit.model])[0]
 
 
 # --- answers -----------------------------------------------------
@@ -87,7 +87,7 @@ def test_mistakes_are_the_run_s_and_the_nearest_come_first(exhibit, tests, finis
 
 def test_a_record_of_other_labels_spares_no_image(exhibit, tests):
     relabelled = tests._replace(labels=tests.labels.roll(1))
-    changed = Exhibit(exhibit.model, relabelled)
+    changed = ModelPanel(exhibit.model, relabelled)
     predicted = exhibit.model.predict(tests.images).probabilities.argmax(1)
     assert len(changed.mistakes) == int((predicted != relabelled.labels).sum())
 
@@ -95,10 +95,10 @@ def test_a_record_of_other_labels_spares_no_image(exhibit, tests):
 def test_a_bundle_brings_no_data_and_a_plain_network_has_no_gates(command, finished):
     assert command("bundle", f"run={finished.folder}", "out=made") == 0
     model = resnet_se.load("made")
-    none, why = find_tests([model])
+    none, why = find_test_set([model])
     assert none is None
     model.net = resnet_se.build("vanilla_resnet20").eval()
-    plain = Exhibit(model, none)
+    plain = ModelPanel(model, none)
     answer = plain.answer(torch.zeros(3, 32, 32, dtype=torch.uint8))
     shown = drawing.html(answer, why)
     assert "no SE blocks" in shown
@@ -254,7 +254,7 @@ def _drop(page, path: Path, says: str) -> None:
 def test_clicked_through(served, finished):
     page, folder = served.page, served.folder
     model = resnet_se.load(finished.folder)
-    tests, _ = find_tests([model])
+    tests, _ = find_test_set([model])
     picture = folder / "mine.png"
     drawing.picture(tests.images[5]).resize((200, 150)).save(picture)
 

@@ -214,7 +214,7 @@ def read_as_record(content: bytes) -> None:
                 console.print_closing_line(result, folder)
             figures = {"val": {"acc": 0.5, "loss": 1}, "test": dict.fromkeys(
                 ("acc", "acc_tta", "loss", "ece"), 0.5)}  # fmt: skip
-            _print_table(SimpleNamespace(run="run", ckpt="best"), figures, result)
+            _print_table("run, best.ckpt", figures, result)
 
 
 STATUS = st.sampled_from(["finished", *record.STATUSES])

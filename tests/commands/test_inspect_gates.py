@@ -13,10 +13,10 @@ from PIL import Image
 from torch import Tensor
 
 import resnet_se
-from resnet_se.analysis.report import gates as report_gates
+from resnet_se.analysis import gate_study
+from resnet_se.analysis.report.gates import read_study
 from resnet_se.analysis.report.runs import load
 from resnet_se.analysis.report.significance import images_only
-from resnet_se.commands import inspect_gates
 from resnet_se.data.loaders import stratified_split
 from resnet_se.data.synthetic import Synthetic
 from resnet_se.runs import checkpoint
@@ -39,7 +39,7 @@ def strong(finished: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
             tensor.mul_(6)
     checkpoint.write(run / "checkpoints/best.ckpt", saved)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(inspect_gates, "milliseconds", lambda nets, images: [2.0, 1.0])
+        patch.setattr(gate_study, "milliseconds", lambda nets, images: [2.0, 1.0])
         assert call(folder, "inspect", f"run={run}", "images=40", "maps=[3,0]") == 0
     return run
 
@@ -146,13 +146,13 @@ def test_what_was_found_of_another_run_is_not_taken_for_this_one_s(
         text = text.replace('"config_hash": "', '"config_hash": "x')
     file.write_text("{" if hash_is == "none" else text)
     (loaded,) = load([str(run)]).runs
-    assert (report_gates.read(loaded) is not None) == (hash_is == "its own")
+    assert (read_study(loaded) is not None) == (hash_is == "its own")
 
 
 def test_two_runs_side_by_side_one_of_them_unfinished(
     strong, tmp_path, capsys, monkeypatch
 ):
-    monkeypatch.setattr(inspect_gates, "milliseconds", lambda nets, images: [2.0, 1.0])
+    monkeypatch.setattr(gate_study, "milliseconds", lambda nets, images: [2.0, 1.0])
     strong = shutil.copytree(strong, tmp_path / "strong")
     other = shutil.copytree(strong, tmp_path / "other")
     shutil.rmtree(other / "inspect")

@@ -13,12 +13,12 @@ import torch
 from torch import nn
 
 import resnet_se
-from resnet_se.analysis.cost import milliseconds
-from resnet_se.commands import export
+from resnet_se.inference import export
 from resnet_se.models.fusion import fold_batchnorm, mean_gates, with_mean_gates
 from resnet_se.models.layers import SqueezeExcite
 from resnet_se.models.resnet import POOLING, ResNet
 from resnet_se.utils.errors import UserError
+from resnet_se.utils.system import milliseconds
 from tests.conftest import Run
 
 POSITIONS = ("standard", "pre", "post", "identity")
@@ -222,8 +222,9 @@ def test_one_sentence_for_each_mistake(command, run, tmp_path, capsys, arguments
 def test_nothing_is_written_beyond_the_tolerance(
     command, run, tmp_path, capsys, monkeypatch
 ):
-    opened = export._opened
-    monkeypatch.setattr(export, "_opened", lambda *a: lambda x: opened(*a)(x) + 0.1)
+    opened = export._open_exported
+    shifted = lambda *a: lambda x: opened(*a)(x) + 0.1  # noqa: E731
+    monkeypatch.setattr(export, "_open_exported", shifted)
     assert command("export", run, "format=safetensors", "out=here/a.safetensors") == 2
     assert "differ by 0.1, more than" in capsys.readouterr().err
     assert list(Path(tmp_path, "here").iterdir()) == []

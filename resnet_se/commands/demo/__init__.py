@@ -26,17 +26,19 @@ from resnet_se.utils.errors import UserError
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
+    from resnet_se.inference.pretrained import Pretrained
+
 # Neither counted nor asked after a newer version; the uploads' folder is its own.
 QUIET = {
     "GRADIO_ANALYTICS_ENABLED": "False",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "HF_HUB_OFFLINE": "1",
 }
-MAX_FILE = "20mb"  # of an upload; its pixels are limited in `data.pictures`
+MAX_FILE = "20mb"  # of an upload; its pixels are limited in `data.decode`
 
 
 def demo(cfg: DictConfig) -> None:
-    """Serves the page until Ctrl-C or SIGTERM.
+    """Serve the page until Ctrl-C or SIGTERM.
 
     Raises:
         UserError: as `load`; gradio is not installed, or the port is not to be had.
@@ -47,7 +49,8 @@ def demo(cfg: DictConfig) -> None:
     _check_port(cfg.host, cfg.port)
     with tempfile.TemporaryDirectory(prefix="resnet-se-demo-") as folder:
         os.environ.update(QUIET, GRADIO_TEMP_DIR=folder)
-        _serve(cfg, runs, Path(folder))
+        models = _read_models(runs, bool(cfg.trust), cfg.accelerator)
+        _serve(models, cfg.host, cfg.port, Path(folder))
 
 
 def _check_port(host: str, port: int) -> None:
@@ -69,24 +72,29 @@ def _check_port(host: str, port: int) -> None:
         ) from None
 
 
-def _serve(cfg: DictConfig, runs: list[Any], folder: Path) -> None:
-    from resnet_se.commands.demo import page
-    from resnet_se.commands.demo.exhibits import Exhibit, find_tests
+def _read_models(runs: list[Any], trust: bool, wanted: str) -> list[Pretrained]:
     from resnet_se.inference.pretrained import read
     from resnet_se.utils.system import accelerator
 
-    device = accelerator(cfg.accelerator)
-    models = [read(path, bool(cfg.trust)).to(device) for path in runs]
+    device = accelerator(wanted)
+    models = [read(path, trust).to(device) for path in runs]
     for model in models:
         if model.note:
             print(f"note: {model.note}", file=sys.stderr)
-    tests, missing = find_tests(models)
-    exhibits = [Exhibit(model, tests) for model in models]
-    blocks = page.build(exhibits, tests, missing, folder)
+    return models
+
+
+def _serve(models: list[Pretrained], host: str, port: int, folder: Path) -> None:
+    from resnet_se.commands.demo import page
+    from resnet_se.commands.demo.panels import ModelPanel, find_test_set
+
+    tests, missing = find_test_set(models)
+    panels = [ModelPanel(model, tests) for model in models]
+    blocks = page.build_page(panels, tests, missing, folder)
     ended = threading.Event()
     for name in (signal.SIGINT, signal.SIGTERM):
         signal.signal(name, lambda *_: ended.set())
-    url = page.launch(blocks, cfg.host, cfg.port, MAX_FILE)
+    url = page.launch(blocks, host, port, MAX_FILE)
     try:
         print(f"{url}  (Ctrl-C ends it)", flush=True)
         ended.wait()

@@ -1,6 +1,6 @@
 """Answers as HTML, their pictures inside: nothing of a visitor's lies on disk.
 
-Class names and messages may be a stranger's: the template escapes them.
+Class names and messages may be untrusted: the template escapes them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
-from resnet_se.commands.demo.exhibits import Answer
+from resnet_se.commands.demo.panels import Answer
 
 SCALE = 6  # of small pictures, so that a map's shades have room
 INK = "#8a8f98"  # legible on white and on black
@@ -26,14 +26,16 @@ STAGES = ("#4c8fd6", "#e0852b", "#4aa564", "#a56cc1")
 
 
 def html(answer: Answer, missing: str) -> str:
-    """All but the classes' probabilities; `missing`: why there are no mistakes."""
+    """Return all but the probabilities; `missing`: why there are no mistakes."""
     height, width = answer.picture.shape[1:]
     return _TEMPLATE.render(
         picture=uri(picture(answer.picture)),
         size=f"{width} × {height}",
         maps=[(name, uri(overlay(answer.picture, m))) for name, m in answer.maps],
         gates=uri(gates_figure(answer.gates)) if answer.gates else "",
-        nearest=[m._replace(image=uri(picture(m.image))) for m in answer.nearest],
+        nearest=[
+            {**m._asdict(), "image": uri(picture(m.image))} for m in answer.nearest
+        ],
         missing=missing or "it makes none in this test set, or has seen another",
     )
 
@@ -44,19 +46,19 @@ _TEMPLATE = jinja2.Environment(autoescape=True).from_string(
 
 
 def uri(image: Image.Image) -> str:
-    """A PNG inside of an HTML page."""
+    """Return a PNG inside of an HTML page."""
     file = io.BytesIO()
     image.save(file, "PNG")
     return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 def picture(pixels: Tensor) -> Image.Image:
-    """uint8 (3, H, W) as it is."""
+    """Return pixels, uint8 (3, H, W), as an image."""
     return Image.fromarray(pixels.permute(1, 2, 0).numpy())  # (H, W, 3)
 
 
 def overlay(pixels: Tensor, evidence: Tensor) -> Image.Image:
-    """uint8 (3, h, w) under a map (H, W) in 0..1: the warmer, the more evidence."""
+    """Blend pixels, uint8 (3, h, w), with a map (H, W) in 0..1: warm is evidence."""
     size = [side * SCALE for side in evidence.shape]
     below = F.interpolate(pixels[None].float() / 255, size, mode="nearest")[0]
     smooth = F.interpolate(evidence[None, None], size, mode="bilinear")[0, 0]
@@ -66,7 +68,7 @@ def overlay(pixels: Tensor, evidence: Tensor) -> Image.Image:
 
 
 def gates_figure(stages: list[list[Tensor]]) -> Image.Image:
-    """A column a block: each channel's gate a dot, their mean a bar."""
+    """Draw a column a block: each channel's gate a dot, their mean a bar."""
     blocks = sum(map(len, stages))
     figure = Figure(figsize=(4.6, 2.4), layout="constrained")
     axis = figure.subplots()

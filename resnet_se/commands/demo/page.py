@@ -1,6 +1,6 @@
-"""The page itself, in Gradio: where pictures go in, and what each network says.
+"""The page in Gradio: a drop zone, the test images, a panel for each network.
 
-Class names, paths and messages may be a stranger's: all of them are escaped.
+Class names, paths and messages may be untrusted: all of them are escaped.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from resnet_se.commands.demo import drawing
-from resnet_se.commands.demo.exhibits import Exhibit, Labelled
+from resnet_se.commands.demo.panels import ModelPanel, TestSet
 from resnet_se.data.decode import decode
 
 HERE = Path(__file__).parent
@@ -29,22 +29,22 @@ FONTS = ("system-ui", "sans-serif")
 MONO = ("ui-monospace", "monospace")
 
 
-def build(
-    exhibits: list[Exhibit], tests: Labelled | None, missing: str, folder: Path
+def build_page(
+    panels: list[ModelPanel], tests: TestSet | None, missing: str, folder: Path
 ) -> gr.Blocks:
-    """The page, not yet served.
+    """Return the page, not yet served.
 
     Args:
         missing: why there is no test set, where there is none.
         folder: where Gradio puts uploads; files of it are deleted once read.
     """
-    names = " and ".join(exhibit.title for exhibit in exhibits)
+    names = " and ".join(panel.title for panel in panels)
     with gr.Blocks(
         title=f"resnet-se: {names}",
         analytics_enabled=False,
         delete_cache=(UNREAD, UNREAD),
     ) as blocks:
-        gr.HTML(f"<h2>What {_many(exhibits)} of a picture</h2>")
+        gr.HTML(f"<h2>What {_subject(panels)} of a picture</h2>")
         with gr.Row(equal_height=False):
             with gr.Column(min_width=280, scale=2):
                 drop = gr.File(
@@ -57,38 +57,38 @@ def build(
                 status = gr.HTML(_status(INVITATION))
             with gr.Column(min_width=280, scale=3):
                 chosen = _gallery(tests, missing)
-        panels: list[Any] = []
+        outputs: list[Any] = []
         with gr.Row(equal_height=False):
-            for number, exhibit in enumerate(exhibits):
+            for number, panel in enumerate(panels):
                 with gr.Column(min_width=320):
-                    facts = escape(exhibit.facts)
+                    facts = escape(panel.facts)
                     gr.HTML(
-                        f"<h3>{escape(exhibit.title)}</h3><p class='facts'>{facts}</p>"
+                        f"<h3>{escape(panel.title)}</h3><p class='facts'>{facts}</p>"
                     )
                     label = gr.Label(
                         num_top_classes=TOP,
                         show_label=False,
                         elem_id=f"top-{number}",
                     )
-                    panels += [label, gr.HTML(elem_id=f"answer-{number}")]
+                    outputs += [label, gr.HTML(elem_id=f"answer-{number}")]
         events: dict[str, Any] = {
             "concurrency_id": "network",  # hooks on a network: one picture at a time
             "concurrency_limit": 1,
             "api_visibility": "private",
         }
-        of_file = _of_file(exhibits, missing, folder)
-        drop.upload(of_file, [drop], [drop, status, *panels], **events)
+        of_file = _of_file(panels, missing, folder)
+        drop.upload(of_file, [drop], [drop, status, *outputs], **events)
         if tests is not None and chosen is not None:
             gallery, page = chosen
-            of_test = _of_test(exhibits, tests, missing)
-            gallery.select(of_test, [page], [status, *panels], **events)
+            of_test = _of_test(panels, tests, missing)
+            gallery.select(of_test, [page], [status, *outputs], **events)
             turn = _turn(tests)
             page.change(turn, [page], [gallery], api_visibility="private")
     return blocks
 
 
 def launch(blocks: gr.Blocks, host: str, port: int, max_file: str) -> str:
-    """Serves the page in a thread, to this machine or `host` alone; its address."""
+    """Serve the page in a thread, to this machine or `host` alone; return its URL."""
     theme = gr.themes.Default(font=FONTS, font_mono=MONO)
     _, url, _ = blocks.launch(
         server_name=host,
@@ -109,10 +109,10 @@ def launch(blocks: gr.Blocks, host: str, port: int, max_file: str) -> str:
     return url
 
 
-def _many(exhibits: list[Exhibit]) -> str:
-    if len(exhibits) == 1:
+def _subject(panels: list[ModelPanel]) -> str:
+    if len(panels) == 1:
         return "the network says"
-    return f"{len(exhibits)} networks say"
+    return f"{len(panels)} networks say"
 
 
 def _status(text: str, trouble: bool = False) -> str:
@@ -124,7 +124,7 @@ def _status(text: str, trouble: bool = False) -> str:
 
 
 def _gallery(
-    tests: Labelled | None, missing: str
+    tests: TestSet | None, missing: str
 ) -> tuple[gr.Gallery, gr.Slider] | None:
     if tests is None:
         gr.HTML(_status(f"No test images to click: {missing}."))
@@ -147,12 +147,12 @@ def _gallery(
     return gallery, page
 
 
-def _order(tests: Labelled) -> Tensor:
+def _order(tests: TestSet) -> Tensor:
     """Mixed: a folder's images come class by class."""
     return torch.randperm(len(tests.labels), generator=torch.Generator().manual_seed(0))
 
 
-def _turn(tests: Labelled) -> Callable[[int], list[Any]]:
+def _turn(tests: TestSet) -> Callable[[int], list[Any]]:
     order = _order(tests)
 
     def turn(page: int) -> list[Any]:
@@ -166,46 +166,48 @@ def _turn(tests: Labelled) -> Callable[[int], list[Any]]:
 
 
 def _of_file(
-    exhibits: list[Exhibit], missing: str, folder: Path
+    panels: list[ModelPanel], missing: str, folder: Path
 ) -> Callable[[str | None], list[Any]]:
     def of_file(file: str | None) -> list[Any]:
         """The drop zone, empty again; the status; a pair for each network."""
-        nothing = [None, ""] * len(exhibits)
+        nothing = [None, ""] * len(panels)
         if file is None:
             return [None, _status(INVITATION), *nothing]
         path = Path(file)
         try:
-            pictures = [decode(path, exhibit.model.size).pixels for exhibit in exhibits]
+            pictures = [decode(path, panel.model.size).pixels for panel in panels]
         except ValueError as error:
-            said = f"{path.name}: cannot be read: {error}"
-            return [None, _status(said, trouble=True), *nothing]
+            message = f"{path.name}: cannot be read: {error}"
+            return [None, _status(message, trouble=True), *nothing]
         finally:
             if path.resolve().is_relative_to(folder.resolve()):
                 path.unlink(missing_ok=True)
         tensors = map(torch.tensor, pictures)
-        return [None, _status(path.name), *_panels(exhibits, tensors, missing)]
+        return [None, _status(path.name), *_answers(panels, tensors, missing)]
 
     return of_file
 
 
 def _of_test(
-    exhibits: list[Exhibit], tests: Labelled, missing: str
+    panels: list[ModelPanel], tests: TestSet, missing: str
 ) -> Callable[..., list[Any]]:
     order = _order(tests)
 
     def of_test(page: int, click: gr.SelectData) -> list[Any]:
         i = order[(page - 1) * SHOWN + click.index]
-        said = f"Test image {int(i):,}, whose label is {tests.classes[tests.labels[i]]}"
-        same = [tests.images[i]] * len(exhibits)
-        return [_status(said), *_panels(exhibits, same, missing)]
+        message = (
+            f"Test image {int(i):,}, whose label is {tests.classes[tests.labels[i]]}"
+        )
+        same = [tests.images[i]] * len(panels)
+        return [_status(message), *_answers(panels, same, missing)]
 
     return of_test
 
 
-def _panels(
-    exhibits: list[Exhibit], pictures: Iterable[Tensor], missing: str
+def _answers(
+    panels: list[ModelPanel], pictures: Iterable[Tensor], missing: str
 ) -> list[Any]:
-    """Of each network the values of `gr.Label` and `gr.HTML`."""
-    pairs = zip(exhibits, pictures, strict=True)
-    answers = [exhibit.answer(picture) for exhibit, picture in pairs]
+    """Return of each network the values of `gr.Label` and `gr.HTML`."""
+    pairs = zip(panels, pictures, strict=True)
+    answers = [panel.answer(picture) for panel, picture in pairs]
     return [part for a in answers for part in (a.chances, drawing.html(a, missing))]

@@ -1,4 +1,4 @@
-"""A run as the page shows it: what it says of a picture, why, and where it errs.
+"""A run's panel of the page: its answer on a picture, the evidence, its mistakes.
 
 Near are two pictures whose features have a small angle: the features are what the last
 linear layer reads, their cosine is 1 where they point the same way.
@@ -27,7 +27,7 @@ NEAREST = 6  # mistakes beside a picture
 BATCH = 256
 
 
-class Labelled(NamedTuple):
+class TestSet(NamedTuple):
     """A test set: uint8 images (N, 3, H, W), labels (N,), and whose it is."""
 
     images: Tensor
@@ -46,7 +46,7 @@ class Mistake(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """What a network says of a picture.
+    """A network's answer on a picture.
 
     `chances` {class: probability} of all classes; `maps` (class, (H, W) in 0..1) of the
     most probable ones; `gates` a list of stages, of blocks (C,); `nearest` mistakes,
@@ -60,12 +60,12 @@ class Answer(NamedTuple):
     nearest: list[Mistake]
 
 
-def find_tests(models: Sequence[Pretrained]) -> tuple[Labelled | None, str]:
-    """The test set of the first run that has its data here; else None, and why not.
+def find_test_set(models: Sequence[Pretrained]) -> tuple[TestSet | None, str]:
+    """Return the test set of the first run whose data are here; else None, and why.
 
-    Of a bundle none: it brings no data, and what a stranger names is not called.
+    Of a bundle none: it brings no data, and an untrusted target is not called.
     """
-    why = "a bundle brings no data"
+    reason = "a bundle brings no data"
     for model in models:
         if bundle.is_bundle(model.source):
             continue
@@ -73,19 +73,19 @@ def find_tests(models: Sequence[Pretrained]) -> tuple[Labelled | None, str]:
         try:
             data.setup()
         except (UserError, OSError) as error:
-            why = str(error)
+            reason = str(error)
             continue
         if data.images.fingerprint == model.fingerprint:
             images, labels = data.test_part
-            return Labelled(images, labels, data.images.classes, model.fingerprint), ""
-        why = f"the data of {model.source} are other than it was trained on"
-    return None, why
+            return TestSet(images, labels, data.images.classes, model.fingerprint), ""
+        reason = f"the data of {model.source} are other than it was trained on"
+    return None, reason
 
 
-class Exhibit:
+class ModelPanel:
     """A network, and its mistakes in the test set where that is at hand."""
 
-    def __init__(self, model: Pretrained, tests: Labelled | None):
+    def __init__(self, model: Pretrained, tests: TestSet | None):
         self.model = model
         self.mistakes: list[Mistake] = []
         self.places = torch.empty(0)  # of the mistakes, unit vectors (M, F)
@@ -95,25 +95,24 @@ class Exhibit:
     @property
     def title(self) -> str:
         """The experiment and the directory or bundle."""
-        experiment = (self.model.record or {}).get("experiment", "network")
-        return f"{experiment}, {self.model.source.resolve().name}"
+        return f"{self.model.experiment}, {self.model.source.resolve().name}"
 
     @property
     def facts(self) -> str:
         """One line on what is known of it."""
         record = self.model.record or {}
-        known = []
+        facts = []
         if acc := (record.get("test") or {}).get("acc"):
-            known.append(f"{acc:.2%} of the test set right")
+            facts.append(f"{acc:.2%} of the test set right")
         if total := (record.get("model") or {}).get("total"):
-            known.append(f"{total:,} parameters")
+            facts.append(f"{total:,} parameters")
         if self.model.note:
-            known.append("not finished")
-        return ", ".join(known)
+            facts.append("not finished")
+        return ", ".join(facts)
 
     @torch.no_grad()  # no inference mode: Grad-CAM needs ordinary tensors
     def answer(self, picture: Tensor) -> Answer:
-        """uint8 (3, H, W) → what the page shows."""
+        """Return the answer on a picture, uint8 (3, H, W)."""
         model = self.model
         x = model.preprocess(picture[None].to(model.mean.device))  # (1, 3, H, W)
         features, logits = _features(model.net, x)
@@ -156,7 +155,7 @@ class Exhibit:
         return [m for m in near if not torch.equal(m.image, picture)][:NEAREST]
 
     @torch.inference_mode()
-    def _find_mistakes(self, tests: Labelled) -> None:
+    def _find_mistakes(self, tests: TestSet) -> None:
         places = []
         for batch in _candidates(self.model, tests).split(BATCH):
             x = self.model.preprocess(tests.images[batch].to(self.model.mean.device))
@@ -172,8 +171,8 @@ class Exhibit:
         self.places = torch.cat(places) if places else self.places
 
 
-def _candidates(model: Pretrained, tests: Labelled) -> Tensor:
-    """Test images that may be wrong: by the record, which spares the others; or all."""
+def _candidates(model: Pretrained, tests: TestSet) -> Tensor:
+    """Return the test images that may be wrong: by the record, or else all."""
     test = (model.record or {}).get("test") or {}
     if "predicted" in test:
         labels, predicted = map(unpack_labels, (test["labels"], test["predicted"]))
@@ -183,15 +182,15 @@ def _candidates(model: Pretrained, tests: Labelled) -> Tensor:
 
 
 def _features(net: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
-    """What the last linear layer reads (B, F), and the logits (B, K)."""
-    seen: list[Tensor] = []
+    """Return the last linear layer's inputs (B, F), and the logits (B, K)."""
+    inputs: list[Tensor] = []
     linear = [module for module in net.modules() if isinstance(module, nn.Linear)]
     hooks = [
-        m.register_forward_pre_hook(lambda _, x: seen.append(x[0])) for m in linear
+        m.register_forward_pre_hook(lambda _, x: inputs.append(x[0])) for m in linear
     ]
     try:
         logits = net(x).float()
     finally:
         for hook in hooks:
             hook.remove()
-    return (seen[-1].flatten(1).float() if seen else logits), logits
+    return (inputs[-1].flatten(1).float() if inputs else logits), logits
