@@ -41,6 +41,6 @@ complete -o nospace -o default -F _resnet_se resnet-se
 
 
 def script(commands: Iterable[str]) -> str:
-    """Return the script that bash is to evaluate, for a console script with these commands."""
+    """Return the script for bash of a console script with these commands."""
     cases = "\n".join(f"            {k}) asked={v} ;;" for k, v in ASKED.items())
     return BASH.replace("COMMANDS", " ".join(commands)).replace("CASES", cases)

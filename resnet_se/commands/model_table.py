@@ -33,7 +33,7 @@ def counts(model: DictConfig) -> dict[str, int]:
 
 
 def presets() -> dict[str, dict[str, Any]]:
-    """Return {preset: its `counts`}, by name; `small` in it holds those of its small twin."""
+    """Return {preset: its `counts`}, by name; `small` in it are its small twin's."""
     rows: dict[str, dict[str, Any]] = {}
     with initialize_config_dir(str(CONF), version_base="1.3"):
         budgets = [compose("train", [f"budget={b}"]).budget for b in ("paper", "small")]

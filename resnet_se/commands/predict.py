@@ -193,7 +193,8 @@ def _print_summary(model: Pretrained, summary: Summary) -> None:
         return
     known = "" if summary.labelled == summary.pictures else " whose folder is a class"
     console.print(
-        f"accuracy {summary.accuracy:.2%} of {count_of(summary.labelled, 'picture')}{known}",
+        f"accuracy {summary.accuracy:.2%} of "
+        f"{count_of(summary.labelled, 'picture')}{known}",
         soft_wrap=True,
     )
     if len(model.classes) > WIDE:

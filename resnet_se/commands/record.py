@@ -17,7 +17,7 @@ from resnet_se.utils.errors import UserError
 
 
 def difference(a: dict[str, Any], b: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Return the keys of two flat settings whose values differ; a missing one is None."""
+    """Return the keys of two settings whose values differ; a missing one is None."""
     return {
         key: (a.get(key), b.get(key))
         for key in sorted(a.keys() | b.keys())

@@ -41,7 +41,7 @@ class Distillation:
         self.temperature = temperature
 
     def __call__(self, images: Tensor, logits: Tensor, targets: Tensor) -> Tensor:
-        """Normalised (B, 3, H, W), (B, K), (B, K) → the mean loss."""
+        """Return the mean loss of normalised (B, 3, H, W), (B, K), (B, K)."""
         if self.mean.device != images.device:  # once
             self.teacher.to(images.device)
             self.mean, self.std = (s.to(images.device) for s in (self.mean, self.std))
@@ -54,7 +54,7 @@ class Distillation:
 
 
 def criterion(cfg: DictConfig, data: ImageDataModule) -> Criterion:
-    """The loss of a training: cross-entropy, or `Distillation` from `cfg.distill`.
+    """Return the training loss: cross-entropy, or `Distillation` from `cfg.distill`.
 
     Raises:
         UserError: no run and no bundle; a teacher of other classes or another size.
@@ -62,11 +62,11 @@ def criterion(cfg: DictConfig, data: ImageDataModule) -> Criterion:
     if not cfg.get("distill"):
         return cross_entropy
     teacher = load(cfg.distill)
-    ours = data.images.classes
-    if teacher.classes != ours:
+    classes = data.images.classes
+    if teacher.classes != classes:
         raise UserError(
-            f"distill: expected a teacher of the data's {len(ours)} classes "
-            f"({_listed(ours)}), got one of {len(teacher.classes)} "
+            f"distill: expected a teacher of the data's {len(classes)} classes "
+            f"({_listed(classes)}), got one of {len(teacher.classes)} "
             f"({_listed(teacher.classes)}); name a run on the same data"
         )
     if teacher.size != tuple(data.image_size):

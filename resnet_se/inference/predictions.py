@@ -1,4 +1,4 @@
-"""What a trained network says of pictures: labels and probabilities."""
+"""Predictions of a trained network: labels and probabilities of pictures."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SHOWN = 20  # rows of a printed table
 
 @dataclass(frozen=True)
 class Prediction:
-    """Of one picture: its label, and the classes by falling probability."""
+    """The label of one picture, and the classes by falling probability."""
 
     name: str
     label: str
@@ -30,7 +30,7 @@ class Prediction:
 
 @dataclass(frozen=True, eq=False)  # `==` of tensors has no single truth value
 class Predictions(Sequence[Prediction]):
-    """Of N pictures, in the order in which they were given.
+    """The labels and probabilities of N pictures, in the order given.
 
     `names` are paths, or `image 0`, `image 1`, … where there is none; `probabilities`
     (N, K), float32 on the CPU, rows sum to one.
@@ -64,7 +64,7 @@ class Predictions(Sequence[Prediction]):
         return Prediction(self.names[index], *ranking[0], ranking)
 
     def to_frame(self) -> pd.DataFrame:
-        """A row a picture: label, its probability, then that of every class."""
+        """Return a row a picture: label, its probability, that of every class."""
         import pandas as pd
 
         frame = pd.DataFrame(self.probabilities.numpy(), self.names, self.classes)

@@ -1,10 +1,10 @@
-"""A trained network as its user has it: built, filled, with all it needs beside it.
+"""A trained network in use: built, filled, with its preprocessing beside it.
 
     model = resnet_se.load("runs/quickstart/seed0-…")  # or a bundle, a folder or .zip
     model.predict("cat.jpg")
 
 Of a run's configuration only `model` is built, and only what is a network.  A bundle
-(`bundle`) may come from a stranger: its weights are safetensors, its texts JSON, and
+(`bundle`) may be untrusted: its weights are safetensors, its texts JSON, and
 its network one of this package's unless `trust=True`.
 """
 
@@ -57,7 +57,7 @@ class Pretrained(nn.Module):
         record: the run's `result.json`, or None where it had none yet.
         fingerprint: of the pixels it was trained on.
         source: the run directory or bundle.
-        note: what its user should know of it (an unfinished run), or None.
+        note: a warning for its user (an unfinished run), or None.
     """
 
     mean: Tensor
@@ -95,7 +95,7 @@ class Pretrained(nn.Module):
         return f"{self.experiment}-{name}"
 
     def preprocess(self, images: Tensor) -> Tensor:
-        """Images (B, 3, H, W), uint8 or float in 0..1 → normalised, of `size`."""
+        """Normalise images (B, 3, H, W), uint8 or float in 0..1; resize to `size`."""
         if images.is_floating_point():
             images = images * 255
         if tuple(images.shape[-2:]) != self.size:
@@ -104,19 +104,20 @@ class Pretrained(nn.Module):
         return images.contiguous(memory_format=torch.channels_last)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images (B, 3, H, W), uint8 or float in 0..1, any size → logits (B, K)."""
-        return self.net(self.preprocess(images)).float()
+        """Compute logits (B, K) of images (B, 3, H, W), uint8 or float in 0..1."""
+        logits: Tensor = self.net(self.preprocess(images))
+        return logits.float()
 
     @torch.inference_mode()
     def probabilities(self, images: Tensor, tta: TTA | None = None) -> Tensor:
-        """As `forward`, after the softmax: (B, K), the mean over the views of `tta`."""
+        """Compute probabilities (B, K), the mean over the views of `tta`."""
         x = self.preprocess(images.to(self.mean.device))
         if tta is not None:
             return tta(self.net, x)
         return self.net(x).float().softmax(dim=1)
 
     def views(self, tta: TTAChoice) -> TTA | None:
-        """What `tta=` means: true is the run's own, a text one of `conf/tta`.
+        """Return the views of `tta`: true is the run's own, a text one of `conf/tta`.
 
         Raises:
             UserError: no such name, or the run has none of its own.
@@ -142,7 +143,7 @@ class Pretrained(nn.Module):
         tta: TTAChoice = False,
         batch_size: int = 256,
     ) -> Predictions:
-        """Labels and probabilities of pictures, in their order.
+        """Return labels and probabilities of pictures, in their order.
 
         Args:
             inputs: one or several of: a path to a picture, a folder, a glob or an
@@ -160,13 +161,17 @@ class Pretrained(nn.Module):
         views = self.views(tta)
         names: list[str] = []
         rows: list[Tensor] = []
-        single = isinstance(inputs, str | Path | Image.Image | np.ndarray | Tensor)
-        for item in [inputs] if single else inputs:
+        items: Iterable[Input] = (
+            [inputs]
+            if isinstance(inputs, str | Path | Image.Image | np.ndarray | Tensor)
+            else inputs
+        )
+        for item in items:
             if isinstance(item, str | Path):
                 with find_pictures([item]) as pictures:
                     for batch in batches(pictures, self.size, batch_size):
-                        for name, why in batch.broken.items():
-                            raise UserError(f"inputs: cannot read {name}: {why}")
+                        for name, reason in batch.broken.items():
+                            raise UserError(f"inputs: cannot read {name}: {reason}")
                         names += [picture.name for picture in batch.pictures]
                         images = torch.from_numpy(batch.pixels)
                         rows.append(self.probabilities(images, views).cpu())
@@ -181,7 +186,7 @@ class Pretrained(nn.Module):
 
 
 def _pixels(item: Any, size: tuple[int, int]) -> Tensor:
-    """An image or array of any kind → (N, 3, H, W), uint8 or float in 0..1."""
+    """Convert an image or array of any kind to (N, 3, H, W), uint8 or in 0..1."""
     if isinstance(item, Image.Image):
         return _from_pil([item], size)
     shape, dtype = tuple(getattr(item, "shape", ())), getattr(item, "dtype", None)
@@ -233,7 +238,7 @@ def _from_pil(images: list[Image.Image], size: tuple[int, int]) -> Tensor:
 
 
 def build(name: str, num_classes: int = 10, **arguments: Any) -> nn.Module:
-    """A new network, untrained: normalised images (B, 3, H, W) → logits (B, K).
+    """Build a new network: normalised images (B, 3, H, W) → logits (B, K).
 
     Args:
         name: of `conf/model`, such as `se_resnet80`.
@@ -267,7 +272,7 @@ def _network(node: DictConfig, num_classes: int) -> nn.Module:
 
 
 def load(path: str | os.PathLike[str], trust: bool = False) -> Pretrained:
-    """The trained network of a run directory, or of a bundle (a folder or `.zip`).
+    """Load the trained network of a run directory, or of a bundle (a folder or `.zip`).
 
     Args:
         path: a run's has its best checkpoint so far; one of its `.ckpt` files, that.
@@ -288,7 +293,7 @@ def load(path: str | os.PathLike[str], trust: bool = False) -> Pretrained:
 
 
 def read(path: str | os.PathLike[str], trust: bool = False) -> Pretrained:
-    """As `load`, silent: `note` says what `load` would warn of."""
+    """Load as `load` does, silently: the warning is the network's `note`."""
     source = Path(path).expanduser()
     if bundle.is_bundle(source):
         content = bundle.read(source)

@@ -7,9 +7,9 @@
     README.md          the model card
     hubconf.py         for torch.hub; nothing here runs it
 
-Nothing of it is a pickle.  The checksums show damage; against a stranger's intent
-stands `check_network`: what is built is a network of this package, called with plain
-values.
+Nothing of it is a pickle.  The checksums show damage; against an untrusted
+author stands `check_network`: only a network of this package is built, called with
+plain values.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ FORMAT = 1
 MANIFEST, WEIGHTS = "bundle.json", "model.safetensors"
 CONFIG, RECORD = "config.json", "result.json"
 VERIFIED = (WEIGHTS, CONFIG, RECORD)
-MOST = {WEIGHTS: 4 << 30}  # bytes; of the others 64 MiB
-TEXT = 64 << 20
+MAX_BYTES = {WEIGHTS: 4 << 30}  # of the others:
+MAX_TEXT_BYTES = 64 << 20
 
 
 @dataclass(frozen=True, eq=False)
 class Content:
-    """What makes a trained network usable.
+    """All that makes a trained network usable.
 
     `weights` {name in the network's state: tensor}; `size` (H, W); `mean` and `std`
     (3,), in 0..1.
@@ -57,12 +57,12 @@ class Content:
 
 
 def is_bundle(path: Path) -> bool:
-    """Whether it claims to be one: a folder with a manifest, or any .zip."""
+    """Return true for a folder with a manifest, and for any .zip."""
     return (path.suffix == ".zip" and path.is_file()) or (path / MANIFEST).is_file()
 
 
 def read(path: Path) -> Content:
-    """A bundle's content, verified.
+    """Read a bundle's content and verify it.
 
     Raises:
         UserError: a file is missing, too large, changed or not what it should be.
@@ -80,7 +80,7 @@ def read(path: Path) -> Content:
             weights=load(files[WEIGHTS]),
             config=_mapping(config),
             record=None if record is None else _mapping(record),
-            **_described(manifest),
+            **_checked(manifest),
         )
     except KeyError as error:
         raise UserError(f"{path}: not a bundle: {error} is missing") from None
@@ -90,8 +90,8 @@ def read(path: Path) -> Content:
         raise UserError(f"{path}: a damaged bundle: {error}") from None
 
 
-def _described(manifest: dict[str, Any]) -> dict[str, Any]:
-    """The manifest's part of `Content`; raises ValueError unless it is sound."""
+def _checked(manifest: dict[str, Any]) -> dict[str, Any]:
+    """Return the manifest's part of `Content`; raise ValueError unless sound."""
     classes = manifest["classes"]
     if len(classes) < 2 or not all(isinstance(name, str) for name in classes):
         raise ValueError("classes: expected 2 or more names")
@@ -122,14 +122,14 @@ def _from_folder(folder: Path) -> dict[str, bytes]:
     for name in (MANIFEST, *VERIFIED):
         if not (folder / name).is_file():
             raise KeyError(name)
-        if (folder / name).stat().st_size > MOST.get(name, TEXT):
+        if (folder / name).stat().st_size > MAX_BYTES.get(name, MAX_TEXT_BYTES):
             raise ValueError(f"{name} is too large")
         files[name] = (folder / name).read_bytes()
     return files
 
 
 def _from_zip(path: Path) -> dict[str, bytes]:
-    """The wanted members alone, into memory: no name in it becomes a path."""
+    """Read the wanted members alone, into memory: no name in it becomes a path."""
     files = {}
     with zipfile.ZipFile(path) as archive:
         members = {
@@ -139,18 +139,18 @@ def _from_zip(path: Path) -> dict[str, bytes]:
         }
         for name in (MANIFEST, *VERIFIED):
             with archive.open(members[name]) as file:
-                content = file.read(MOST.get(name, TEXT) + 1)
-            if len(content) > MOST.get(name, TEXT):
+                content = file.read(MAX_BYTES.get(name, MAX_TEXT_BYTES) + 1)
+            if len(content) > MAX_BYTES.get(name, MAX_TEXT_BYTES):
                 raise ValueError(f"{name} is too large")
             files[name] = content
     return files
 
 
-# --- what may be built -------------------------------------------
+# --- networks that may be built ----------------------------------
 
 
 def check_network(node: Any, path: Path) -> None:
-    """Refuses a configuration of a network that could do anything but build one.
+    """Refuse a network's configuration that could do anything but build it.
 
     Raises:
         UserError: its target is no network of this package, or an argument no plain
@@ -170,18 +170,18 @@ def check_network(node: Any, path: Path) -> None:
 
 
 def _is_ours(target: Any) -> bool:
-    """Whether it names a class of networks in the module of this package it is in."""
+    """Return true for a class of networks, named in its own module of this package."""
     module, _, name = str(target).rpartition(".")
     if module.partition(".")[0] != "resnet_se":
         return False
     try:
-        found = getattr(importlib.import_module(module), name)
+        named = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError):
         return False
     return (
-        inspect.isclass(found)
-        and issubclass(found, nn.Module)
-        and found.__module__ == module
+        inspect.isclass(named)
+        and issubclass(named, nn.Module)
+        and named.__module__ == module
     )
 
 

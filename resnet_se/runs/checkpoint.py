@@ -30,7 +30,7 @@ BEST, LAST, PREVIOUS = "best.ckpt", "last.ckpt", "previous.ckpt"
 
 MARK = b"sha256:"
 COMMENT = len(MARK) + 64  # and as many hexadecimal digits
-MOST = 64 << 30  # bytes
+MAX_BYTES = 64 << 30  # bytes
 END = 22  # bytes of a zip file's end without a comment
 
 
@@ -38,7 +38,7 @@ END = 22  # bytes of a zip file's end without a comment
 
 
 def write(path: Path, checkpoint: dict[str, Any]) -> None:
-    """Writes a checkpoint whole, on disk, or not at all; what was there stays until."""
+    """Write a checkpoint whole, on disk, or not at all; the old one stays until."""
     buffer = io.BytesIO()
     torch.save(checkpoint, buffer)
     archive = buffer.getbuffer()
@@ -51,13 +51,13 @@ def write(path: Path, checkpoint: dict[str, Any]) -> None:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """A checkpoint's contents; plain values and tensors only, on the CPU.
+    """Read a checkpoint's contents; plain values and tensors only, on the CPU.
 
     Raises:
         UserError: the file is missing, damaged, or no checkpoint.
     """
     try:
-        content = read_regular(Path(path), MOST)
+        content = read_regular(Path(path), MAX_BYTES)
     except FileNotFoundError:
         raise UserError(f"ckpt_path: no such file: {path}") from None
     except OSError as error:
@@ -76,7 +76,7 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def _problem(loaded: Any) -> str | None:
-    """What a stranger's file lacks of what readers take for granted, if anything."""
+    """Return what an untrusted file lacks that readers rely on, or None."""
     state = loaded.get("state_dict") if isinstance(loaded, dict) else None
     if not isinstance(state, dict):
         return "it holds no state_dict"
@@ -129,7 +129,7 @@ def _is_triple(value: Any) -> bool:
 
 
 def _is_whole(content: bytes) -> bool:
-    """Whether the checksum holds; a plain zip file, as torch writes it, has none."""
+    """Return true if the checksum holds, or a plain zip file of torch's has none."""
     archive, comment = content[:-COMMENT], content[-COMMENT:]
     if comment.startswith(MARK):
         return comment == MARK + hashlib.sha256(archive).hexdigest().encode()
@@ -141,7 +141,7 @@ def _is_whole(content: bytes) -> bool:
 
 
 class Choice(NamedTuple):
-    """The checkpoint that training goes on from, and what was wrong with later ones."""
+    """The checkpoint that training resumes from, and the damage of later ones."""
 
     path: Path
     checkpoint: dict[str, Any]
@@ -149,7 +149,7 @@ class Choice(NamedTuple):
 
 
 def choose(folder: Path, run: str | None = None) -> Choice | None:
-    """The newest whole checkpoint of a run: last, else previous, else best.
+    """Return the newest whole checkpoint of a run: last, else previous, else best.
 
     Args:
         run: what `run` says in its checkpoints; another run's count as damaged.
@@ -178,24 +178,24 @@ def choose(folder: Path, run: str | None = None) -> Choice | None:
 
 
 def read_own(path: Path, run: str | None) -> dict[str, Any]:
-    """`read`, and not a checkpoint that another run has written; None reads any."""
+    """Read a checkpoint unless another run has written it; None reads any."""
     loaded = read(path)
-    theirs = loaded.get("run", run)  # those of earlier versions do not say
-    if run is not None and theirs != run:
-        raise UserError(f"{path}: a checkpoint of another run: {theirs}")
+    writer = loaded.get("run", run)  # those of earlier versions do not say
+    if run is not None and writer != run:
+        raise UserError(f"{path}: a checkpoint of another run: {writer}")
     return loaded
 
 
 def check(checkpoint: dict[str, Any], path: Path, model: nn.Module) -> None:
-    """Refuses a checkpoint of another architecture, naming where it differs.
+    """Refuse a checkpoint of another architecture, naming where it differs.
 
     Raises:
         UserError: its tensors are not the model's.
     """
-    theirs = checkpoint["state_dict"]
-    ours = model.state_dict()
-    for name in sorted(ours.keys() | theirs.keys()):
-        a, b = (tuple(s[name].shape) if name in s else None for s in (ours, theirs))
+    loaded = checkpoint["state_dict"]
+    own = model.state_dict()
+    for name in sorted(own.keys() | loaded.keys()):
+        a, b = (tuple(s[name].shape) if name in s else None for s in (own, loaded))
         if a != b:
             raise UserError(
                 f"{path}: a checkpoint of another architecture: {name} expected "

@@ -126,6 +126,17 @@ def test_rows_go_to_standard_output_where_no_file_is_named(
     assert [line.split(",")[0] for line in out[1:]] == ["a.png", "b.png"]
 
 
+def test_one_picture_is_counted_as_one(command, finished: Run, tmp_path, capsys):
+    noise().save(tmp_path / "a.png")
+    (tmp_path / "b.png").touch()
+    assert command("predict", f"run={finished.folder}", "inputs=a.png") == 0
+    assert capsys.readouterr().err.startswith("1 picture in ")
+    assert command("predict", f"run={finished.folder}", "inputs=b.png") == 2
+    error = capsys.readouterr().err
+    assert "0 pictures in" in error
+    assert "1 of 1 picture could not be read" in error
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
