@@ -22,8 +22,8 @@ from PIL import Image
 
 import resnet_se
 from resnet_se.commands import demo
-from resnet_se.commands.demo import drawing
-from resnet_se.commands.demo.panels import NEAREST, ModelPanel, TestSet, find_test_set
+from resnet_se.commands.demo import drawing, panels
+from resnet_se.commands.demo.panels import NEAREST, ModelPanel, find_test_set
 from tests.conftest import Run, call
 
 needs_gradio = pytest.mark.skipif(
@@ -40,7 +40,7 @@ def exhibit(finished: Run) -> ModelPanel:
 
 
 @pytest.fixture(scope="module")
-def tests(exhibit: ModelPanel) -> TestSet:
+def tests(exhibit: ModelPanel) -> panels.TestSet:
     return find_test_set([exhibit.model])[0]
 
 
