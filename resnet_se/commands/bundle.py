@@ -75,8 +75,8 @@ def bundle_run(cfg: DictConfig) -> Path:
         with tempfile.TemporaryDirectory(dir=out.parent, prefix=".bundle-") as folder:
             new = Path(folder, "new")
             new.mkdir()
-            for file, content in files.items():
-                (new / file).write_bytes(content)
+            for name, content in files.items():
+                (new / name).write_bytes(content)
             if out.exists():
                 os.replace(out, Path(folder, "old"))
             os.replace(new, out)

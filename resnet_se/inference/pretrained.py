@@ -161,11 +161,9 @@ class Pretrained(nn.Module):
         views = self.views(tta)
         names: list[str] = []
         rows: list[Tensor] = []
-        items: Iterable[Input] = (
-            [inputs]
-            if isinstance(inputs, str | Path | Image.Image | np.ndarray | Tensor)
-            else inputs
-        )
+        items: Any = inputs  # a string and an array are iterable as well
+        if isinstance(inputs, str | Path | Image.Image | np.ndarray | Tensor):
+            items = [inputs]
         for item in items:
             if isinstance(item, str | Path):
                 with find_pictures([item]) as pictures:
@@ -252,13 +250,12 @@ def build(name: str, num_classes: int = 10, **arguments: Any) -> nn.Module:
     if name not in names:
         raise UserError(f"name: unknown {name!r}; {nearest(str(name), names)}")
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        node = compose("train", [f"model={name}"]).model
-    node = OmegaConf.create(OmegaConf.to_container(node, resolve=True))
+        composed = compose("train", [f"model={name}"]).model
+    node: Any = OmegaConf.to_container(composed, resolve=True)
     known = inspect.signature(located("model", node["_target_"])).parameters
     for key in arguments.keys() - known.keys():
         raise UserError(f"{name}: no argument {key!r}; {nearest(key, known)}")
-    node.update(arguments)
-    return _network(node, num_classes)
+    return _network(OmegaConf.create(node | arguments), num_classes)
 
 
 def _network(node: DictConfig, num_classes: int) -> nn.Module:
