@@ -134,7 +134,7 @@ def _curve(
 ) -> None:
     if not x:
         return
-    marker = {"marker": "o", "ms": 3} if len(x) <= 60 else {}
+    marker: dict[str, Any] = {"marker": "o", "ms": 3} if len(x) <= 60 else {}
     half = len(x) // 20  # of the epochs that are averaged
     if not smooth or half == 0:
         axis.plot(x, y, color=colour, label=label, **marker)
@@ -257,11 +257,9 @@ def mistakes(
         axis.axis("off")
     for axis, i in zip(axes.flat, worst, strict=False):
         axis.imshow(images[i].permute(1, 2, 0).numpy())  # (H, W, 3)
-        axis.set_title(
-            f"{classes[predicted[i]]} ({probability[i]:.2f})\n{classes[labels[i]]}",
-            fontsize=8,
-            parse_math=False,
-        )
+        wrong_class, true_class = classes[int(predicted[i])], classes[int(labels[i])]
+        title = f"{wrong_class} ({probability[i]:.2f})\n{true_class}"
+        axis.set_title(title, fontsize=8, parse_math=False)
     return figure
 
 

@@ -55,16 +55,16 @@ def mark(c: Comparison, equivalence: float) -> tuple[str, str]:
 def effects(comparisons: list[Comparison], equivalence: float) -> Figure:
     """Draw differences with their intervals, beside zero."""
     figure, axis = subplots(figsize=(9, 1.4 + 0.34 * len(comparisons)))
-    shown = set()
+    named: set[str] = set()
     for i, c in enumerate(comparisons):
         sign, colour = mark(c, equivalence)
         low, high = (100 * v for v in c.interval)
         style = "--" if c.n == 1 else "-"
         axis.plot([low, high], [i, i], style, color=colour, lw=2)
-        label = c.verdict(equivalence).partition(",")[0]
-        label = None if label in shown else label
+        verdict = c.verdict(equivalence).partition(",")[0]
+        label = None if verdict in named else verdict
         axis.plot(100 * c.mean, i, sign, color=colour, ms=7, label=label, ls="none")
-        shown.add(c.verdict(equivalence).partition(",")[0])
+        named.add(verdict)
     axis.axvline(0, color="black", lw=1)
     axis.axvspan(-100 * equivalence, 100 * equivalence, color=GREY, alpha=0.15, lw=0)
     # A typed `_target_` is longer than what it stands beside; `a − b` stays together.

@@ -41,8 +41,8 @@ RESOLVED = (
     "trainer.precision",
     "trainer.scale_lr",
 )
-HEAD = ("status", "experiment", "seed", "config_hash", "schema", "noise_family")
-HEAD = (*HEAD, "best_epoch")
+_IDENTITY = ("status", "experiment", "seed", "config_hash", "schema")
+HEAD = (*_IDENTITY, "noise_family", "best_epoch")
 PACKED = ("labels", "predicted", "predicted_tta")
 PARTS = ("val", "test", "train", "model", "data", "hardware", "git")  # of a record
 
@@ -255,7 +255,7 @@ def _check_predictions(test: dict[str, Any], num_classes: int) -> None:
     labels = unpack_labels(test["labels"])
     for part in ("", "_tta"):
         packed = test.get(f"predicted{part}")
-        if part and packed is None:
+        if packed is None:  # of TTA alone; the plain ones are required
             continue
         predicted = unpack_labels(packed)
         if not len(labels) == len(predicted) == test["images"]:
@@ -356,6 +356,7 @@ def _dtype(column: pd.Series) -> str:
     kinds = {type(value) for value in values}
     if int in kinds and any(abs(v) >= 1 << 63 for v in values if type(v) is int):
         return "object"  # an untrusted record may hold any number
+    narrow: dict[str, set[type]]
     narrow = {"boolean": {bool}, "Int64": {int}, "Float64": {int, float}}
     narrow["string"] = {str}
     return next((d for d, k in narrow.items() if kinds and kinds <= k), "object")
