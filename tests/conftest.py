@@ -17,8 +17,11 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from omegaconf import DictConfig
 
 from resnet_se.__main__ import MODULES
+from resnet_se.config.compose import plain_values
+from resnet_se.config.recipe import Recipe
 
 # A network and a data set small enough to train in a second or two.
 TINY = (
@@ -64,6 +67,11 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RESNET_SE_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+def recipe_of(cfg: DictConfig) -> Recipe:
+    """A composed configuration as plain values, unchecked."""
+    return Recipe(plain_values(cfg))
 
 
 def call(folder: Path, name: str, *arguments: str) -> int:

@@ -21,7 +21,9 @@ from torch.profiler import ProfilerActivity, profile
 
 from resnet_se.commands.benchmark import training_step
 from resnet_se.config import CONF
-from resnet_se.config.build import build_classifier
+from resnet_se.config.build import build_module
+from resnet_se.config.compose import plain_values
+from resnet_se.config.recipe import Recipe
 from resnet_se.models import layers
 from resnet_se.models.complexity import network_summary
 from resnet_se.utils import system
@@ -50,7 +52,7 @@ def make_step(name: str, parts: str):
     """A bf16 step of a preset: `as it is`, `mean`, or `compiled`; and its MACs."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("train", [f"model={name}", "mixing=none"])
-    net = build_classifier(cfg, 10)
+    net = build_module(Recipe(plain_values(cfg)), 10)
     if parts == "mean":
         for module in net.modules():
             if isinstance(module, layers.SqueezeExcite):

@@ -18,7 +18,9 @@ from torch import Tensor, nn
 
 from resnet_se.commands.benchmark import training_step
 from resnet_se.config import CONF
-from resnet_se.config.build import build_classifier
+from resnet_se.config.build import build_module
+from resnet_se.config.compose import plain_values
+from resnet_se.config.recipe import Recipe
 from resnet_se.utils import system
 
 OUT = Path(__file__).with_suffix(".json")
@@ -71,7 +73,7 @@ def make_step(way: str, precision: str):
     torch.manual_seed(0)
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("train", [f"model={NETWORK}", "mixing=none"])
-    model = build_classifier(cfg, 10)
+    model = build_module(Recipe(plain_values(cfg)), 10)
     if way == "compiled, pooling apart":
         for module in list(model.net.modules()):
             for name, child in module.named_children():

@@ -25,7 +25,10 @@ import torch
 from hydra import compose, initialize_config_dir
 
 from resnet_se.analysis.timing import Stopwatch
+from resnet_se.commands.app import filter_warnings
 from resnet_se.config import CONF, build
+from resnet_se.config.compose import plain_values
+from resnet_se.config.recipe import Recipe
 from resnet_se.data.normalisation import channel_statistics, normalise
 from resnet_se.data.sources import CIFAR10
 from resnet_se.utils import system
@@ -46,17 +49,17 @@ class Ours:
         with initialize_config_dir(str(CONF), version_base="1.3"):
             told = ["trainer=cpu", "trainer.precision=32-true"]
             told += [f"data.source.root={root}", "data.num_workers=0", *overrides]
-            self.cfg = compose("train", told)
-        self.data = build.build_data(self.cfg)
+            self.recipe = Recipe(plain_values(compose("train", told)))
+        self.data = build.build_datamodule(self.recipe)
         self.data.locate()
         self.data.setup()
-        self.model = build.build_classifier(self.cfg, self.data.num_classes)
+        self.model = build.build_module(self.recipe, self.data.num_classes)
         per_epoch = len(self.data.train_part[0]) // self.data.batch_size
-        self.steps = per_epoch * self.cfg.trainer.max_epochs
-        self.validations = self.cfg.trainer.max_epochs
+        self.steps = per_epoch * self.recipe.trainer["max_epochs"]
+        self.validations = self.recipe.trainer["max_epochs"]
 
     def step(self) -> float:
-        trainer = build.build_trainer(self.cfg, "32-true")
+        trainer = build.build_trainer(self.recipe)
         watch = Stopwatch(CPU, 1, 1)
         trainer.limit_train_batches, trainer.limit_val_batches = 2, 0
         trainer.callbacks = [watch]
@@ -109,7 +112,7 @@ def main() -> None:
     parser.add_argument("--best", action="store_true", help="best_cpu and its rivals")
     told = parser.parse_args()
     system.now = lambda device: time.process_time()
-    build.quiet()
+    filter_warnings()
     recipes = BEST if told.best else OURS
     ours = {name: Ours(overrides, told.root) for name, overrides in recipes.items()}
     theirs = None if told.best else Reference(told.root)

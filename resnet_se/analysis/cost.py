@@ -7,12 +7,11 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-from omegaconf import DictConfig
 
-from resnet_se.config.build import build_classifier
-from resnet_se.data.datamodule import ImageDataModule
+from resnet_se.config.build import build_module
+from resnet_se.config.settle import Run
 from resnet_se.data.loaders import EVAL_BATCH_SIZE
-from resnet_se.inference.distillation import criterion
+from resnet_se.inference.distillation import make_criterion
 from resnet_se.models.complexity import network_summary
 from resnet_se.utils.system import accelerator, now, peak_memory_mb, reset_peak_memory
 
@@ -29,17 +28,25 @@ class Cost(NamedTuple):
     disk_mb: float
 
 
-def measure(cfg: DictConfig, data: ImageDataModule, precision: str) -> Cost:
-    """Build the job, time a few steps, and extrapolate to its whole length."""
-    model = build_classifier(cfg, data.num_classes)
-    model.criterion = criterion(cfg, data)
+def measure(run: Run) -> Cost:
+    """Build the job of a run whose data are read, take its steps, and extrapolate."""
+    recipe, data, precision = run.recipe, run.data, run.environment.precision
+    criterion = make_criterion(
+        recipe.get("distill"),
+        data,
+        recipe["distill_weight"],
+        recipe["distill_temperature"],
+    )
+    model = build_module(recipe, data.num_classes, criterion=criterion)
     counts = network_summary(model.net, data.image_size[0])
-    device = torch.device(accelerator(cfg.trainer.accelerator))
+    device = torch.device(accelerator(recipe.trainer["accelerator"]))
     model.to(device)
     reset_peak_memory(device)
 
-    steps = _limited(len(data.train_dataloader()), cfg.trainer.limit_train_batches)
-    epochs = cfg.trainer.max_epochs
+    steps = _limited(
+        len(data.train_dataloader()), recipe.trainer["limit_train_batches"]
+    )
+    epochs = recipe.trainer["max_epochs"]
     optimizer = model.make_optimizer(model.net)
     model.make_schedule(optimizer, steps, epochs)  # checks itself
     images = data.train_part[0][: data.batch_size].to(device)
@@ -69,9 +76,9 @@ def measure(cfg: DictConfig, data: ImageDataModule, precision: str) -> Cost:
     evaluation_seconds = _timed(evaluate, device) / min(
         EVAL_BATCH_SIZE, len(data.val_part[0])
     )
-    trainer = cfg.trainer
-    val = _limited_images(len(data.val_part[0]), trainer.limit_val_batches)
-    test = _limited_images(len(data.test_part[0]), trainer.limit_test_batches)
+    trainer = recipe.trainer
+    val = _limited_images(len(data.val_part[0]), trainer["limit_val_batches"])
+    test = _limited_images(len(data.test_part[0]), trainer["limit_test_batches"])
     views = len(model.tta.views) if model.tta else 1
     seconds = epochs * steps * step_seconds
     seconds += ((epochs + 1) * val + test * views) * evaluation_seconds

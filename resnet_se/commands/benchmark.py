@@ -24,12 +24,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import repeat
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
@@ -43,17 +43,20 @@ from resnet_se.analysis.timing import (
     take_turns,
     write,
 )
+from resnet_se.commands.app import run_command
 from resnet_se.config import build
-from resnet_se.config.compose import run
-from resnet_se.config.validate import check_config
+from resnet_se.config.recipe import Recipe
+from resnet_se.config.schema import COMMANDS
+from resnet_se.config.settle import settle
+from resnet_se.config.validate import validate
 from resnet_se.data.datamodule import ImageDataModule
 from resnet_se.models.complexity import network_summary
+from resnet_se.training import loop
 from resnet_se.training.module import Classifier
 from resnet_se.utils import distributed, system
 from resnet_se.utils.console import console
 from resnet_se.utils.errors import UserError
 
-OWN = ("batch_size", "devices", "rounds", "steps", "out")  # `train` has none of them
 ROOF_SIDE = {"cpu": 2048, "cuda": 8192}  # n of the (n, n) @ (n, n) that is the roof
 PRECISIONS = {"bf16-mixed": torch.bfloat16, "32-true": torch.float32}
 
@@ -124,9 +127,9 @@ def training_step(
 class Runner:
     """One device's training, as each variant does it; and the same data alone."""
 
-    def __init__(self, cfg: DictConfig, data: ImageDataModule, steps: int):
-        self.cfg, self.data, self.steps = cfg, data, steps
-        self.trainer = build.build_trainer(cfg, cfg.trainer.precision)
+    def __init__(self, recipe: Recipe, data: ImageDataModule, steps: int):
+        self.recipe, self.data, self.steps = recipe, data, steps
+        self.trainer = build.build_trainer(recipe)
         self.device = self.trainer.strategy.root_device
         self._start("torchvision")  # an epoch that is too short shows now
         self._built: dict[Variant, Classifier] = {}
@@ -139,15 +142,14 @@ class Runner:
         """
         if variant in self._built:
             return self._built[variant]
-        cfg = self.cfg.copy()
-        cfg.trainer.compile = variant.compile
-        model = build.build_classifier(cfg, self.data.num_classes)
+        model = build.build_module(self.recipe, self.data.num_classes)
         if not variant.channels_last:
             model.memory_format = torch.contiguous_format
             model.net.to(memory_format=torch.contiguous_format)
-        trainer = build.build_trainer(cfg, variant.precision)
+        trainer = build.build_trainer(self.recipe, precision=variant.precision)
         shape = self.data.batch_size, 3, *self.data.image_size
-        about["compile_seconds"] = build.compile_net(cfg, model, trainer, shape)
+        mode = variant.compile
+        about["compile_seconds"] = loop.compile_network(model, trainer, mode, shape)
         self._built[variant] = model
         return model
 
@@ -156,7 +158,7 @@ class Runner:
         model = self.model(variant, about)
         watch, batches = self._start(variant.engine)
         if variant.trainer:  # a new one: a used one may be at its last epoch
-            trainer = build.build_trainer(self.cfg, variant.precision)
+            trainer = build.build_trainer(self.recipe, precision=variant.precision)
             trainer.limit_train_batches = watch.warmup + watch.steps
             trainer.limit_val_batches = 0
             trainer.callbacks.append(watch)
@@ -178,7 +180,7 @@ class Runner:
         model = self.model(variant, {})
         images = torch.zeros(n, 3, *self.data.image_size, device=self.device)
         model.to(self.device).eval()
-        with autocast(self.device, self.cfg.trainer.precision):
+        with autocast(self.device, self.recipe.trainer["precision"]):
             return n / Stopwatch(self.device, self.steps).time(repeat(images), model)
 
     def _start(self, engine: str) -> tuple[Stopwatch, Iterable[Batch]]:
@@ -205,8 +207,8 @@ def training_cases(runner: Runner) -> dict[str, Case]:
 
     What is compiled comes last: on a GPU that takes minutes, which may not be there.
     """
-    trainer, device = runner.cfg.trainer, runner.device
-    ways = variants(trainer.precision, device.type == "cuda")
+    precision, device = runner.recipe.trainer["precision"], runner.device
+    ways = variants(precision, device.type == "cuda")
     cases = {
         f"roof {p}": Case("FLOP/s", partial(roof, device, p), {}) for p in PRECISIONS
     }
@@ -223,22 +225,20 @@ def training_cases(runner: Runner) -> dict[str, Case]:
     return cases | trained
 
 
-def scaling_cases(
-    cfg: DictConfig, data: ImageDataModule, steps: int
-) -> dict[str, Case]:
+def scaling_cases(recipe: Recipe, data: ImageDataModule, steps: int) -> dict[str, Case]:
     """One device, and all of this group; and the all-reduce of the gradients alone."""
-    device = torch.device(system.accelerator(cfg.trainer.accelerator))
+    device = torch.device(system.accelerator(recipe.trainer["accelerator"]))
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
     n, batch, precision = (
         distributed.world_size(),
         data.batch_size,
-        cfg.trainer.precision,
+        recipe.trainer["precision"],
     )
     images = data.first_images(batch).to(device)  # (B, 3, H, W)
     labels = data.train_part[1][:batch].to(device)
-    model, shared = (build.build_classifier(cfg, data.num_classes) for _ in "ab")
+    model, shared = (build.build_module(recipe, data.num_classes) for _ in "ab")
     alone = training_step(model, device, precision)
     together = training_step(shared, device, precision, several=True)
 
@@ -278,47 +278,43 @@ def benchmark(cfg: DictConfig) -> None:
     Raises:
         UserError: a mistake in the configuration, before anything is measured.
     """
-    own, cfg = split_config(cfg)
-    data = build.build_data(cfg)
-    data.locate()
+    own, recipe = split_config(cfg)
+    run = settle(recipe)
+    recipe, data = run.recipe, run.data
     data.setup()
-    cfg.trainer.precision = build.settle_precision(cfg, data)
+    precision = run.environment.precision
     if own["devices"] > 1 and not distributed.in_group():
-        settled = f"trainer.precision={cfg.trainer.precision}"  # all have the same
-        overrides = [*HydraConfig.get().overrides.task, settled]
+        overrides = [*recipe.overrides, f"trainer.precision={precision}"]
+        module = "resnet_se.commands.benchmark"
         try:
-            distributed.launch(
-                "resnet_se.commands.benchmark", overrides, own["devices"]
-            )
+            distributed.launch(module, overrides, own["devices"])  # all have the same
         except distributed.Stopped:
             raise KeyboardInterrupt from None
         return
-    net = build.build_classifier(cfg, data.num_classes).net
-    device = torch.device(system.accelerator(cfg.trainer.accelerator))
+    net = build.build_module(recipe, data.num_classes).net
+    device = torch.device(system.accelerator(recipe.trainer["accelerator"]))
     if device.type == "cpu":
         system.keep_freed_memory()  # as training does
     result: dict[str, Any] = {
         "complete": False,
         **system.environment(),
-        "hardware": system.hardware(
-            device, cfg.trainer.precision, distributed.world_size()
-        ),
+        "hardware": system.hardware(device, precision, distributed.world_size()),
         "data": data.describe(),
         "model": network_summary(net, data.image_size[0]),
         "settings": own | {"threads": torch.get_num_threads()},
-        "setting": OmegaConf.to_container(cfg.model),
+        "setting": recipe["model"],
         "skipped": {},
         "figures": {},
     }
     write(own["out"], result)  # a mistake in the path shows now
     try:
         with tempfile.TemporaryDirectory() as folder:
-            cfg.run_dir = folder  # for what callbacks write
+            recipe = recipe.at(Path(folder))  # for what callbacks write
             if distributed.in_group():
                 dist.init_process_group()
-                cases = scaling_cases(cfg, data, own["steps"])
+                cases = scaling_cases(recipe, data, own["steps"])
             else:
-                cases = training_cases(Runner(cfg, data, own["steps"]))
+                cases = training_cases(Runner(recipe, data, own["steps"]))
             take_turns(cases, result)
             result["complete"] = True
     except SystemExit:  # Lightning's for Ctrl-C, after which it ignores further ones
@@ -333,34 +329,31 @@ def benchmark(cfg: DictConfig) -> None:
             dist.destroy_process_group()
 
 
-def split_config(cfg: DictConfig) -> tuple[dict[str, Any], DictConfig]:
-    """The benchmark's own keys, and the configuration of the training to measure.
+def split_config(cfg: DictConfig) -> tuple[dict[str, Any], Recipe]:
+    """The benchmark's own keys, and the recipe of the training to measure.
 
     Raises:
         UserError: a key that nothing reads, or a value out of its range.
     """
     plain: Any = OmegaConf.to_container(cfg, resolve=True)
-    own = {key: plain.pop(key) for key in OWN}
+    own = {key: plain.pop(key) for key in COMMANDS["benchmark"]}
     if "download" in plain["data"]["source"]:
         plain["data"]["source"]["download"] = False
-    training = OmegaConf.create(plain)
-    check_config(training)
-    on_cpu = system.accelerator(training.trainer.accelerator) != "cuda"
+    recipe = validate(OmegaConf.create(plain))
+    on_cpu = system.accelerator(recipe.trainer["accelerator"]) != "cuda"
     # On a CPU a process stands for a device.
     there = system.usable_cores() if on_cpu else torch.cuda.device_count()
-    for key, most in (("devices", there), ("rounds", 100), ("steps", 10_000)):
-        if not (isinstance(own[key], int) and 1 <= own[key] <= most):
-            raise UserError(f"{key}: expected 1..{most}, got {own[key]!r}")
-    return own, training
+    if own["devices"] > there:
+        raise UserError(f"devices: expected 1..{there}, got {own['devices']!r}")
+    return own, recipe
 
 
 def main() -> None:
     """Console entry: `resnet-se benchmark …`."""
-    build.quiet()
     distributed.die_with_parent()
     distributed.share_cores()
     console.quiet = not distributed.is_leader()
-    run(benchmark, "benchmark")
+    run_command(benchmark, "benchmark")
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ import jinja2
 from omegaconf import DictConfig
 from safetensors.torch import save
 
-from resnet_se.config.compose import run
+from resnet_se.commands.app import run_command
 from resnet_se.inference.pretrained import Pretrained, read
 from resnet_se.models.complexity import parameter_counts
 from resnet_se.runs import bundle
@@ -174,7 +174,7 @@ def _write_zip(file: BinaryIO, folder: str, files: dict[str, bytes]) -> None:
 
 def main() -> None:
     """Console entry: `resnet-se bundle …`."""
-    run(bundle_run, "bundle")
+    run_command(bundle_run, "bundle")
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ The configuration and the data are the run's; nothing in its directory is change
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,11 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from resnet_se.config.build import build_classifier, build_data, load_weights, quiet
-from resnet_se.config.compose import load_config, run
+from resnet_se.commands.app import run_command
+from resnet_se.config.build import build_datamodule, build_module, saved_run
 from resnet_se.config.schema import PRECISION
-from resnet_se.config.validate import check_saved
 from resnet_se.runs.record import read_result
-from resnet_se.training.evaluation import score
+from resnet_se.training.evaluation import load_weights, score
 from resnet_se.utils.errors import UserError, nearest
 from resnet_se.utils.files import write_json
 from resnet_se.utils.validation import check_value
@@ -44,21 +44,21 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
         raise UserError(f"ckpt: unknown {cfg.ckpt!r}; {hint}")
     precision = result.get("hardware", {}).get("precision")
     check_value("hardware.precision", precision, PRECISION)
-    of_run = load_config(run_dir)
-    check_saved(of_run)
+    recipe = saved_run(run_dir)
     if "tta" in cfg:
-        of_run.tta = cfg.tta
+        views = OmegaConf.to_container(cfg.tta, resolve=True) if cfg.tta else None
+        recipe = replace(recipe, values={**recipe.values, "tta": views})
 
-    data = build_data(of_run, training=False)
+    data = build_datamodule(recipe, training=False)
     data.setup()
-    model = build_classifier(of_run, data.num_classes, training=False)
+    model = build_module(recipe, data.num_classes, training=False)
     ckpt = run_dir / "checkpoints" / f"{cfg.ckpt}.ckpt"
     trainer = L.Trainer(
         accelerator=cfg.accelerator,
         devices=1,
         precision=precision,
-        limit_val_batches=of_run.trainer.limit_val_batches,
-        limit_test_batches=of_run.trainer.limit_test_batches,
+        limit_val_batches=recipe.trainer["limit_val_batches"],
+        limit_test_batches=recipe.trainer["limit_test_batches"],
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -69,7 +69,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     _print_table(f"{cfg.run}, {cfg.ckpt}.ckpt", figures, result)
     if cfg.out:
         record = {"run": str(run_dir), "ckpt": cfg.ckpt, **figures}
-        record["tta"] = OmegaConf.to_container(of_run.tta)
+        record["tta"] = recipe["tta"]
         write_json(Path(cfg.out), record)
     return figures
 
@@ -102,8 +102,7 @@ def _print_table(title: str, now: dict[str, Any], then: dict[str, Any]) -> None:
 
 def main() -> None:
     """Console entry: `resnet-se evaluate …`."""
-    quiet()
-    run(evaluate, "evaluate")
+    run_command(evaluate, "evaluate")
 
 
 if __name__ == "__main__":

@@ -16,8 +16,8 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
-from resnet_se.config.build import quiet, run_data
-from resnet_se.config.compose import run
+from resnet_se.commands.app import run_command
+from resnet_se.config.build import run_data
 from resnet_se.inference import export as exporting
 from resnet_se.inference.export import Options, Row
 from resnet_se.inference.pretrained import read
@@ -66,8 +66,7 @@ def _print_rows(title: str, rows: list[Row]) -> None:
 
 def main() -> None:
     """Console entry: `resnet-se export …`."""
-    quiet()
-    run(export, "export")
+    run_command(export, "export")
 
 
 if __name__ == "__main__":

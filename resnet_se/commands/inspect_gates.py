@@ -24,8 +24,8 @@ from resnet_se.analysis.gate_study import (
     write_entries,
     write_pictures,
 )
-from resnet_se.config.build import quiet, run_data
-from resnet_se.config.compose import run
+from resnet_se.commands.app import run_command
+from resnet_se.config.build import run_data
 from resnet_se.inference.pretrained import Pretrained, read
 from resnet_se.models.se_gates import se_blocks
 from resnet_se.utils.errors import UserError
@@ -93,13 +93,12 @@ def _print_entry(entry: dict[str, Any], console: Console) -> None:
 
 def main() -> None:
     """Console entry: `resnet-se inspect …`."""
-    quiet()
     # To Hydra a,b is a sweep.
     sys.argv = [
         f"run=[{a[4:]}]" if a.startswith("run=") and "," in a and "[" not in a else a
         for a in sys.argv
     ]
-    run(inspect, "inspect")
+    run_command(inspect, "inspect")
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from rich.table import Table
 
 import resnet_se.config.compose  # noqa: F401  registers the resolvers of conf/
 from resnet_se.config import CONF
-from resnet_se.config.validate import build
+from resnet_se.config.targets import build_target
 
 
 def counts(model: DictConfig) -> dict[str, int]:
@@ -29,7 +29,7 @@ def counts(model: DictConfig) -> dict[str, int]:
     from resnet_se.models.complexity import network_summary
 
     with torch.device("meta"):  # counts need no weights
-        return network_summary(build("model", model))
+        return network_summary(build_target("model", model))
 
 
 def presets() -> dict[str, dict[str, Any]]:

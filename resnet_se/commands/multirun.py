@@ -27,7 +27,7 @@ from rich.console import Console
 from rich.table import Table
 
 from resnet_se.config import CONF
-from resnet_se.config.compose import explain
+from resnet_se.config.messages import explain
 from resnet_se.utils.errors import nearest
 from resnet_se.utils.files import Busy, atomic_file, exclusive
 from resnet_se.utils.system import usable_cores
@@ -52,12 +52,12 @@ def _visible_gpus() -> list[str]:
     return [name for name in names.split(",") if name]
 
 
-def _side_by_side(gpus: Sequence[str]) -> int:
+def _parallel_jobs(gpus: Sequence[str]) -> int:
     """`${side_by_side:GPUS}`: a job for each GPU; without any, two on the cores."""
     return len(gpus) or 2
 
 
-def _share(what: str, jobs: int) -> float:
+def _per_job(what: str, jobs: int) -> float:
     """`${share:cores,N}`, `${share:gpus,N}`: what each of N jobs may use of them."""
     if what == "cores":
         return max(1, usable_cores() // jobs)
@@ -68,15 +68,15 @@ def _share(what: str, jobs: int) -> float:
 # Cached: a worker asks what the machine had, not what it was left with.
 for _name, _resolver, _cached in (
     ("visible_gpus", _visible_gpus, True),
-    ("side_by_side", _side_by_side, False),
-    ("share", _share, True),
+    ("side_by_side", _parallel_jobs, False),
+    ("share", _per_job, True),
 ):
     OmegaConf.register_new_resolver(_name, _resolver, replace=True, use_cache=_cached)
 
 _locks_held: list[Any] = []
 
 
-def take_gpus(gpus: Sequence[str], jobs: int, folder: Path) -> None:
+def claim_gpus(gpus: Sequence[str], jobs: int, folder: Path) -> None:
     """Gives this process one of `jobs` shares of `gpus`: CUDA_VISIBLE_DEVICES.
 
     With fewer GPUs than jobs, several jobs share one.  A launcher gives a process many
@@ -101,15 +101,19 @@ def take_gpus(gpus: Sequence[str], jobs: int, folder: Path) -> None:
 # --- the jobs' outcomes ------------------------------------------
 
 
-class Outcome(NamedTuple):
-    """How a run ended, `done`, `resumed`, `skipped` or `pruned`, and its record."""
+class JobResult(NamedTuple):
+    """The end of a run, `done`, `resumed`, `skipped` or `pruned`, and its record."""
 
     kind: str
-    result: dict[str, Any]
+    record: dict[str, Any]
 
 
-def recorded(task: Callable[[DictConfig], Outcome]) -> Callable[[DictConfig], None]:
-    """`task`, which in a multirun also leaves `outcome.json` in the job's directory."""
+def recorded(task: Callable[..., JobResult]) -> Callable[[DictConfig], None]:
+    """Wrap `task`, so that in a multirun it leaves `outcome.json` in its directory.
+
+    Args:
+        task: (configuration, function to call with the run directory) → its end.
+    """
 
     def job(cfg: DictConfig) -> None:
         hydra = HydraConfig.get()
@@ -126,30 +130,33 @@ def recorded(task: Callable[[DictConfig], Outcome]) -> Callable[[DictConfig], No
             _write(folder, record | {"kind": "not started"})
             return
         started = time.perf_counter()
+        # Where it goes wrong before a run directory has a name, the overrides have to
+        # do.
+        record["run_dir"] = ""
+
+        def name(run_dir: Path) -> None:
+            record["run_dir"] = str(run_dir.resolve())
+
         try:
             from resnet_se.config.validate import check_keys
 
             check_keys(cfg)  # the launcher's share is read before the rest
-            take_gpus(cfg.launcher.gpus, cfg.launcher.jobs, folder.parent)
-            outcome = task(cfg)
+            claim_gpus(cfg.launcher.gpus, cfg.launcher.jobs, folder.parent)
+            result = task(cfg, name)
         except Busy as error:
             _write(folder, record | {"kind": "busy", "error": str(error)})
             print(f"busy: {error}", file=sys.stderr)
             return
         except Exception as error:
-            failed = {"kind": "failed", "error": explain(error)}
-            # Where it went wrong before a run directory could be named, the overrides
-            # have to do.
-            _write(folder, record | failed | {"run_dir": cfg.run_dir})
+            _write(folder, record | {"kind": "failed", "error": explain(error)})
             raise
         record |= {
-            "kind": outcome.kind,
-            "run_dir": cfg.run_dir,
+            "kind": result.kind,
             "seconds": round(time.perf_counter() - started, 1),
-            "epochs": outcome.result["train"]["epochs"],
+            "epochs": result.record["train"]["epochs"],
         }
-        if outcome.kind != "pruned":
-            test, val = outcome.result["test"], outcome.result["val"]
+        if result.kind != "pruned":
+            test, val = result.record["test"], result.record["val"]
             record |= {"acc": test["acc"], "acc_tta": test["acc_tta"]}
             record |= {"val_acc": val["acc"], "val_loss": val["loss"]}
         _write(folder, record)

@@ -14,30 +14,23 @@ import re
 import sys
 from itertools import product
 
-from hydra import compose, initialize_config_dir
+from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
-from omegaconf import DictConfig, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.table import Table
 
 from resnet_se.analysis.cost import Cost, measure
-from resnet_se.config.build import build_data, quiet, settle_precision
-from resnet_se.config.compose import (
-    CONF,
-    EXPECTED,
-    experiment_name,
-    explain,
-    own_conf,
-    resolved,
-)
-from resnet_se.config.validate import check_config
+from resnet_se.analysis.report.text import count
+from resnet_se.commands.app import filter_warnings
+from resnet_se.config import CONF
+from resnet_se.config.compose import compose_job
+from resnet_se.config.messages import EXPECTED, explain
+from resnet_se.config.settle import Run, settle
+from resnet_se.config.validate import validate
 from resnet_se.data.datamodule import ImageDataModule
-from resnet_se.runs.run_hash import Facts, config_hash, setting
-from resnet_se.utils.distributed import processes
 
 SEED = re.compile(r"seed=(\d{1,9})")
 
@@ -54,17 +47,6 @@ def expand(overrides: list[str]) -> list[list[str]]:
     return [list(job) for job in product(*choices)]
 
 
-def compose_job(overrides: list[str]) -> DictConfig:
-    """The configuration that `train` would be called with."""
-    cfg = compose("train", [*overrides, *own_conf()], return_hydra_config=True)
-    HydraConfig.instance().set_config(cfg)
-    with open_dict(cfg):
-        del cfg.hydra
-    check_config(cfg)
-    cfg.run_dir = ""
-    return cfg
-
-
 class Planner:
     """Builds and measures jobs, and what is alike in several of them once."""
 
@@ -78,30 +60,27 @@ class Planner:
         seeds = [int(m[1]) for m in map(SEED.fullmatch, overrides) if m]
         line = tuple(o for o in overrides if not SEED.fullmatch(o))
         if line not in self.by_line:
-            cfg = compose_job(overrides)
-            self.by_line[line] = experiment_name(), cfg.seed, self._cost(cfg)
+            recipe = validate(compose_job(overrides))
+            cost = self._cost(settle(recipe))
+            self.by_line[line] = recipe.experiment, recipe["seed"], cost
         experiment, seed, cost = self.by_line[line]
         return f"{experiment} seed {seeds[-1] if seeds else seed}", cost
 
-    def _cost(self, cfg: DictConfig) -> Cost:
-        data = build_data(cfg)
-        key = data.locate()
-        source = f"{key} {data.val_fraction} {data.train_subset}"
-        if source in self.modules:
-            _share(self.modules[source], data)
+    def _cost(self, run: Run) -> Cost:
+        data = run.data
+        source = f"{run.environment.data} {data.val_fraction} {data.train_subset}"
+        if source in self.modules:  # not decoded and dealt out again
+            data.share_images(self.modules[source])
         data.setup()
         self.modules[source] = data
-        precision = settle_precision(cfg, data)
-        facts = Facts(key, precision, processes(cfg.trainer))
-        digest = config_hash(setting(resolved(cfg), facts))
-        if digest not in self.by_hash:
-            self.by_hash[digest] = measure(cfg, data, precision)
-        return self.by_hash[digest]
+        if run.digest not in self.by_hash:
+            self.by_hash[run.digest] = measure(run)
+        return self.by_hash[run.digest]
 
 
 def main() -> None:
     """Console entry: `resnet-se plan …`."""
-    quiet()
+    filter_warnings()
     table = Table(title="plan")
     for name in ("job", "parameters", "MMAC", "memory MB", "minutes", "disk MB"):
         table.add_column(name, justify="left" if name == "job" else "right")
@@ -119,7 +98,9 @@ def main() -> None:
                 name, cost = planner.job(overrides)
             except EXPECTED as error:
                 name = f"{number} {' '.join(overrides)}"
-                failures.append(f"{name}: {explain(error)}")
+                reason = explain(error)
+                named = any(reason.startswith(override) for override in overrides)
+                failures.append(reason if named else f"{name}: {reason}")
                 table.add_row(name, "[red]cannot work", "", "", "", "")
                 continue
             sums = [sums[0] + cost.seconds, sums[1] + cost.disk_mb]
@@ -133,20 +114,10 @@ def main() -> None:
             )
     table.add_section()
     table.add_row(
-        f"{len(jobs)} jobs", "", "", "", f"{sums[0] / 60:,.1f}", f"{sums[1]:,.0f}"
+        count(len(jobs), "job"), "", "", "", f"{sums[0] / 60:,.1f}", f"{sums[1]:,.0f}"
     )
     Console().print(table)
     for failure in failures:
         print(f"error: {failure}", file=sys.stderr)
     if failures:
         sys.exit(2)
-
-
-def _share(loaded: ImageDataModule, fresh: ImageDataModule) -> None:
-    """The same pixels are not decoded and dealt out again for the next job."""
-    for name in ("images", "train_part", "val_part", "test_part", "mean", "std"):
-        setattr(fresh, name, getattr(loaded, name))
-
-
-if __name__ == "__main__":
-    main()

@@ -20,9 +20,10 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from resnet_se.analysis import run_figures
-from resnet_se.config import validate
-from resnet_se.config.build import quiet, run_data
-from resnet_se.config.compose import load_config, run
+from resnet_se.commands.app import run_command
+from resnet_se.config.build import run_data
+from resnet_se.config.recipe import load_recipe
+from resnet_se.config.targets import build_target
 from resnet_se.runs.record import read_result
 from resnet_se.training.mixing import Mixing
 from resnet_se.utils.errors import UserError
@@ -41,7 +42,7 @@ def plots(cfg: DictConfig) -> list[str]:
     result = read_result(run_dir)
     if result is None:
         raise UserError(f"run: expected a run directory, got {cfg.run!r}")
-    of_run = load_config(run_dir)
+    recipe = load_recipe(run_dir)
     missing: list[str] = []
     history = _history(run_dir, missing)
     best_epoch = result.get("best_epoch")
@@ -54,7 +55,7 @@ def plots(cfg: DictConfig) -> list[str]:
             out,
             history=history,
             best_epoch=best_epoch,
-            soft_targets=validate.build("mixing", of_run.mixing) != Mixing(),
+            soft_targets=build_target("mixing", recipe["mixing"]) != Mixing(),
             **_predictions(run_dir, missing),
             **_images(run_dir, result, missing),
         )
@@ -124,8 +125,7 @@ def _images(
 
 def main() -> None:
     """Console entry: `resnet-se plots …`."""
-    quiet()
-    run(plots, "plots")
+    run_command(plots, "plots")
 
 
 if __name__ == "__main__":

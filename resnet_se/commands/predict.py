@@ -27,8 +27,8 @@ from rich.progress import MofNCompleteColumn, Progress
 from rich.table import Table
 from torch import Tensor
 
-from resnet_se.config import validate
-from resnet_se.config.compose import run
+from resnet_se.commands.app import run_command
+from resnet_se.config.targets import build_target
 from resnet_se.data.inference_inputs import Pictures, batches, find_pictures
 from resnet_se.data.reading import first_few
 from resnet_se.inference.pretrained import Pretrained, read
@@ -82,7 +82,7 @@ def predict(cfg: DictConfig) -> Summary:
         print(f"note: {model.note}", file=sys.stderr)
     model.to(accelerator(cfg.accelerator))
     top = min(cfg.top, len(model.classes))
-    named = validate.build("tta", cfg.tta) if cfg.get("tta") else None
+    named = build_target("tta", cfg.tta) if cfg.get("tta") else None
     views = model.views(True) if cfg.own_tta else named
     with find_pictures(map(str, inputs)) as pictures, _rows(out, top) as write:
         summary = _classify(model, pictures, views, cfg.batch_size, top, write)
@@ -214,7 +214,7 @@ def main() -> None:
     # To Hydra `tta` is a group, which takes names alone.
     own = {"tta=true": "own_tta=true", "tta=True": "own_tta=true"}
     sys.argv = [own.get(argument, argument) for argument in sys.argv]
-    run(predict, "predict")
+    run_command(predict, "predict")
 
 
 if __name__ == "__main__":

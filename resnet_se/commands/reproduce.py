@@ -22,7 +22,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from resnet_se.config.compose import load_config
+from resnet_se.config.recipe import load_recipe
 from resnet_se.runs.record import read_result
 from resnet_se.utils.errors import UserError
 from resnet_se.utils.system import environment
@@ -43,7 +43,7 @@ def command_of(run_dir: Path, record: dict[str, Any], runs_dir: Path) -> list[st
     ]
     overrides += [f"trainer.precision={record['hardware']['precision']}"]
     overrides += [f"runs_dir={runs_dir}", "plots=false", "logger=none"]
-    root = load_config(run_dir).data.source.get("root")
+    root = load_recipe(run_dir)["data"]["source"].get("root")
     if root is not None:
         overrides.append(f"data.source.root={root}")
     if not any(o.startswith("seed=") for o in overrides):

@@ -36,8 +36,8 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, read_write
 
 from resnet_se.commands.multirun import PRUNER, SweepTable, outcomes, print_outcomes
-from resnet_se.config.compose import resolved
-from resnet_se.runs.run_hash import Facts, config_hash, setting
+from resnet_se.config.compose import plain_values
+from resnet_se.config.recipe import Recipe
 from resnet_se.training.callbacks.pruning import (
     FACTOR,
     METRICS,
@@ -150,7 +150,9 @@ class OptunaSearch(Sweeper):
         cfg = OmegaConf.create(OmegaConf.to_container(self.config))
         del cfg["hydra"]
         # What the machine and the data settle is a matter of each job.
-        fixed = config_hash(setting(resolved(cfg), Facts("", "", 1)))
+        from resnet_se.config.settle import recipe_hash
+
+        fixed = recipe_hash(Recipe(plain_values(cfg)))
         space = {key: override.input_line for key, override in searched.items()}
         rule = [self.pruner, self.min_epochs] if self.pruner else []
         what = json.dumps([fixed, space, self.metric, *rule], sort_keys=True)

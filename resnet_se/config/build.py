@@ -1,55 +1,128 @@
-"""Data, network, classifier, trainer, precision, compilation from a configuration."""
+"""Building: finished objects from a recipe.  Nothing takes a configuration after it."""
 
 from __future__ import annotations
 
-import copy
-import json
-import logging
-import time
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+import functools
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import lightning as L
 import torch
-from filelock import FileLock
-from omegaconf import DictConfig, OmegaConf, open_dict
+from torch import nn
 
-from resnet_se.config import validate
-from resnet_se.config.compose import load_config
+from resnet_se.config.recipe import Recipe, check_saved, load_recipe
+from resnet_se.config.targets import build_network, build_target
 from resnet_se.data.augmentation.pipeline import Augmentation
 from resnet_se.data.datamodule import ImageDataModule
-from resnet_se.runs import checkpoint
+from resnet_se.models.layers import sync_batchnorm
 from resnet_se.training.callbacks.checkpointing import CheckpointFiles
 from resnet_se.training.callbacks.sam import SAM
+from resnet_se.training.loop import Job
 from resnet_se.training.mixing import Mixing
-from resnet_se.training.module import METRICS, Classifier
+from resnet_se.training.module import METRICS, Classifier, Criterion, cross_entropy
+from resnet_se.training.param_groups import make_optimizer
 from resnet_se.utils import distributed
 from resnet_se.utils.errors import UserError, nearest
-from resnet_se.utils.files import atomic_file
-from resnet_se.utils.system import accelerator, cache_folder, has_bf16, processor
 
-# trainer.compile: the mode of torch's compiler.
-COMPILE = {"off": None, "default": "default", "cuda_graphs": "reduce-overhead"}
+if TYPE_CHECKING:
+    from resnet_se.config.settle import Run
 
 
-def build_data(cfg: DictConfig, training: bool = True) -> ImageDataModule:
-    """The data module of a configuration; reads nothing yet.
+# --- network, optimizer, schedule --------------------------------
+
+
+def build_optimizer(
+    node: Any, lr: float
+) -> Callable[[nn.Module], torch.optim.Optimizer]:
+    """A function from network to optimizer: `make_optimizer`, or a class alone."""
+    make = build_target("optimizer", node, lr=lr, _partial_=True)
+    if isinstance(make.func, type):
+        return functools.partial(make_optimizer, cls=make.func, **make.keywords)
+    return make
+
+
+def rehearse(recipe: Recipe) -> None:
+    """Build mixing and TTA, and step an optimizer with its schedule on three layers.
+
+    Raises:
+        UserError: what they refuse; so it shows before the data are read.
+    """
+    build_target("mixing", recipe["mixing"])
+    if recipe["tta"]:
+        build_target("tta", recipe["tta"])
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 2))
+    node = recipe["optimizer"]
+    optimizer = build_optimizer(node, node["lr"])(net)
+    make_schedule = build_target("scheduler", recipe["scheduler"], _partial_=True)
+    make_schedule(optimizer, 1, recipe.trainer["max_epochs"])
+    for parameter in net.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    try:
+        optimizer.step(lambda: 0.0)
+    except Exception as error:
+        name = type(optimizer).__name__
+        raise UserError(f"optimizer: {name}: {error}") from error
+
+
+def build_module(
+    recipe: Recipe,
+    num_classes: int,
+    training: bool = True,
+    criterion: Criterion = cross_entropy,
+) -> Classifier:
+    """Network, loss, optimizer, schedule, mixing and TTA as one LightningModule.
 
     Args:
-        training: else without augmentation: no part of `cfg.augment` is built.
+        training: else network and TTA alone, all that a test needs.
+
+    Raises:
+        UserError: `model.num_classes` is set and is not the data's.
+    """
+    asked = recipe["model"].get("num_classes", num_classes)
+    if asked != num_classes:
+        raise UserError(
+            f"model.num_classes: the data have {num_classes} classes, got {asked}"
+        )
+    L.seed_everything(recipe["seed"], workers=True, verbose=False)
+    net = build_network(recipe["model"], num_classes)
+    tta = build_target("tta", recipe["tta"]) if recipe.get("tta") else None
+    if not training:
+        return Classifier(net, None, None, num_classes, Mixing(), tta, recipe["seed"])
+    if not any(p.requires_grad for p in net.parameters()):
+        raise UserError(f"model: {type(net).__name__} has no parameters to train")
+    lr = recipe["optimizer"]["lr"]
+    if recipe.trainer.get("scale_lr"):  # Goyal et al. 2017, arXiv 1706.02677
+        lr *= distributed.world_size()
+    return Classifier(
+        net,
+        build_optimizer(recipe["optimizer"], lr),
+        build_target("scheduler", recipe["scheduler"], _partial_=True),
+        num_classes,
+        build_target("mixing", recipe["mixing"]),
+        tta,
+        recipe["seed"],
+        criterion=criterion,
+    )
+
+
+# --- data --------------------------------------------------------
+
+
+def build_datamodule(recipe: Recipe, training: bool = True) -> ImageDataModule:
+    """The data module of a recipe; reads nothing yet.
+
+    Args:
+        training: else without augmentation: no part of `augment` is built.
     """
     # Partial: Hydra would turn the dataclass into a configuration again.
-    make = validate.build("data", cfg.data, _partial_=True)
-    augment = validate.build("augment", cfg.augment) if training else Augmentation()
+    make = build_target("data", recipe["data"], _partial_=True)
+    augment = build_target("augment", recipe["augment"]) if training else Augmentation()
     if not isinstance(augment, Augmentation):  # a transform alone, of one's own
         augment = Augmentation(own=augment)
-    data = make(augment=augment, seed=cfg.seed)
-    # What was typed is meant; a preset's may give way to a small set.
-    data.exact_batch_size = "data.batch_size" in validate.typed_keys()
-    return data
+    # A typed batch size is meant; a preset's may give way to a small set.
+    exact = "data.batch_size" in recipe.typed_keys
+    return make(augment=augment, seed=recipe["seed"], exact_batch_size=exact)
 
 
 def run_data(
@@ -59,281 +132,121 @@ def run_data(
 
     Args:
         fingerprint: of the pixels it was trained on, where they must be the same.
-        training: as `build_data`.
+        training: as `build_datamodule`.
 
     Raises:
         UserError: no run directory, the data are not there, or are others.
     """
-    data = build_data(load_config(run_dir), training)
+    recipe = load_recipe(run_dir)
+    data = build_datamodule(recipe, training)
     data.setup()
-    if fingerprint and data.images.fingerprint != fingerprint:
+    images = data.images
+    if fingerprint and images is not None and images.fingerprint != fingerprint:
         raise UserError(
             f"{run_dir}: trained on data with fingerprint {fingerprint}, these have "
-            f"{data.images.fingerprint}"
+            f"{images.fingerprint}"
         )
     return data
 
 
-def build_classifier(
-    cfg: DictConfig, num_classes: int, training: bool = True
-) -> Classifier:
-    """Network, optimizer, schedule, mixing and TTA as one module.
+# --- trainer -----------------------------------------------------
+
+
+def build_trainer(
+    recipe: Recipe, run_name: str = "", precision: str | None = None, **more: Any
+) -> L.Trainer:
+    """Lightning's Trainer with the configured callbacks and loggers.
 
     Args:
-        training: else network and TTA alone, all that a test needs.
-
-    Raises:
-        UserError: `model.num_classes` is set and is not the data's.
-    """
-    asked = cfg.model.get("num_classes", num_classes)
-    if asked != num_classes:
-        raise UserError(
-            f"model.num_classes: the data have {num_classes} classes, got {asked}"
-        )
-    L.seed_everything(cfg.seed, workers=True, verbose=False)
-    net = validate.build_net(cfg.model, num_classes)
-    tta = validate.build("tta", cfg.tta) if cfg.tta else None
-    if not training:
-        return Classifier(net, None, None, num_classes, Mixing(), tta, cfg.seed)
-    if not any(p.requires_grad for p in net.parameters()):
-        raise UserError(f"model: {type(net).__name__} has no parameters to train")
-    lr = cfg.optimizer.lr
-    if cfg.trainer.get("scale_lr"):  # Goyal et al. 2017, arXiv 1706.02677
-        lr *= distributed.world_size()
-    return Classifier(
-        net,
-        validate.build_optimizer(cfg.optimizer, lr),
-        validate.build("scheduler", cfg.scheduler, _partial_=True),
-        num_classes,
-        validate.build("mixing", cfg.mixing),
-        tta,
-        cfg.seed,
-    )
-
-
-def check_shape(net: torch.nn.Module, size: tuple[int, int], num_classes: int) -> None:
-    """Refuses a network that does not give a row of logits an image.
-
-    Raises:
-        UserError: with the expected and the actual shape, or what it raised instead.
-    """
-    shadow = copy.deepcopy(net).to("meta").eval()
-    images = torch.empty(2, 3, *size, device="meta")
-    name, given, expected = type(net).__name__, tuple(images.shape), (2, num_classes)
-    try:
-        logits = shadow(images)
-    except Exception as error:
-        raise UserError(f"model: {name} fails on images {given}: {error}") from error
-    shape = tuple(getattr(logits, "shape", ())) or type(logits).__name__
-    if shape != expected:
-        raise UserError(
-            f"model: {name}: expected logits {expected} of images {given}, got {shape}"
-        )
-
-
-def build_trainer(cfg: DictConfig, precision: str) -> L.Trainer:
-    """Lightning's Trainer with the configured callbacks and loggers.
+        run_name: what checkpoints say of whose they are.
+        precision: in place of the recipe's.
+        more: other arguments of the Trainer.
 
     Raises:
         UserError: a callback monitors a metric that is never logged; gradients cannot
             be clipped as they should.
     """
+    options = dict(recipe.trainer)
+    precision = precision or str(options["precision"])
     callbacks = [
-        validate.build(f"callbacks.{name}", node)
-        for name, node in cfg.callbacks.items()
+        build_target(f"callbacks.{name}", node)
+        for name, node in recipe["callbacks"].items()
         if node is not None
     ]
     for callback in callbacks:
-        monitor = getattr(callback, "monitor", None)
-        if monitor is not None and monitor not in METRICS:
-            raise UserError(
-                f"{type(callback).__name__}.monitor: {monitor!r} is never logged; "
-                f"{nearest(monitor, METRICS)}"
-            )
-        if isinstance(callback, SAM):
-            callback.check_trainer(
-                cfg.trainer.get("accumulate_grad_batches", 1), precision
-            )
+        _check_callback(callback, options.get("accumulate_grad_batches", 1), precision)
     mixed = precision.endswith("-mixed")
-    if mixed and cfg.trainer.get("gradient_clip_val") and cfg.optimizer.get("fused"):
+    if mixed and options.get("gradient_clip_val") and recipe["optimizer"].get("fused"):
         raise UserError(
             f"trainer.gradient_clip_val: Lightning does not clip for a fused optimizer "
             f"at precision {precision}; add optimizer.fused=false"
         )
     loggers = [
-        validate.build(f"logger.{name}", node)
-        for name, node in (cfg.logger or {}).items()
+        build_target(f"logger.{name}", node)
+        for name, node in (recipe.get("logger") or {}).items()
         if node is not None
     ]
-    options = cfg.trainer.copy()
-    with open_dict(options):
-        for key in ("compile", "scale_lr"):  # read elsewhere
-            options.pop(key, None)
-        if distributed.on_cpu(cfg.trainer):
-            options.pop("sync_batchnorm", None)  # ours, see `layers.sync_batchnorm`
-    return validate.build(
+    for key in ("compile", "scale_lr"):  # read elsewhere
+        options.pop(key, None)
+    if distributed.on_cpu(recipe.trainer):
+        options.pop("sync_batchnorm", None)  # ours, see `layers.sync_batchnorm`
+    options |= {"precision": precision, **more}
+    return build_target(
         "trainer",
         options,
         callbacks=callbacks,
         logger=loggers or False,
-        precision=precision,
-        plugins=[CheckpointFiles(run_name(cfg))],
+        plugins=[CheckpointFiles(run_name)],
     )
 
 
-def run_name(cfg: DictConfig) -> str:
-    """`seed0-3f2a1b4c`: what names a run in its checkpoints, wherever it lies."""
-    return Path(cfg.run_dir).name.partition("+")[0]  # forced anew: …+1
-
-
-def compile_net(
-    cfg: DictConfig, model: Classifier, trainer: L.Trainer, batch: tuple[int, ...]
-) -> float | None:
-    """Compiles the network for training as `trainer.compile` says.
-
-    In place, so that checkpoints keep their names.  A batch of the given shape goes
-    forward and back, after which the network is what it was: what the compiler misses
-    shows before training, and its time stays out of the first epoch's.
-
-    Args:
-        batch: (B, 3, H, W).
-
-    Returns:
-        The seconds it took, None if `trainer.compile` is off.
-
-    Raises:
-        UserError: an unknown mode, CUDA graphs without CUDA, no working compiler.
-    """
-    choice = cfg.trainer.get("compile") or "off"  # YAML reads a bare off as false
-    if choice not in COMPILE:
-        hint = nearest(str(choice), COMPILE)
-        raise UserError(f"trainer.compile: unknown {choice!r}; {hint}")
-    if choice == "off":
-        return None
-    device = trainer.strategy.root_device
-    if choice == "cuda_graphs" and device.type != "cuda":
+def _check_callback(callback: L.Callback, accumulate: int, precision: str) -> None:
+    monitor = getattr(callback, "monitor", None)
+    if monitor is not None and monitor not in METRICS:
         raise UserError(
-            f"trainer.compile=cuda_graphs: needs an NVIDIA GPU, this run is on "
-            f"{device.type}; trainer.compile=default works there"
+            f"{type(callback).__name__}.monitor: {monitor!r} is never logged; "
+            f"{nearest(monitor, METRICS)}"
         )
-    # Networks of a sweep's earlier jobs would count against the compiler's limit.
-    torch.compiler.reset()
-    model.to(device).train()
-    started = time.perf_counter()
-    model.net.compile(mode=COMPILE[choice], dynamic=False)
-    images = torch.zeros(batch, device=device)
-    try:
-        with _unchanged(model.net):
-            for _ in range(3):  # CUDA graphs: warms up, records, replays
-                with trainer.precision_plugin.forward_context():
-                    loss = model(images).logsumexp(dim=1).mean()
-                loss.backward()
-                model.zero_grad()
-    except Exception as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(
-            f"trainer.compile: torch's compiler does not work here ({reason}); on a "
-            "CPU it needs a C++ compiler, on a GPU Triton; trainer.compile=off does "
-            "without"
-        ) from error
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - started
+    if isinstance(callback, SAM):
+        callback.check_trainer(accumulate, precision)
 
 
-@contextmanager
-def _unchanged(net: torch.nn.Module) -> Iterator[None]:
-    """Lets the body train a little, then restores the state, in place."""
-    before = {k: v.clone() for k, v in net.state_dict().items()}
-    yield
-    net.zero_grad()
-    net.load_state_dict(before)  # BatchNorm has seen what are no images
+# --- the whole ---------------------------------------------------
 
 
-def settle_precision(cfg: DictConfig, data: ImageDataModule) -> str:
-    """`trainer.precision`, with `auto` settled, once for a machine and a network.
-
-    bf16-mixed needs hardware that has bf16.  A GPU takes it then; on a CPU it wins with
-    some networks and loses with others, so a few training steps of either are timed,
-    and what won is remembered in the cache folder: every seed of a sweep has the same.
-    """
-    device = accelerator(cfg.trainer.accelerator)
-    if cfg.trainer.precision != "auto":
-        bf16 = str(cfg.trainer.precision).startswith("bf16")
-        if bf16 and device == "cpu" and not has_bf16(torch.device(device)):
-            print(
-                f"precision: this processor emulates {cfg.trainer.precision}; "
-                "trainer.precision=32-true may be many times faster"
-            )
-        return cfg.trainer.precision
-    if not has_bf16(torch.device(device)):
-        return "32-true"
-    if device == "cuda":
-        return "bf16-mixed"
-    if distributed.in_group():  # each would measure, and not all the same
-        print("precision: 32-true; torchrun's CPU processes do not measure")
-        return "32-true"
-    model = OmegaConf.to_container(cfg.model, resolve=True)
-    name = json.dumps([processor(), torch.__version__, model], sort_keys=True)
-    path = cache_folder() / "precision.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_suffix(".lock")):  # the first to come measures for all
-        try:
-            settled = json.loads(path.read_text())
-        except (OSError, ValueError):
-            settled = {}
-        if name not in settled:
-            data.setup()
-            net = build_classifier(cfg, data.num_classes).net
-            float32, bf16 = _step_seconds(net, data.image_size)
-            settled[name] = "bf16-mixed" if bf16 < float32 else "32-true"
-            print(f"precision: {settled[name]} (bf16: {float32 / bf16:.1f}× float32)")
-            with atomic_file(path) as file:
-                file.write(json.dumps(settled, indent=1).encode())
-    return settled[name]
-
-
-def _step_seconds(net: torch.nn.Module, size: tuple) -> tuple[float, float]:
-    """A CPU training step of 32 images, float32 and bf16 autocast: best of five."""
-    x = torch.randn(32, 3, *size).to(memory_format=torch.channels_last)
-    times: dict[bool, list[float]] = {False: [], True: []}
-    with _unchanged(net):
-        for _ in range(7):  # in turns, the first two warm up
-            for bf16, taken in times.items():
-                start = time.perf_counter()
-                with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-                    loss = net(x).float().logsumexp(dim=1).mean()
-                loss.backward()
-                taken.append(time.perf_counter() - start)
-    return min(times[False][2:]), min(times[True][2:])
-
-
-def load_weights(model: Classifier, data: ImageDataModule, path: Any) -> dict[str, Any]:
-    """Fills `model` with a checkpoint's weights; returns the checkpoint.
+def build(run: Run, criterion: Criterion = cross_entropy) -> Job:
+    """All that a training needs, from a run whose data have been read.
 
     Raises:
-        UserError: unreadable, of another architecture, or trained on other pixels.
+        UserError: parts that do not fit each other, the data or the machine.
     """
-    loaded = checkpoint.read(path)
-    checkpoint.check(loaded, path, model)
-    model.load_state_dict(loaded["state_dict"])
-    if "fingerprint" not in loaded.get(checkpoint.DATA, {}):
-        raise UserError(f"{path}: it does not say on which data it was trained")
-    data.load_state_dict(loaded[checkpoint.DATA])
-    return loaded
+    recipe = run.recipe.at(run.directory.resolve())
+    trainer = build_trainer(recipe, run.name)
+    module = build_module(recipe, run.data.num_classes, criterion=criterion)
+    on_cpu = trainer.strategy.root_device.type == "cpu"
+    if recipe.trainer.get("sync_batchnorm") and on_cpu:
+        sync_batchnorm(module.net)
+    return Job(
+        name=run.name,
+        directory=run.directory,
+        module=module,
+        data=run.data,
+        trainer=trainer,
+        learning_rate=recipe["optimizer"]["lr"],
+        scale_lr=bool(recipe.trainer.get("scale_lr")),
+        compile_mode=recipe.trainer.get("compile") or "off",  # YAML's off is false
+        ckpt_path=_path(recipe.get("ckpt_path")),
+        init_from=_path(recipe.get("init_from")),
+        hyperparameters=run.recipe.values,
+    )
 
 
-def quiet() -> None:
-    """Silences notices that hide what matters to a person."""
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)  # devices, advertisements
-    # The evaluation loaders only slice tensors: workers would slow them down.
-    warnings.filterwarnings("ignore", ".*does not have many workers.*")
-    # Metrics are logged by the epoch, so that a step waits for nothing.
-    warnings.filterwarnings("ignore", ".*smaller than the logging interval.*")
-    # The classifier sums over the ranks itself.
-    warnings.filterwarnings("ignore", ".*sync_dist=True.*")
-    # The data module keeps the place in the epoch.
-    warnings.filterwarnings("ignore", ".*before the epoch ended and your dataloader.*")
-    # Lightning 2.6 with torch 2.15; nothing a user could act on.
-    warnings.filterwarnings("ignore", ".*isinstance\\(treespec, LeafSpec\\).*")
+def _path(text: str | None) -> Path | None:
+    return Path(text) if text else None
+
+
+def saved_run(run_dir: Path) -> Recipe:
+    """The recipe of a run directory, with the parts checked that its readers build."""
+    recipe = load_recipe(run_dir)
+    check_saved(recipe)
+    return recipe

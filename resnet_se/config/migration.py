@@ -24,7 +24,7 @@ _OPTIMIZER = (
 )
 
 # By what was typed: a key, all below it, or one choice of a group.
-ANSWERS = {
+EQUIVALENTS = {
     "train": _TESTS,
     "test": _TESTS,
     "task_name": "a run goes by its experiment; tags=[…] and +notes.task=… are free",
@@ -70,10 +70,10 @@ ANSWERS = {
 }
 
 
-def answer(typed: str) -> str | None:
+def equivalent_of(typed: str) -> str | None:
     """What does here what was meant by `key`, `key.of.it` or `group=choice`."""
     while typed:
-        if typed in ANSWERS:
-            return ANSWERS[typed]
+        if typed in EQUIVALENTS:
+            return EQUIVALENTS[typed]
         typed = typed.rpartition("." if "=" not in typed else "=")[0]
     return None

@@ -1,7 +1,8 @@
-"""What a configuration may hold: the kind of each place, the values of each key.
+"""The schema: each key of a configuration, once, and the kind of each target's slot.
 
-Ranges of our own classes stand in their signatures; here are those of the keys that no
-signature takes, and of other people's signatures, which say less than they take.
+A key that is an argument of a class has its type and range in that class's signature;
+here are those that no signature takes, those whose library's hints say less than it
+takes, and all that is known of a key besides.  Every list of keys is derived from it.
 """
 
 from __future__ import annotations
@@ -12,19 +13,220 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field
 
-from resnet_se.utils.validation import Count, Natural, NonNegative, Positive, Text, Unit
+from resnet_se.runs.run_hash import HashRules
+from resnet_se.utils.validation import (
+    Count,
+    Natural,
+    NonNegative,
+    Positive,
+    Text,
+    Unit,
+)
 
-# --- places ------------------------------------------------------
+ALWAYS = object()  # hashed, whatever its value
 
 
-class Place(NamedTuple):
-    """What may stand as a `_target_` somewhere in a configuration.
+class Key(NamedTuple):
+    """A key, or all keys below it.
+
+    Args:
+        hint: its type and range; None: the signature of the target says.
+        hashed: False where it names, places or watches a run, or has been resolved into
+            other keys, and so cannot change the result; `content`: of what lies at
+            that path.
+        idle: the value with which it does nothing; runs from before the key was there
+            keep their hash.
+        private: says where, or on whose machine: no part of a bundle.
+        recorded: False where a record's list of overrides leaves it out.
+        wrapper: stands among a target's arguments and is read by us, not handed on.
+    """
+
+    hint: Any = None
+    hashed: bool | Literal["content"] = True
+    idle: Any = ALWAYS
+    private: bool = False
+    recorded: bool = True
+    wrapper: bool = False
+
+
+_ACCELERATOR = Literal["auto", "cpu", "gpu", "cuda", "mps"]
+_RUNS = Text | Annotated[Sequence[Text], Field(min_length=1)]
+_BATCHES = Count | Annotated[float, Field(gt=0, le=1)]
+
+# --- keys of `train` ---------------------------------------------
+
+TRAIN: dict[str, Key] = {
+    # The directory's name holds the seed.
+    "seed": Key(Annotated[int, Field(ge=0, le=2**32 - 1)], hashed=False),
+    "tags": Key(Sequence[str | int | float], hashed=False),
+    "notes": Key(dict, hashed=False, private=True),
+    "against": Key(Sequence[dict], hashed=False),
+    "noise_family": Key(Text | None, hashed=False),
+    "plots": Key(bool, hashed=False),
+    "ckpt_path": Key(Text | None, hashed="content", private=True),
+    "init_from": Key(Text | None, hashed="content"),
+    "distill": Key(Text | None, hashed="content"),
+    "distill_weight": Key(Unit, idle=0.9),
+    "distill_temperature": Key(Positive, idle=4.0),
+    "force": Key(bool, hashed=False),
+    "runs_dir": Key(Text, hashed=False, private=True, recorded=False),
+    "run_dir": Key(hashed=False, private=True),
+    "fail_fast": Key(bool, hashed=False),
+    "hparams_search": Key(recorded=False),
+    # Resolved into the epochs, images and widths that it scales.
+    "budget": Key(hashed=False),
+    "budget.scale": Key(Positive),
+    "budget.depth": Key(Positive),
+    "budget.width": Key(Positive),
+    "budget.limit_batches": Key(_BATCHES),
+    "budget.train_subset": Key(Count | None),
+    "launcher": Key(hashed=False, private=True, recorded=False),
+    "launcher.jobs": Key(Count),
+    "launcher.gpus": Key(Sequence[str | int]),
+    "launcher.dry_run": Key(bool),
+    "logger": Key(hashed=False, private=True),
+    "callbacks": Key(private=True),
+    "callbacks.pruner": Key(recorded=False),
+    # Its metric is hashed, which decides on what is tested.
+    "callbacks.checkpoint.every_n_steps": Key(hashed=False),
+    "model.drop_path": Key(idle=0.0),
+    "model.zero_init": Key(idle=False),
+    "model.activation": Key(idle="relu"),
+    "model.residual": Key(idle=True),
+    "model.gate_scale": Key(idle=1.0),
+    "augment.erase": Key(idle=0),
+    "augment.policy": Key(idle=None),
+    "mixing.probability": Key(idle=1.0),
+    "data.num_workers": Key(hashed=False),
+    "data.batch_size": Key(hashed=False),  # the global one is
+    "data.source": Key(hashed=False),  # its content is
+    "data.source.root": Key(private=True, recorded=False),
+    "data.fallback": Key(hashed=False),
+    "data.repeats": Key(idle=1),
+    "optimizer.lr": Key(Positive),
+    "optimizer.fused": Key(hashed=False),  # and `compile`: the same within rounding
+    "trainer.compile": Key(
+        Literal["off", "default", "cuda_graphs", False], hashed=False, wrapper=True
+    ),
+    "trainer.scale_lr": Key(bool, hashed=False, wrapper=True),  # the rate in force is
+    "trainer.precision": Key(hashed=False),  # what `auto` has been settled to is
+    "trainer.accelerator": Key(hashed=False),
+    "trainer.devices": Key(hashed=False),  # the world size is
+    "trainer.num_nodes": Key(hashed=False),
+    "trainer.strategy": Key(hashed=False),
+    "trainer.default_root_dir": Key(hashed=False, private=True),
+    "trainer.profiler": Key(hashed=False),
+    "trainer.log_every_n_steps": Key(hashed=False),
+    "trainer.enable_progress_bar": Key(hashed=False),
+    "trainer.enable_model_summary": Key(hashed=False),
+    "trainer.use_distributed_sampler": Key(hashed=False),
+}
+
+# --- keys of the other commands ----------------------------------
+
+COMMANDS: dict[str, dict[str, Key]] = {
+    "train": TRAIN,
+    "evaluate": {
+        "run": Key(Text),
+        "ckpt": Key(Literal["best", "last"]),
+        "accelerator": Key(_ACCELERATOR),
+        "out": Key(Text | None),
+    },
+    "predict": {
+        "run": Key(Text),
+        "inputs": Key(_RUNS),
+        "out": Key(Text | None),
+        "top": Key(Count),
+        "batch_size": Key(Count),
+        "accelerator": Key(_ACCELERATOR),
+        "own_tta": Key(bool),
+        "trust": Key(bool),
+    },
+    "export": {
+        "run": Key(Text),
+        "format": Key(Literal["onnx", "torch", "safetensors"]),
+        "out": Key(Text | None),
+        "preprocess": Key(bool),
+        "fold": Key(bool),
+        "gates": Key(Literal["free", "mean"]),
+        "int8": Key(bool),
+        "opset": Key(Count),
+        "images": Key(Count),
+        "tolerance": Key(Positive),
+    },
+    "inspect": {
+        "run": Key(_RUNS),
+        "out": Key(Text | None),
+        "images": Key(Count | None),
+        "maps": Key(Sequence[Natural] | None),
+        "accelerator": Key(_ACCELERATOR),
+    },
+    "plots": {"run": Key(Text), "out": Key(Text | None)},
+    "bundle": {"run": Key(Text), "out": Key(Text | None)},
+    "demo": {
+        "run": Key(_RUNS),
+        "host": Key(Text),
+        "port": Key(Annotated[int, Field(ge=1, le=65535)]),
+        "accelerator": Key(_ACCELERATOR),
+        "trust": Key(bool),
+    },
+    "benchmark": {
+        "batch_size": Key(Count),
+        "devices": Key(Count),
+        "rounds": Key(Annotated[int, Field(ge=1, le=100)]),
+        "steps": Key(Annotated[int, Field(ge=1, le=10_000)]),
+        "out": Key(Text | None),
+    },
+}
+
+# --- derived -----------------------------------------------------
+
+# A record's overrides leave these out: where and how one machine ran it.
+UNRECORDED = tuple(key for key, known in TRAIN.items() if not known.recorded)
+PRIVATE = tuple(key for key, known in TRAIN.items() if known.private)
+WRAPPER_KEYS = frozenset(key for key, known in TRAIN.items() if known.wrapper)
+# Callbacks that watch, by their canonical names.
+MONITORING_CALLBACKS = {
+    "resnet_se:Forecast",
+    "resnet_se:GradientNorm",
+    "resnet_se:History",
+    "resnet_se:Pruner",
+    "resnet_se:SaveOnSigterm",
+    "resnet_se:progress",
+    "lightning.pytorch.callbacks.DeviceStatsMonitor",
+    "lightning.pytorch.callbacks.LearningRateMonitor",
+    "lightning.pytorch.callbacks.ModelCheckpoint",
+    "lightning.pytorch.callbacks.ModelSummary",
+    "lightning.pytorch.callbacks.RichModelSummary",
+    "lightning.pytorch.callbacks.RichProgressBar",
+    "lightning.pytorch.callbacks.TQDMProgressBar",
+}
+HASH_RULES = HashRules(
+    unhashed=tuple(key for key, known in TRAIN.items() if known.hashed is not True),
+    by_content=tuple(key for key, k in TRAIN.items() if k.hashed == "content"),
+    idle={key: k.idle for key, k in TRAIN.items() if k.idle is not ALWAYS},
+    monitoring=frozenset(MONITORING_CALLBACKS),
+)
+
+
+def is_unhashed(key: str) -> bool:
+    """Return True for a dotted key, or a group, that no run's hash covers."""
+    return any(
+        key == name or key.startswith(f"{name}.") for name in HASH_RULES.unhashed
+    )
+
+
+# --- slots of targets --------------------------------------------
+
+
+class Slot(NamedTuple):
+    """The kind of `_target_` that may stand somewhere in a configuration.
 
     Args:
         words: the same for a person to read.
         bases: a class must be one of these or a subclass.
         packages: whose functions may stand there too, if they say that they return one.
-        methods: what a class must have besides.
+        methods: a class must have these besides.
     """
 
     words: str
@@ -33,15 +235,15 @@ class Place(NamedTuple):
     methods: tuple[str, ...] = ()
 
 
-def _one_of(what: str, base: str) -> Place:
-    return Place(f"{what}: a subclass of {base}", (base,))
+def _one_of(noun: str, base: str) -> Slot:
+    return Slot(f"{noun}: a subclass of {base}", (base,))
 
 
-_SOURCE = Place("a source: a class with key() and load()", (), (), ("key", "load"))
+_SOURCE = Slot("a source: a class with key() and load()", (), (), ("key", "load"))
 
 # A path lies in the longest of these that it starts with.
-PLACES = {
-    "model": Place(
+TARGET_SLOTS = {
+    "model": Slot(
         "a network: a subclass of torch.nn.Module, or a function of timm or "
         "torchvision that returns one",
         ("torch.nn.Module",),
@@ -50,22 +252,19 @@ PLACES = {
     "data": _one_of("a data module", "resnet_se.data.datamodule.ImageDataModule"),
     "data.source": _SOURCE,
     "data.fallback": _SOURCE,
-    "augment": Place(
+    "augment": Slot(
         "a transform: a subclass of Augmentation or of torchvision's v2.Transform",
         ("resnet_se.data.augmentation.pipeline.Augmentation", "torch.nn.Module"),
     ),
     "mixing": _one_of("a mixing", "resnet_se.training.mixing.Mixing"),
     "tta": _one_of("test-time augmentation", "resnet_se.models.tta.TTA"),
-    "optimizer": Place(
-        "resnet_se.training.param_groups.make_optimizer, "
-        "resnet_se.training.muon.make_muon or a subclass of torch.optim.Optimizer",
+    "optimizer": Slot(
+        "make_optimizer, make_muon or a subclass of torch.optim.Optimizer",
         ("torch.optim.Optimizer",),
     ),
     "optimizer.cls": _one_of("an optimizer", "torch.optim.Optimizer"),
     "scheduler": _one_of("a schedule", "resnet_se.training.schedules.Schedule"),
-    "scheduler.decay": Place(
-        "a decay of resnet_se.training.schedules", ("builtins.float",)
-    ),
+    "scheduler.decay": Slot("a decay of resnet_se.training", ("builtins.float",)),
     "callbacks": _one_of("a callback", "lightning.pytorch.Callback"),
     "logger": _one_of("a logger", "lightning.pytorch.loggers.Logger"),
     "trainer": _one_of("a trainer", "lightning.Trainer"),
@@ -74,9 +273,9 @@ PLACES = {
 }
 
 # Arguments that the code adds to those in the configuration.
-GIVEN = {
+INJECTED_ARGS = {
     "model": ("num_classes",),
-    "data": ("augment", "seed"),
+    "data": ("augment", "seed", "exact_batch_size"),
     "optimizer": ("net", "params"),
     "scheduler": ("optimizer", "steps_per_epoch", "epochs"),
     "scheduler.decay": ("t", "total"),
@@ -84,67 +283,9 @@ GIVEN = {
 }
 # Mappings without a `_target_` that are somebody's arguments all the same.
 ARGUMENTS_OF = {"scheduler.plateau": "torch.optim.lr_scheduler.ReduceLROnPlateau"}
-
-# --- values ------------------------------------------------------
-
 NULLABLE = {"tta", "logger"}  # and what is null in conf/train.yaml
-# Read by train, no arguments of the target beside them.
-OWN_KEYS = {"trainer.compile", "trainer.scale_lr"}
 
-_ACCELERATOR = Literal["auto", "cpu", "gpu", "cuda", "mps"]
-_RUNS = Text | Annotated[Sequence[Text], Field(min_length=1)]
-_BATCHES = Count | Annotated[float, Field(gt=0, le=1)]
-
-KEYS: dict[str, dict[str, Any]] = {
-    "train": {
-        "seed": Annotated[int, Field(ge=0, le=2**32 - 1)],
-        "tags": Sequence[str | int | float],
-        "notes": dict,
-        "against": Sequence[dict],
-        "noise_family": Text | None,
-        "plots": bool,
-        "ckpt_path": Text | None,
-        "init_from": Text | None,
-        "force": bool,
-        "distill": Text | None,
-        "distill_weight": Unit,
-        "distill_temperature": Positive,
-        "runs_dir": Text,
-        "fail_fast": bool,
-        "optimizer.lr": Positive,
-        "budget.scale": Positive,
-        "budget.depth": Positive,
-        "budget.width": Positive,
-        "budget.limit_batches": _BATCHES,
-        "budget.train_subset": Count | None,
-        "launcher.jobs": Count,
-        "launcher.gpus": Sequence[str | int],
-        "launcher.dry_run": bool,
-        "trainer.compile": Literal["off", "default", "cuda_graphs", False],
-        "trainer.scale_lr": bool,
-    },
-    "evaluate": {
-        "run": Text,
-        "ckpt": Literal["best", "last"],
-        "accelerator": _ACCELERATOR,
-        "out": Text | None,
-    },
-    "demo": {
-        "run": _RUNS,
-        "host": Text,
-        "port": Annotated[int, Field(ge=1, le=65535)],
-        "accelerator": _ACCELERATOR,
-        "trust": bool,
-    },
-    "inspect": {
-        "run": _RUNS,
-        "out": Text | None,
-        "images": Count | None,
-        "maps": Sequence[Natural] | None,
-        "accelerator": _ACCELERATOR,
-    },
-    "plots": {"run": Text, "out": Text | None},
-}
+# --- narrower hints for other people's signatures ----------------
 
 PRECISION = Literal["32-true", "bf16-mixed", "16-mixed"]  # settled: of a record
 _RATES = {
@@ -154,7 +295,7 @@ _RATES = {
     "momentum": Annotated[float, Field(ge=0, lt=1)],  # from 1 on no step is forgotten
 }
 
-FOREIGN: dict[str, dict[str, Any]] = {
+THIRD_PARTY_HINTS: dict[str, dict[str, Any]] = {
     "lightning.pytorch.trainer.trainer.Trainer": {
         "accelerator": _ACCELERATOR,
         "precision": Literal["auto", "32-true", "bf16-mixed", "16-mixed"],

@@ -1,162 +1,117 @@
-"""A composed configuration, checked before anything of it is called.
+"""Validation: one walk over a composed configuration before anything of it is called.
 
-Three questions, in this order:
+    keys      is there a reader for every key, and a value of its type and range?
+    targets   does each slot name a class of its kind, and are its arguments right?
+    together  does it fit this machine; do optimizer, schedule, mixing and TTA work?
 
-    keys     is there a reader for every key, and a value of its type and range?
-    kinds    does each place name a class of its kind: a model where a model belongs?
-    values   does every argument of a target meet its hint (`hints`)?
-
-`build` is the only way from a `_target_` to an object: what reads a stranger's run
-directory asks the same questions, of the parts that it needs.
+The result is a `Recipe` of plain values; nothing writes to a configuration after it.
 """
 
 from __future__ import annotations
 
+import copy
 import functools
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
-from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf, open_dict
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
 
 from resnet_se.config import CONF
-from resnet_se.config.arguments import (
+from resnet_se.config.compose import plain_values
+from resnet_se.config.recipe import Recipe
+from resnet_se.config.schema import COMMANDS, NULLABLE, TRAIN
+from resnet_se.config.targets import (
     HYDRA_KEYS,
-    check_arguments,
-    plain,
+    check_kind,
+    check_set,
+    check_targets,
+    located,
     signature_of,
-    value_at,
-)
-from resnet_se.config.kinds import check_kind, located, targets
-from resnet_se.config.schema import (
-    ARGUMENTS_OF,
-    FOREIGN,
-    KEYS,
-    NULLABLE,
+    targets,
+    value_below,
 )
 from resnet_se.utils.errors import UserError, nearest
+from resnet_se.utils.system import accelerator
 from resnet_se.utils.validation import check_value
-
-if TYPE_CHECKING:
-    from torch import nn
-    from torch.optim import Optimizer
 
 # Chosen to change others' keys; they leave none of their own.
 NO_KEYS = {"hydra", "experiment", "debug", "hparams_search"}
+TARGET_GROUPS = ("model", "data", "augment", "mixing", "optimizer", "scheduler")
+NEEDED = ("optimizer.lr", "trainer.max_epochs", "data.source")
 
 
-def check_config(cfg: DictConfig) -> None:
-    """A composed training configuration, whole.
+def validate(cfg: DictConfig) -> Recipe:
+    """Check a composed training configuration, whole, and return it as plain values.
 
     Where a preset's target has been replaced, the preset's keys that the new one does
-    not take are removed from `cfg`; keys that the user gave are checked.
+    not take are left out; keys that the user gave are checked.
 
     Raises:
         UserError: the first key without a reader, value out of its range, target that
-            is not of its place's kind or argument that it does not take.
+            is not of its slot's kind or argument that it does not take.
     """
-    check_keys(cfg)
-    for path, node in targets(cfg, ""):
-        check_kind(path, node)
-    _drop_preset_keys(cfg)
-    for path, node in targets(cfg, ""):
-        if path != "optimizer.cls":
-            check_arguments(path, node, located(path, node["_target_"]))
-    for path in ARGUMENTS_OF:
-        node = OmegaConf.select(cfg, path)
-        if node is not None:
-            check_value("scheduler.plateau", plain(node), dict)
-            check_arguments(path, node, located(path, ARGUMENTS_OF[path]))
-    _check_together(cfg)
-    _rehearse(cfg)
+    values = check_keys(cfg)
+    if HydraConfig.initialized():
+        hydra = HydraConfig.get()
+        choices = hydra.runtime.choices
+        recipe = Recipe(
+            _without_stale_keys(values, cfg, hydra),
+            choices.get("experiment") or "custom",
+            {
+                group: choice
+                for group, choice in choices.items()
+                if (group in values or group == "debug") and choice is not None
+            },
+            tuple(hydra.overrides.task),
+            hydra.mode == RunMode.MULTIRUN,
+        )
+    else:
+        recipe = Recipe(values)
+    check_targets(recipe.values, "")
+    _check_machine(recipe.values)
+    # A misspelt key is answered before torch has been imported.
+    from resnet_se.config.build import rehearse
 
-
-def build(path: str, node: DictConfig, **given: Any) -> Any:
-    """`node`'s target, called with `node`'s arguments and those `given`.
-
-    Args:
-        path: the place of `node` in its configuration, such as `model`.
-
-    Raises:
-        UserError: a target in it is not of its place's kind.
-        InstantiationException: of Hydra, around what the constructor has raised.
-    """
-    _check_builds(path, node)
-    for inner, target in targets(node, path):
-        check_kind(inner, target)
-    return instantiate(node, _convert_="all", **given)
-
-
-def _check_builds(path: str, node: Any) -> None:
-    if not isinstance(node, DictConfig) or "_target_" not in node:
-        raise UserError(f"{path}: expected a mapping with a _target_, got {node!r}")
-
-
-def build_net(node: DictConfig, num_classes: int) -> Any:
-    """The network of a `model`, told the number of classes if it can be told."""
-    _check_builds("model", node)
-    target = located("model._target_", node["_target_"])
-    try:
-        signature = signature_of(target, node)
-        told = signature.open_ended or "num_classes" in signature.parameters
-    except (TypeError, ValueError):  # written in C: it will say
-        told = True
-    return build("model", node, **({"num_classes": num_classes} if told else {}))
-
-
-def build_optimizer(options: DictConfig, lr: float) -> Callable[[nn.Module], Optimizer]:
-    """What makes the optimizer of a network: `make_optimizer`, or a class alone."""
-    from resnet_se.training.param_groups import make_optimizer
-
-    make = build("optimizer", options, lr=lr, _partial_=True)
-    if isinstance(make.func, type):
-        return functools.partial(make_optimizer, cls=make.func, **make.keywords)
-    return make
-
-
-def check_saved(cfg: DictConfig) -> None:
-    """The parts of a saved configuration that its readers build.
-
-    Raises:
-        UserError: one is missing, of another kind, or has a value out of its range.
-    """
-    check_value("seed", value_at("seed", cfg), KEYS["train"]["seed"])
-    for group in ("model", "data", "trainer"):
-        check_value(group, plain(cfg.get(group)), dict)
-    hints = FOREIGN["lightning.pytorch.trainer.trainer.Trainer"]
-    for key in ("limit_val_batches", "limit_test_batches"):
-        check_value(f"trainer.{key}", cfg.trainer.get(key), hints[key])
-    if cfg.get("tta"):
-        check_value("tta", plain(cfg.tta), dict)
-    for group in ("model", "data", "tta"):
-        for path, node in targets(cfg.get(group), group):
-            check_kind(path, node)
-            check_arguments(path, node, located(path, node["_target_"]))
+    rehearse(recipe)
+    return recipe
 
 
 # --- keys --------------------------------------------------------
 
 
-def check_keys(cfg: DictConfig, config_name: str = "train") -> None:
-    """The keys of the top level, and of the groups that name no target.
+def check_keys(cfg: DictConfig, command: str = "train") -> dict[str, Any]:
+    """Check the keys of the top level and of groups without a target; resolve them.
 
     Args:
-        config_name: the command's own, in `conf/`.
+        command: whose configuration it is.
 
     Raises:
-        UserError: as `check_config`.
+        UserError: as `validate`.
     """
-    if config_name == "train":
+    for group in ("budget", "launcher"):  # what others are resolved from
+        if command == "train" and isinstance(cfg.get(group), DictConfig):
+            node = OmegaConf.to_container(cfg[group], resolve=True)
+            _check_values({group: node}, TRAIN)
+    if command == "train":
         _check_top_level(cfg)
-    for path, hint in KEYS.get(config_name, {}).items():
-        parent = OmegaConf.select(cfg, path.rpartition(".")[0]) if "." in path else cfg
-        key = path.rpartition(".")[2]
-        if isinstance(parent, DictConfig) and key in parent:
-            check_value(path, plain(value_at(path, parent)), hint)
-    if config_name == "train":
-        _check_groups(cfg)
+    values = plain_values(cfg)
+    _check_values(values, COMMANDS.get(command, {}))
+    if command == "train":
+        _check_groups(values)
+    return values
+
+
+def _check_values(values: Mapping[str, Any], keys: Mapping[str, Any]) -> None:
+    for path, known in keys.items():
+        parent, _, key = path.rpartition(".")
+        owner = value_below(values, parent) if parent else values
+        if known.hint is not None and isinstance(owner, Mapping) and key in owner:
+            check_set(path, owner[key])
+            check_value(path, owner[key], known.hint)
 
 
 def _check_top_level(cfg: DictConfig) -> None:
@@ -178,37 +133,6 @@ def _check_top_level(cfg: DictConfig) -> None:
             raise UserError(f"{key}: expected a mapping, got {cfg[key]!r}")
 
 
-def _check_groups(cfg: DictConfig) -> None:
-    for key in ("budget", "launcher"):
-        names = [p.partition(".")[2] for p in KEYS["train"] if p.startswith(f"{key}.")]
-        for name in cfg[key]:
-            if name not in names:
-                raise UserError(f"{key}.{name}: unknown; {nearest(str(name), names)}")
-    for group in ("callbacks", "logger"):
-        for name, node in (cfg[group] or {}).items():
-            _check_entry(f"{group}.{name}", node)
-    for group in ("model", "data", "augment", "mixing", "optimizer", "scheduler"):
-        if "_target_" not in cfg[group]:
-            raise UserError(f"{group}._target_: expected a value, got none")
-    for path in ("optimizer.lr", "trainer.max_epochs", "data.source"):
-        if OmegaConf.select(cfg, path) is None:
-            raise UserError(f"{path}: expected a value, got null")
-
-
-def _check_entry(path: str, node: Any) -> None:
-    if node is None:  # a preset's, left out
-        return
-    if not isinstance(node, DictConfig):
-        got = plain(node)
-        raise UserError(
-            f"{path}: expected a mapping with a _target_, or null, got {got!r}"
-        )
-    if "_target_" not in node:
-        names = set(OmegaConf.load(CONF / "callbacks/default.yaml"))
-        name = path.partition(".")[2]
-        raise UserError(f"{path}: no _target_ there; {nearest(name, names)}")
-
-
 @functools.cache
 def _top_level() -> tuple[dict[str, Any], dict[str, list[str]]]:
     """Keys of the top level with their defaults, and {group: its choices}."""
@@ -224,50 +148,84 @@ def _top_level() -> tuple[dict[str, Any], dict[str, list[str]]]:
     return {str(key): value for key, value in primary.items()}, groups
 
 
+def _check_groups(values: Mapping[str, Any]) -> None:
+    for key in ("budget", "launcher"):
+        names = [p.partition(".")[2] for p in TRAIN if p.startswith(f"{key}.")]
+        for name in values[key]:
+            if name not in names:
+                raise UserError(f"{key}.{name}: unknown; {nearest(str(name), names)}")
+    for group in ("callbacks", "logger"):
+        for name, node in (values.get(group) or {}).items():
+            _check_entry(f"{group}.{name}", node)
+    for group in TARGET_GROUPS:
+        if "_target_" not in values[group]:
+            raise UserError(f"{group}._target_: expected a value, got none")
+    for path in NEEDED:
+        if value_below(values, path) is None:
+            raise UserError(f"{path}: expected a value, got null")
+
+
+def _check_entry(path: str, node: Any) -> None:
+    if node is None:  # a preset's, left out
+        return
+    if not isinstance(node, Mapping):
+        raise UserError(
+            f"{path}: expected a mapping with a _target_, or null, got {node!r}"
+        )
+    if "_target_" not in node:
+        names = set(OmegaConf.load(CONF / "callbacks/default.yaml"))
+        name = path.partition(".")[2]
+        raise UserError(f"{path}: no _target_ there; {nearest(name, names)}")
+
+
 # --- a preset whose target was replaced --------------------------
 
 
-def _drop_preset_keys(cfg: DictConfig) -> None:
-    if not HydraConfig.initialized():
-        return
-    typed = typed_keys()
-    choices = HydraConfig.get().runtime.choices
-    for group in ("model", "data", "augment", "mixing", "optimizer", "scheduler"):
-        preset = _preset(group, choices.get(group))
-        for path, node in list(targets(cfg[group], group)):
-            old = OmegaConf.select(OmegaConf.create({group: preset}), path)
-            if isinstance(old, DictConfig) and _named(old) != _named(node):
-                _drop(path, node, old, typed)
+def _without_stale_keys(
+    values: dict[str, Any], cfg: DictConfig, hydra: HydraConf
+) -> dict[str, Any]:
+    """The values without a preset's keys that the target in its place does not take."""
+    folders = [
+        Path(source.path)
+        for source in hydra.runtime.config_sources
+        if source.schema == "file"
+    ]
+    typed = {override.split("=")[0].lstrip("+~") for override in hydra.overrides.task}
+    values, raw = copy.deepcopy(values), OmegaConf.to_container(cfg)
+    for group in TARGET_GROUPS:
+        preset = {group: _preset(folders, group, hydra.runtime.choices.get(group))}
+        for path, node in list(targets(values[group], group)):
+            old = value_below(preset, path)
+            if isinstance(old, dict) and _named(old) != _named(node):
+                check_kind(path, node)
+                stale = _stale_keys(path, node, old, typed)
+                for key in stale:
+                    unresolved = value_below(raw, f"{path}.{key}")
+                    if key in node and unresolved == old[key]:
+                        del node[key]  # type: ignore[attr-defined]
+    return values
 
 
-def typed_keys() -> set[str]:
-    """The keys that the command line sets; none outside of a command."""
-    if not HydraConfig.initialized():
-        return set()
-    return {o.split("=")[0].lstrip("+~") for o in HydraConfig.get().overrides.task}
-
-
-def _named(node: DictConfig) -> tuple[Any, Any]:
+def _named(node: Mapping[str, Any]) -> tuple[Any, Any]:
     cls = node.get("cls")
-    path = cls.get("path") if isinstance(cls, DictConfig) else None
+    path = cls.get("path") if isinstance(cls, Mapping) else None
     return node.get("_target_"), path
 
 
-def _drop(path: str, node: DictConfig, old: DictConfig, typed: set[str]) -> None:
-    """Removes what stands there as the preset has it and the target does not take."""
+def _stale_keys(
+    path: str, node: Mapping[str, Any], old: Mapping[str, Any], typed: set[str]
+) -> set[str]:
+    """The keys of a preset that its new target does not take and nobody has typed."""
     target = located(f"{path}._target_", node["_target_"])
     try:
         takes = set(signature_of(target, node).parameters)
     except (TypeError, ValueError):  # Python cannot tell: the constructor will
-        return
-    ours = OmegaConf.to_container(node)
-    theirs = OmegaConf.to_container(old)
-    with open_dict(node):
-        for key in set(theirs) - HYDRA_KEYS - takes:
-            name = f"{path}.{key}"
-            user_gave = any(t == name or t.startswith(f"{name}.") for t in typed)
-            if key in ours and not user_gave and ours[key] == theirs[key]:
-                del node[key]
+        return set()
+    return {
+        key
+        for key in set(old) - HYDRA_KEYS - takes
+        if not any(f"{t}.".startswith(f"{path}.{key}.") for t in typed)
+    }
 
 
 def _base(entry: str, group: str) -> tuple[str, str]:
@@ -278,55 +236,34 @@ def _base(entry: str, group: str) -> tuple[str, str]:
     return group, entry
 
 
-def _preset(group: str, choice: str | None) -> DictConfig:
+def _preset(folders: Sequence[Path], group: str, choice: str | None) -> dict[str, Any]:
     """The file of a choice, merged with the files of its group that it starts from."""
-    for source in HydraConfig.get().runtime.config_sources:
-        path = Path(source.path) / group / f"{choice}.yaml"
-        if source.schema == "file" and path.is_file():
-            own = OmegaConf.load(path)
-            assert isinstance(own, DictConfig)
+    for folder in folders:
+        path = folder / group / f"{choice}.yaml"
+        if path.is_file():
+            own = OmegaConf.to_container(OmegaConf.load(path))
+            assert isinstance(own, dict)
             bases = [b for b in own.pop("defaults", []) if b != "_self_"]
-            merged = [_preset(*_base(b, group)) for b in bases if isinstance(b, str)]
-            return OmegaConf.unsafe_merge(*merged, own)  # type: ignore[return-value]
-    return OmegaConf.create({})
+            merged = [
+                _preset(folders, *_base(base, group))
+                for base in bases
+                if isinstance(base, str)
+            ]
+            whole = OmegaConf.unsafe_merge(*merged, own)
+            return OmegaConf.to_container(whole)  # type: ignore[return-value]
+    return {}
 
 
-# --- what only shows together ------------------------------------
+# --- the machine -------------------------------------------------
 
 
-def _check_together(cfg: DictConfig) -> None:
-    from resnet_se.utils.system import accelerator
-
-    trainer = cfg.trainer
-    if cfg.launcher.get("dry_run"):  # of a multirun it is the launcher's
+def _check_machine(values: Mapping[str, Any]) -> None:
+    trainer = values["trainer"]
+    if values["launcher"].get("dry_run"):  # of a multirun it is the launcher's
         raise UserError("launcher.dry_run: only a multirun is launched; add -m")
-    if trainer.precision == "16-mixed" and accelerator(trainer.accelerator) != "cuda":
+    device = trainer["accelerator"]
+    if trainer["precision"] == "16-mixed" and accelerator(device) != "cuda":
         raise UserError(
             "trainer.precision: 16-mixed needs an NVIDIA GPU, this run is on "
-            f"{accelerator(trainer.accelerator)}; bf16-mixed and 32-true work there"
+            f"{accelerator(device)}; bf16-mixed and 32-true work there"
         )
-
-
-def _rehearse(cfg: DictConfig) -> None:
-    """Mixing, TTA, and a step of an optimizer with its schedule on three layers.
-
-    All that they would refuse shows before the data are read.
-    """
-    import torch
-    from torch import nn
-
-    build("mixing", cfg.mixing)
-    if cfg.tta:
-        build("tta", cfg.tta)
-    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 2))
-    optimizer = build_optimizer(cfg.optimizer, cfg.optimizer.lr)(net)
-    build("scheduler", cfg.scheduler, _partial_=True)(
-        optimizer, 1, cfg.trainer.max_epochs
-    )
-    for parameter in net.parameters():
-        parameter.grad = torch.zeros_like(parameter)
-    try:
-        optimizer.step(lambda: 0.0)
-    except Exception as error:
-        name = type(optimizer).__name__
-        raise UserError(f"optimizer: {name}: {error}") from error

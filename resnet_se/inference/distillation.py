@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from omegaconf import DictConfig
 from torch import Tensor
 
 from resnet_se.data.datamodule import ImageDataModule
@@ -53,15 +52,21 @@ class Distillation:
         return torch.lerp(hard, softened * self.temperature**2, self.weight)
 
 
-def criterion(cfg: DictConfig, data: ImageDataModule) -> Criterion:
-    """Return the training loss: cross-entropy, or `Distillation` from `cfg.distill`.
+def make_criterion(
+    teacher_path: str | None, data: ImageDataModule, weight: float, temperature: float
+) -> Criterion:
+    """Return the loss of a training: cross-entropy, or `Distillation` from a teacher.
+
+    Args:
+        teacher_path: a run directory or a bundle; None: no teacher.
+        data: read; the student's.
 
     Raises:
         UserError: no run and no bundle; a teacher of other classes or another size.
     """
-    if not cfg.get("distill"):
+    if not teacher_path:
         return cross_entropy
-    teacher = load(cfg.distill)
+    teacher = load(teacher_path)
     classes = data.images.classes
     if teacher.classes != classes:
         raise UserError(
@@ -74,9 +79,7 @@ def criterion(cfg: DictConfig, data: ImageDataModule) -> Criterion:
             f"distill: expected a teacher of images of {_size(data.image_size)}, got "
             f"one of {_size(teacher.size)}; name a run on images of that size"
         )
-    return Distillation(
-        teacher, data.statistics, cfg.distill_weight, cfg.distill_temperature
-    )
+    return Distillation(teacher, data.statistics, weight, temperature)
 
 
 def _listed(classes: tuple[str, ...]) -> str:

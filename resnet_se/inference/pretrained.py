@@ -22,14 +22,14 @@ import numpy as np
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.errors import InstantiationException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from PIL import Image
 from torch import Tensor, nn
 from torchvision.transforms.v2.functional import resize
 
-from resnet_se.config import CONF, validate
-from resnet_se.config.compose import load_config, with_current_targets
-from resnet_se.config.kinds import located
+from resnet_se.config import CONF
+from resnet_se.config.recipe import Recipe, load_recipe, with_present_targets
+from resnet_se.config.targets import build_network, located, value_below
 from resnet_se.data.decode import to_pixels
 from resnet_se.data.inference_inputs import batches, find_pictures
 from resnet_se.data.normalisation import normalise
@@ -258,9 +258,9 @@ def build(name: str, num_classes: int = 10, **arguments: Any) -> nn.Module:
     return _network(OmegaConf.create(node | arguments), num_classes)
 
 
-def _network(node: DictConfig, num_classes: int) -> nn.Module:
+def _network(node: Any, num_classes: int) -> nn.Module:
     try:
-        return validate.build_net(node, num_classes)
+        return build_network(node, num_classes)
     except InstantiationException as error:
         raise UserError(f"model: {error.__cause__ or error}") from error
 
@@ -294,11 +294,11 @@ def read(path: str | os.PathLike[str], trust: bool = False) -> Pretrained:
     source = Path(path).expanduser()
     if bundle.is_bundle(source):
         content = bundle.read(source)
-        content = replace(content, config=with_current_targets(content.config))
+        content = replace(content, config=with_present_targets(content.config))
         model = content.config.get("model")
         if not trust:
             bundle.check_network(model, source)
-        node = OmegaConf.create(model if isinstance(model, dict) else {})
+        node = model if isinstance(model, dict) else {}
         note = None
     else:
         content, node, note = _read_run(source)
@@ -308,7 +308,7 @@ def read(path: str | os.PathLike[str], trust: bool = False) -> Pretrained:
     return Pretrained(net, content, source, note)
 
 
-def _read_run(source: Path) -> tuple[bundle.Content, DictConfig, str | None]:
+def _read_run(source: Path) -> tuple[bundle.Content, Any, str | None]:
     given = source if source.suffix == ".ckpt" else None
     run_dir = source.parent.parent if given else source
     if not (run_dir / "config.yaml").is_file():
@@ -316,7 +316,7 @@ def _read_run(source: Path) -> tuple[bundle.Content, DictConfig, str | None]:
             f"expected a run directory or a bundle, got {source}"
             + ("" if source.exists() else ", which is not there")
         )
-    cfg = load_config(run_dir)
+    recipe = load_recipe(run_dir)
     record = read_result(run_dir)
     status = record["status"] if record else "running"
     file, notes = given or run_dir / "checkpoints" / checkpoint.BEST, []
@@ -330,13 +330,13 @@ def _read_run(source: Path) -> tuple[bundle.Content, DictConfig, str | None]:
     if status != "finished":
         notes.append(f"is {status}, not finished: this is what it has so far")
     saved = checkpoint.read(file)
-    content = _content(saved, file, cfg, record)
+    content = _content(saved, file, recipe, record)
     note = f"{run_dir}: the run {' and '.join(notes)}" if notes else None
-    return content, cfg.model, note
+    return content, recipe.get("model"), note
 
 
 def _content(
-    saved: dict[str, Any], file: Path, cfg: DictConfig, record: dict[str, Any] | None
+    saved: dict[str, Any], file: Path, recipe: Recipe, record: dict[str, Any] | None
 ) -> bundle.Content:
     data = saved.get(checkpoint.DATA, {})
     prefix = "net."
@@ -350,7 +350,7 @@ def _content(
             f"{file}: a checkpoint from elsewhere: it holds no "
             f"{'classes' if weights else 'network of ours'}"
         )
-    side = OmegaConf.select(cfg, "data.source.size")
+    side = value_below(recipe.values, "data.source.size")
     size = data.get("size") or ([side, side] if side else SIZE)
     return bundle.Content(
         weights=weights,
@@ -359,6 +359,6 @@ def _content(
         mean=data["mean"].float(),
         std=data["std"].float(),
         fingerprint=str(data.get("fingerprint", "")),
-        config=OmegaConf.to_container(cfg, resolve=True),  # type: ignore[arg-type]
+        config=dict(recipe.values),
         record=record,
     )

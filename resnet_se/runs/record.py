@@ -34,7 +34,9 @@ import json
 import math
 import zlib
 from base64 import b64decode, b64encode
+from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import dataclass, fields
 from pathlib import Path
 from types import NoneType
 from typing import TYPE_CHECKING, Any
@@ -94,15 +96,79 @@ FINISHED = {
 STATUSES = ("running", "finished", "failed", "interrupted", "pruned")
 
 
-def write_result(run_dir: Path, result: dict[str, Any]) -> None:
-    """Writes `run_dir/result.json` whole or not at all; NaN, infinities become null."""
+@dataclass
+class Outcome:
+    """A run's record while it comes about; its fields are those of `result.json`.
+
+    A field that is None has not come about yet and is left out of the file, but for
+    those that say so themselves: `git` and `noise_family`.
+    """
+
+    experiment: str
+    seed: int
+    config_hash: str
+    setting: dict[str, Any]
+    choices: dict[str, str]
+    against: list[dict[str, Any]]
+    noise_family: str | None
+    overrides: list[str]
+    tags: list[Any]
+    git: dict[str, Any] | None
+    versions: dict[str, str]
+    schema: int = SCHEMA
+    status: str = "running"
+    hardware: dict[str, Any] | None = None
+    data: dict[str, Any] | None = None
+    model: dict[str, Any] | None = None
+    train: dict[str, Any] | None = None
+    best_epoch: int | None = None
+    val: dict[str, Any] | None = None
+    test: dict[str, Any] | None = None
+    seconds_in_all: float | None = None
+    history: dict[str, list[float | None]] | None = None
+    error: str | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the fields that have come about, `schema` and `status` first."""
+        found = {field.name: getattr(self, field.name) for field in fields(self)}
+        kept = {
+            name: value
+            for name, value in found.items()
+            if value is not None or name in ("git", "noise_family")
+        }
+        if self.test is not None:
+            kept["best_epoch"] = self.best_epoch  # null: nothing was validated
+        return {"schema": self.schema, "status": self.status, **kept}
+
+    def update(self, record: Mapping[str, Any]) -> None:
+        """Take over the fields of another process's record of the same run."""
+        for field in fields(self):
+            if field.name in record and field.name != "overrides":
+                setattr(self, field.name, record[field.name])
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The fields that tell a run from others in a dashboard."""
+        return {
+            "experiment": self.experiment,
+            "config_hash": self.config_hash,
+            "parameters": (self.model or {}).get("total"),
+        }
+
+    def write(self, run_dir: Path) -> None:
+        """Write `run_dir/result.json` whole or not at all."""
+        write_result(run_dir, self.as_dict())
+
+
+def write_result(run_dir: Path, result: Mapping[str, Any]) -> None:
+    """Write `run_dir/result.json` whole or not at all; NaN, infinities become null."""
     text = json.dumps(_finite(result), indent=2, allow_nan=False)
     with atomic_file(run_dir / "result.json") as file:
         file.write(text.encode() + b"\n")
 
 
 def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
+    if isinstance(value, Mapping):
         return {k: _finite(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
         return [_finite(v) for v in value]
@@ -129,9 +195,7 @@ def read_record(path: Path) -> dict[str, Any]:
     except UserError:
         raise
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise UserError(
-            f"{path}: not a result ({error!r}); delete it to go on"
-        ) from None
+        raise UserError(f"{path}: not a result ({error!r})") from None
     if schema not in READABLE:
         raise UserError(f"{path}: schema {SCHEMA} expected, got {schema!r}")
     if status not in STATUSES:

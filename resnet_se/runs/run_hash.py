@@ -1,4 +1,4 @@
-"""Which run it is: all that determines a result, as a flat mapping, and its hash.
+"""The identity of a run: all that determines its result, flat, and the hash of it.
 
 Same hash, same result, within rounding.  What can change the result is in it, resolved;
 where, how it is watched and by how many workers is not.
@@ -6,144 +6,93 @@ where, how it is watched and by how many workers is not.
 
 from __future__ import annotations
 
+import ast
 import hashlib
+import importlib.util
 import json
+import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from resnet_se.runs.foreign import foreign_sources
 from resnet_se.utils.errors import UserError
 from resnet_se.utils.files import read_regular
 
 # Raised where the same configuration is to mean another training than before.
 RECIPE = 1
 
-# What names a run, says where and how it is watched, or has been resolved into other
-# keys, but does not change its result.
-NOT_HASHED = (
-    "seed",  # stands in the directory's name
-    "tags",
-    "notes",
-    "plots",
-    "against",
-    "noise_family",
-    "runs_dir",
-    "run_dir",
-    "ckpt_path",  # this and the next two: `BY_CONTENT`
-    "init_from",
-    "distill",
-    "force",
-    "fail_fast",
-    "launcher",
-    "logger",
-    "budget",  # resolved into the epochs, images and widths that it scales
-    "data.num_workers",
-    "data.batch_size",  # the global one is hashed
-    "data.source",  # its content is hashed
-    "data.fallback",
-    "callbacks.checkpoint.every_n_steps",  # its metric is hashed: what is tested
-    "optimizer.fused",  # this and `compile`: the same within rounding
-    "trainer.compile",
-    "trainer.precision",  # what `auto` has been settled to is hashed
-    "trainer.accelerator",
-    "trainer.devices",  # the world size is hashed
-    "trainer.num_nodes",
-    "trainer.strategy",
-    "trainer.default_root_dir",
-    "trainer.profiler",
-    "trainer.scale_lr",  # the rate in force is hashed
-    "trainer.log_every_n_steps",
-    "trainer.enable_progress_bar",
-    "trainer.enable_model_summary",
-    "trainer.use_distributed_sampler",
-)
-# Of these paths the content is hashed.
-BY_CONTENT = ("ckpt_path", "init_from", "distill")
-# Settings that came later, as they are where they do nothing: runs from before keep
-# their names.
-ADDED = {
-    "augment.erase": 0,
-    "augment.policy": None,
-    "distill_weight": 0.9,
-    "distill_temperature": 4.0,
-    "data.repeats": 1,
-    "mixing.probability": 1.0,
-    "model.drop_path": 0.0,
-    "model.zero_init": False,
-    "model.activation": "relu",
-    "model.residual": True,
-    "model.gate_scale": 1.0,
-}
-# Callbacks that watch, by their canonical names.
-WATCHERS = {
-    "resnet_se:Forecast",
-    "resnet_se:GradientNorm",
-    "resnet_se:History",
-    "resnet_se:Pruner",
-    "resnet_se:SaveOnSigterm",
-    "resnet_se:progress",
-    "lightning.pytorch.callbacks.DeviceStatsMonitor",
-    "lightning.pytorch.callbacks.LearningRateMonitor",
-    "lightning.pytorch.callbacks.ModelCheckpoint",
-    "lightning.pytorch.callbacks.ModelSummary",
-    "lightning.pytorch.callbacks.RichModelSummary",
-    "lightning.pytorch.callbacks.RichProgressBar",
-    "lightning.pytorch.callbacks.TQDMProgressBar",
-}
+
+class HashRules(NamedTuple):
+    """The keys that a hash leaves out, or has in another form.
+
+    Args:
+        unhashed: keys, and all below them, that cannot change a result.
+        by_content: of these, paths whose content is hashed.
+        idle: {key: the value with which it does nothing}, left out where it has it.
+        monitoring: canonical names of callbacks that only watch.
+    """
+
+    unhashed: tuple[str, ...]
+    by_content: tuple[str, ...]
+    idle: dict[str, Any]
+    monitoring: frozenset[str]
 
 
-class Facts(NamedTuple):
-    """What the configuration leaves open and the machine and the data settle."""
+class Environment(NamedTuple):
+    """The facts that a configuration leaves open: of the data and the machine."""
 
     data: str  # the identity of the data's content
     precision: str
     world_size: int  # processes, of one device each
 
 
-def setting(plain: dict[str, Any], facts: Facts) -> dict[str, Any]:
-    """All that determines a run's result but its seed: {dotted key: plain value}.
+def hashed_config(
+    plain: dict[str, Any], environment: Environment, rules: HashRules
+) -> dict[str, Any]:
+    """Return all that determines a run's result but its seed: {dotted key: value}.
 
-    A pure function; what `config_hash` covers, and what the record keeps.  Our own
-    targets go by a name that stays when a module moves.
+    A pure function; `config_hash` covers it, and the record keeps it.  Our own targets
+    go by a name that stays when a module moves.
 
     Args:
-        plain: of `resolved`.
-        facts: of this machine and these data.
+        plain: a resolved configuration.
+        environment: of this machine and these data.
+        rules: of the schema.
     """
     flat = _flat(plain)
-    watchers = {
+    monitors = {
         key.rpartition(".")[0]
         for key, value in flat.items()
-        if key.startswith("callbacks.") and value in WATCHERS
+        if key.startswith("callbacks.") and value in rules.monitoring
     }
-    dropped = (*NOT_HASHED, *watchers)
-    kept = {
+    dropped = (*rules.unhashed, *monitors)
+    hashed = {
         key: value
         for key, value in flat.items()
         if not any(key == name or key.startswith(f"{name}.") for name in dropped)
-        and not (key in ADDED and value == ADDED[key])
+        and not (key in rules.idle and value == rules.idle[key])
     }
-    world = facts.world_size
-    kept["recipe"] = RECIPE
-    kept["precision"] = facts.precision
-    kept["world_size"] = world  # each rank has its own BatchNorm, dropout and mixing
-    kept["data.content"] = facts.data
-    kept["data.global_batch_size"] = plain["data"]["batch_size"] * world
+    world = environment.world_size
+    hashed["recipe"] = RECIPE
+    hashed["precision"] = environment.precision
+    hashed["world_size"] = world  # each rank has its own BatchNorm, dropout and mixing
+    hashed["data.content"] = environment.data
+    hashed["data.global_batch_size"] = plain["data"]["batch_size"] * world
     trainer = plain["trainer"]
     if world == 1:
-        kept.pop("trainer.sync_batchnorm", None)
+        hashed.pop("trainer.sync_batchnorm", None)
     elif trainer.get("scale_lr"):
-        kept["optimizer.lr"] = plain["optimizer"]["lr"] * world
-    for key in BY_CONTENT:
+        hashed["optimizer.lr"] = plain["optimizer"]["lr"] * world
+    for key in rules.by_content:
         if plain.get(key):
-            kept[f"{key}.content"] = _digest(key, Path(plain[key]))
-    kept |= foreign_sources(value for key, value in flat.items() if _is_target(key))
-    return dict(sorted(kept.items()))
+            hashed[f"{key}.content"] = _digest(key, Path(plain[key]))
+    hashed |= own_sources(value for key, value in flat.items() if _is_target(key))
+    return dict(sorted(hashed.items()))
 
 
-def config_hash(kept: dict[str, Any]) -> str:
-    """Eight hex digits of a `setting`."""
-    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:8]
+def config_hash(hashed: dict[str, Any]) -> str:
+    """Return eight hex digits of a `hashed_config`."""
+    return hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def _flat(node: Any, path: str = "") -> dict[str, Any]:
@@ -183,3 +132,69 @@ def _digest(key: str, path: Path) -> str:
         raise UserError(f"{key}: {file}: {error.strerror}") from None
     except UserError as error:
         raise UserError(f"{key}: {error}") from None
+
+
+# --- a user's own modules ----------------------------------------
+
+INSTALLED = {"site-packages", "dist-packages"}
+
+
+def own_sources(targets: Iterable[str]) -> dict[str, str]:
+    """{"source of MODULE": digest} of each module that is the user's own.
+
+    That is: not of this package, of the standard library or installed.  A package
+    counts whole, and what a module imports counts too, so that an edit anywhere in it
+    is another configuration.
+
+    Raises:
+        UserError: a file of it cannot be read.
+    """
+    digests: dict[str, str] = {}
+    waiting = [target.partition(".")[0] for target in targets]
+    while waiting:
+        name = waiting.pop()
+        if name == "resnet_se" or ":" in name or name in sys.stdlib_module_names:
+            continue
+        files = [] if f"source of {name}" in digests else _own_files(name)
+        whole = hashlib.sha256()
+        for file in files:
+            try:
+                source = file.read_bytes()
+            except OSError as error:
+                raise UserError(
+                    f"{file}: {error.strerror}; the source of {name} belongs to what a "
+                    "run's hash promises"
+                ) from None
+            whole.update(source + b"\0")
+            waiting += _imported(source) if file.suffix == ".py" else []
+        if files:
+            digests[f"source of {name}"] = whole.hexdigest()[:16]
+    return digests
+
+
+def _own_files(name: str) -> list[Path]:
+    """The source files of a module or package, unless built in or installed."""
+    try:
+        spec = importlib.util.find_spec(name)
+    except (ImportError, ValueError):
+        return []
+    if spec is None:
+        return []
+    # A folder needs no __init__.py to be a package.
+    folders = [Path(folder) for folder in spec.submodule_search_locations or ()]
+    module = [Path(spec.origin)] if spec.origin and spec.has_location else []
+    for place in folders or module:
+        if INSTALLED & set(place.parts) or any(place.parent.glob("*.dist-info")):
+            return []
+    return sorted(f for folder in folders for f in folder.rglob("*.py")) or module
+
+
+def _imported(source: bytes) -> list[str]:
+    """The top-level names of all that a source file imports, wherever in it."""
+    try:
+        nodes = list(ast.walk(ast.parse(source)))
+    except (SyntaxError, ValueError):  # importing it says more
+        return []
+    names = [a.name for n in nodes if isinstance(n, ast.Import) for a in n.names]
+    names += [n.module for n in nodes if isinstance(n, ast.ImportFrom) and not n.level]
+    return [name.partition(".")[0] for name in names]

@@ -10,8 +10,10 @@ import numpy as np
 import torch
 
 from resnet_se.data.datamodule import ImageDataModule
+from resnet_se.runs import checkpoint
 from resnet_se.runs.record import pack_labels, short
 from resnet_se.training.module import Classifier
+from resnet_se.utils.errors import UserError
 from resnet_se.utils.files import atomic_file
 
 
@@ -57,3 +59,20 @@ def save_predictions(path: Path, predictions: dict[str, torch.Tensor]) -> None:
     arrays: dict[str, Any] = {k: v.numpy() for k, v in predictions.items()}
     with atomic_file(path) as file:
         np.savez_compressed(file, **arrays)
+
+
+def load_weights(
+    module: Classifier, data: ImageDataModule, path: Path
+) -> dict[str, Any]:
+    """Fill `module` with a checkpoint's weights; return the checkpoint.
+
+    Raises:
+        UserError: unreadable, of another architecture, or trained on other pixels.
+    """
+    loaded = checkpoint.read(path)
+    checkpoint.check(loaded, path, module)
+    module.load_state_dict(loaded["state_dict"])
+    if "fingerprint" not in loaded.get(checkpoint.DATA, {}):
+        raise UserError(f"{path}: it does not say on which data it was trained")
+    data.load_state_dict(loaded[checkpoint.DATA])
+    return loaded

@@ -1,39 +1,31 @@
-"""One training: fits, tests the best checkpoint once, fills the record in."""
+"""One training: fit, then one test of the best checkpoint; the record is filled in."""
 
 from __future__ import annotations
 
+import copy
+import gc
 import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-from omegaconf import DictConfig
+import torch
 
-from resnet_se.analysis import run_figures
-from resnet_se.config.build import (
-    build_classifier,
-    build_trainer,
-    check_shape,
-    compile_net,
-    load_weights,
-    run_name,
-)
-from resnet_se.config.compose import resolved
 from resnet_se.data.datamodule import ImageDataModule
-from resnet_se.inference.distillation import criterion
 from resnet_se.models.complexity import network_summary
-from resnet_se.models.layers import sync_batchnorm
 from resnet_se.runs import checkpoint
-from resnet_se.runs.record import short, write_result
-from resnet_se.training import loggers, memory
+from resnet_se.runs.record import Outcome, short
 from resnet_se.training.callbacks.checkpointing import Checkpoints
 from resnet_se.training.callbacks.history import History
 from resnet_se.training.callbacks.pruning import Pruner
-from resnet_se.training.evaluation import save_predictions, score
-from resnet_se.training.mixing import Mixing
+from resnet_se.training.evaluation import load_weights, save_predictions, score
+from resnet_se.training.module import Classifier
 from resnet_se.utils import distributed
 from resnet_se.utils.console import console, print_devices, print_header
-from resnet_se.utils.errors import UserError
+from resnet_se.utils.errors import UserError, nearest
 from resnet_se.utils.system import (
     hardware,
     keep_freed_memory,
@@ -41,112 +33,250 @@ from resnet_se.utils.system import (
     reset_peak_memory,
 )
 
+# trainer.compile: the mode of torch's compiler.
+COMPILE_MODES = {"off": None, "default": "default", "cuda_graphs": "reduce-overhead"}
 
-def train_and_test(
-    cfg: DictConfig, data: ImageDataModule, run_dir: Path, result: dict[str, Any]
-) -> None:
-    """Fits, tests the best checkpoint, and fills `result` in."""
+
+@dataclass(frozen=True)
+class Job:
+    """All that one training needs, finished: nothing is set on its parts any more.
+
+    Args:
+        name: of the run, as its checkpoints have it.
+        directory: of the run.
+        learning_rate: of one device; scale_lr: it is multiplied by their number.
+        compile_mode: a key of `COMPILE_MODES`.
+        ckpt_path: to continue from where the run has no checkpoint of its own.
+        init_from: a run or checkpoint whose weights to start from.
+        hyperparameters: for dashboards.
+    """
+
+    name: str
+    directory: Path
+    module: Classifier
+    data: ImageDataModule
+    trainer: L.Trainer
+    learning_rate: float
+    scale_lr: bool
+    compile_mode: str
+    ckpt_path: Path | None
+    init_from: Path | None
+    hyperparameters: Mapping[str, Any]
+
+    @property
+    def history(self) -> History | None:
+        """The callback that keeps a row an epoch, if there is one."""
+        callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
+        return next((c for c in callbacks if isinstance(c, History)), None)
+
+
+def fit(job: Job, outcome: Outcome) -> None:
+    """Train, test the best checkpoint, and fill `outcome` in.
+
+    Raises:
+        UserError: the network does not fit the data, a checkpoint is another's, the
+            loss is no number, or the memory is too small.
+    """
     started = time.perf_counter()
-    data.setup()
+    module, data, trainer = job.module, job.data, job.trainer
     data.augment.check(*data.image_size)
-    model = build_classifier(cfg, data.num_classes)
-    check_shape(model.net, data.image_size, data.num_classes)
-    model.criterion = criterion(cfg, data)
-    ckpt = _goes_on_from(cfg, run_dir, model)
-    trainer = build_trainer(cfg, cfg.trainer.precision)
+    check_shape(module.net, data.image_size, data.num_classes)
+    resume_from = _resume_checkpoint(job)
     device, world_size = trainer.strategy.root_device, trainer.world_size
     if device.type == "cpu":
         keep_freed_memory()
     data.fit_batch_size(world_size)
-    if cfg.trainer.get("sync_batchnorm") and device.type == "cpu":
-        sync_batchnorm(model.net)
-    result |= {
-        "hardware": hardware(device, cfg.trainer.precision, world_size),
-        "data": data.describe(),
-        "model": network_summary(model.net, data.image_size[0]),
-    }
+    outcome.hardware = hardware(device, str(trainer.precision), world_size)
+    outcome.data = data.describe()
+    outcome.model = network_summary(module.net, data.image_size[0])
     if distributed.is_leader():
-        write_result(run_dir, result)
+        outcome.write(job.directory)
     reset_peak_memory(device)
-    print_header(result, run_dir)
+    print_header(outcome.as_dict(), job.directory)
     if data.fitted:
         console.print(data.fitted, soft_wrap=True, highlight=False)
     if world_size > 1:
-        scaled = bool(cfg.trainer.get("scale_lr"))
-        print_devices(world_size, data.batch_size, cfg.optimizer.lr, scaled)
-    history = next((c for c in trainer.callbacks if isinstance(c, History)), None)
-    compiled = compile_net(cfg, model, trainer, (data.batch_size, 3, *data.image_size))
-
+        print_devices(world_size, data.batch_size, job.learning_rate, job.scale_lr)
+    shape = data.batch_size, 3, *data.image_size
+    compile_seconds = compile_network(module, trainer, job.compile_mode, shape)
     for logger in trainer.loggers:
-        logger.log_hyperparams({**resolved(cfg), **_identity(result)})
+        logger.log_hyperparams({**job.hyperparameters, **outcome.identity})
+    _train(job, resume_from)
+    outcome.train = _training_figures(job, compile_seconds)
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]
+    if any(isinstance(c, Pruner) and c.pruned for c in callbacks):
+        outcome.train["stopped"] = outcome.status = "pruned"
+        return
+    best = best_checkpoint(job)
+    outcome.best_epoch = load_weights(module, data, best)["epoch"] if best else None
+    scores = score(trainer, module, data)
+    outcome.val, outcome.test = scores["val"], scores["test"]
+    outcome.seconds_in_all = round(time.perf_counter() - started, 2)
+    if job.history:
+        rows = job.history.rows
+        columns = dict.fromkeys(key for row in rows for key in row)
+        outcome.history = {
+            name: [short(row.get(name)) for row in rows] for name in columns
+        }
+    if distributed.is_leader():
+        val = {f"val_{name}": rows for name, rows in module.val_predictions.items()}
+        path = job.directory / "predictions.npz"
+        save_predictions(path, module.predictions | val)
+
+
+def _train(job: Job, resume_from: Path | None) -> None:
     try:
-        trainer.fit(model, datamodule=data, ckpt_path=ckpt, weights_only=True)
+        job.trainer.fit(
+            job.module, datamodule=job.data, ckpt_path=resume_from, weights_only=True
+        )
     except Exception as error:
-        memory.explain(error, trainer, model, data)
-        if ckpt and not (history and history.epochs > 1):
-            _explain_resume(error, ckpt)
+        if is_out_of_memory(error):
+            error.__traceback__ = None  # its frames hold the tensors of the step
+            raise out_of_memory(job) from None
+        resumed_well = job.history and job.history.epochs > 1
+        if resume_from and not resumed_well:
+            _explain_resume(error, resume_from)
         raise
-    result["train"] = {
+
+
+def _training_figures(job: Job, compile_seconds: float | None) -> dict[str, Any]:
+    """The `train` field of the record."""
+    trainer, history = job.trainer, job.history
+    stopped = "early_stopping" if _ended_early(trainer) else "max_epochs"
+    if 0 < trainer.max_steps <= trainer.global_step:
+        stopped = "max_steps"
+    return {
         "epochs": trainer.current_epoch,
         "steps": trainer.global_step,
         "seconds": history and short(history.seconds),
         "images_per_second": history and short(history.images_per_second),
-        "compile_seconds": short(compiled),
-        "peak_memory_mb": round(peak_memory_mb(device), 1),
-        "stopped": _stopped_by(trainer),
-    }
-    if any(isinstance(c, Pruner) and c.pruned for c in trainer.callbacks):
-        result["train"]["stopped"] = result["status"] = "pruned"
-        return
-    best = _best(trainer, run_dir, run_name(cfg))
-    result["best_epoch"] = load_weights(model, data, best)["epoch"] if best else None
-    result |= score(trainer, model, data)
-    result["seconds_in_all"] = round(time.perf_counter() - started, 2)
-    if history:
-        columns = dict.fromkeys(key for row in history.rows for key in row)
-        result["history"] = {
-            name: [short(row.get(name)) for row in history.rows] for name in columns
-        }
-    if distributed.is_leader():
-        _save_test(cfg, trainer, model, data, run_dir, best, result)
-
-
-def _stopped_by(trainer: L.Trainer) -> str:
-    if 0 < trainer.max_steps <= trainer.global_step:
-        return "max_steps"
-    early = trainer.current_epoch < trainer.max_epochs
-    return "early_stopping" if early else "max_epochs"
-
-
-def _identity(result: dict[str, Any]) -> dict[str, Any]:
-    """What tells a run from others in a dashboard, beside its settings."""
-    return {
-        "experiment": result["experiment"],
-        "config_hash": result["config_hash"],
-        "parameters": result["model"]["total"],
+        "compile_seconds": short(compile_seconds),
+        "peak_memory_mb": round(peak_memory_mb(trainer.strategy.root_device), 1),
+        "stopped": stopped,
     }
 
 
-def _goes_on_from(cfg: DictConfig, run_dir: Path, model: Any) -> Path | None:
+def _ended_early(trainer: L.Trainer) -> bool:
+    return trainer.max_epochs is not None and trainer.current_epoch < trainer.max_epochs
+
+
+# --- before the first step ---------------------------------------
+
+
+def check_shape(net: torch.nn.Module, size: tuple[int, int], num_classes: int) -> None:
+    """Refuse a network that does not give a row of logits an image.
+
+    Raises:
+        UserError: with the expected and the actual shape, or what it raised instead.
+    """
+    shadow = copy.deepcopy(net).to("meta").eval()
+    images = torch.empty(2, 3, *size, device="meta")
+    name, given, expected = type(net).__name__, tuple(images.shape), (2, num_classes)
+    try:
+        logits = shadow(images)
+    except Exception as error:
+        raise UserError(f"model: {name} fails on images {given}: {error}") from error
+    shape = tuple(getattr(logits, "shape", ())) or type(logits).__name__
+    if shape != expected:
+        raise UserError(
+            f"model: {name}: expected logits {expected} of images {given}, got {shape}"
+        )
+
+
+def compile_network(
+    module: Classifier, trainer: L.Trainer, mode: str, batch: tuple[int, ...]
+) -> float | None:
+    """Compile the network for training, in place, so that checkpoints keep their names.
+
+    A batch of the given shape goes forward and back, after which the network is what it
+    was: what the compiler misses shows before training, and its time stays out of the
+    first epoch's.
+
+    Args:
+        mode: a key of `COMPILE_MODES`.
+        batch: (B, 3, H, W).
+
+    Returns:
+        The seconds it took, None if the mode is off.
+
+    Raises:
+        UserError: an unknown mode, CUDA graphs without CUDA, no working compiler.
+    """
+    if mode not in COMPILE_MODES:
+        hint = nearest(str(mode), COMPILE_MODES)
+        raise UserError(f"trainer.compile: unknown {mode!r}; {hint}")
+    if mode == "off":
+        return None
+    device = trainer.strategy.root_device
+    if mode == "cuda_graphs" and device.type != "cuda":
+        raise UserError(
+            f"trainer.compile=cuda_graphs: needs an NVIDIA GPU, this run is on "
+            f"{device.type}; trainer.compile=default works there"
+        )
+    # Networks of a sweep's earlier jobs would count against the compiler's limit.
+    torch.compiler.reset()
+    module.to(device).train()
+    started = time.perf_counter()
+    module.net.compile(mode=COMPILE_MODES[mode], dynamic=False)
+    images = torch.zeros(batch, device=device)
+    try:
+        with restored_state(module.net):
+            for _ in range(3):  # CUDA graphs: warms up, records, replays
+                forward_backward(module, trainer, images)
+                module.zero_grad()
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"trainer.compile: torch's compiler does not work here ({reason}); on a "
+            "CPU it needs a C++ compiler, on a GPU Triton; trainer.compile=off does "
+            "without"
+        ) from error
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+def forward_backward(
+    net: torch.nn.Module, trainer: L.Trainer, images: torch.Tensor
+) -> None:
+    """One pass forward and back in the trainer's precision, of no particular loss."""
+    with trainer.precision_plugin.forward_context():
+        loss = net(images).float().logsumexp(dim=1).mean()
+    loss.backward()
+
+
+@contextmanager
+def restored_state(net: torch.nn.Module) -> Iterator[None]:
+    """Let the body train a little, then restore the state, in place."""
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    yield
+    net.zero_grad()
+    net.load_state_dict(before)  # BatchNorm has seen what are no images
+
+
+# --- where training goes on --------------------------------------
+
+
+def _resume_checkpoint(job: Job) -> Path | None:
     """The checkpoint that training goes on from: the run's own, else `ckpt_path`."""
-    choice = checkpoint.choose(run_dir / "checkpoints", run_name(cfg))
+    choice = checkpoint.choose(job.directory / "checkpoints", job.name)
     if choice is not None:
         for sentence in choice.damage:
             console.print(f"[yellow]{sentence}; going on from {choice.path.name}")
         path, loaded = choice.path, choice.checkpoint
-    elif cfg.ckpt_path:
-        path = Path(cfg.ckpt_path)
+    elif job.ckpt_path:
+        path = job.ckpt_path
         loaded = checkpoint.read(path)
     else:
-        if cfg.init_from:
-            _init_from(Path(cfg.init_from), model)
+        if job.init_from:
+            _init_from(job.init_from, job.module)
         return None
-    checkpoint.check(loaded, path, model)
+    checkpoint.check(loaded, path, job.module)
     console.print(f"resuming from {path}")
     return path
 
 
-def _explain_resume(error: Exception, ckpt: Path) -> None:
+def _explain_resume(error: Exception, path: Path) -> None:
     """A checkpoint's states have any form; an epoch from them went through, or not.
 
     Raises:
@@ -154,92 +284,96 @@ def _explain_resume(error: Exception, ckpt: Path) -> None:
     """
     if isinstance(error, UserError | OSError):
         return
-    what = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+    reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
     raise UserError(
-        f"{ckpt}: the first epoch from there failed: {what}; the rest is in error.txt"
+        f"{path}: the first epoch from there failed: {reason}; the rest is in error.txt"
     ) from error
 
 
-def _init_from(path: Path, model: Any) -> None:
-    """Weights of another run or checkpoint; where shapes differ (a head) ours stay.
+def _init_from(path: Path, module: Classifier) -> None:
+    """Fill in weights of another run or checkpoint, where shapes are the same.
 
     Raises:
         UserError: unreadable, or not one tensor fits.
     """
     file = path / "checkpoints" / checkpoint.BEST if path.is_dir() else path
-    theirs, ours = checkpoint.read(file)["state_dict"], model.state_dict()
+    donor, state = checkpoint.read(file)["state_dict"], module.state_dict()
     fitting = {
         name: tensor
-        for name, tensor in theirs.items()
-        if name in ours and ours[name].shape == tensor.shape
+        for name, tensor in donor.items()
+        if name in state and state[name].shape == tensor.shape
     }
     if not fitting:
         raise UserError(f"init_from: {file}: none of its tensors fits this network")
-    model.load_state_dict(fitting, strict=False)
-    model.initialised = True
-    left = sorted(ours.keys() - fitting.keys())
+    module.initialise(fitting)
+    left = sorted(state.keys() - fitting.keys())
     names = f", new: {', '.join(left)}" if left else ""
-    console.print(f"weights of {file}: {len(fitting)} of {len(ours)} tensors{names}")
+    console.print(f"weights of {file}: {len(fitting)} of {len(state)} tensors{names}")
 
 
-def _best(trainer: Any, run_dir: Path, run: str) -> Path | None:
+def best_checkpoint(job: Job) -> Path | None:
     """The checkpoint to test; None where nothing was validated.
 
     Raises:
         UserError: there was a best one, and its file has gone or is another's.
     """
-    rule = next((c for c in trainer.callbacks if isinstance(c, Checkpoints)), None)
-    path = run_dir / "checkpoints" / checkpoint.BEST
+    callbacks = job.trainer.callbacks  # type: ignore[attr-defined]
+    rule = next((c for c in callbacks if isinstance(c, Checkpoints)), None)
+    path = job.directory / "checkpoints" / checkpoint.BEST
     if path.is_file():
-        loaded = checkpoint.read_own(path, run)
+        loaded = checkpoint.read_own(path, job.name)
         if rule is None or rule.best_epoch is None or rule.is_best(loaded):
             return path
-        what = f"of epoch {loaded['epoch'] + 1}"
+        state = f"of epoch {loaded['epoch'] + 1}"
     elif rule is None or rule.best_epoch is None:
         return None
     else:
-        what = "missing"
+        state = "missing"
     raise UserError(
-        f"{path}: {what}, though epoch {rule.best_epoch + 1} was the best; put it "
-        f"back, or test the last one: evaluate run={run_dir} ckpt=last"
+        f"{path}: {state}, though epoch {rule.best_epoch + 1} was the best; put it "
+        f"back, or test the last one: evaluate run={job.directory} ckpt=last"
     )
 
 
-def _save_test(
-    cfg: DictConfig,
-    trainer: Any,
-    model: Any,
-    data: ImageDataModule,
-    run_dir: Path,
-    best: Path | None,
-    result: dict[str, Any],
-) -> None:
-    """Predictions and pictures, in the run directory and on its dashboards."""
-    val = {f"val_{name}": rows for name, rows in model.val_predictions.items()}
-    save_predictions(run_dir / "predictions.npz", model.predictions | val)
-    tested = {
-        "images": data.test_part[0],
-        "labels": model.predictions["labels"],
-        "logits": model.predictions["logits"],
-        "classes": data.images.classes,
-    }
-    history = next((c for c in trainer.callbacks if isinstance(c, History)), None)
-    if cfg.plots:
+# --- out of memory -----------------------------------------------
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return True for CUDA's, Python's, and the error of torch's allocator for CPUs."""
+    kinds = torch.OutOfMemoryError | MemoryError
+    return isinstance(error, kinds) or "can't allocate memory" in str(error)
+
+
+def out_of_memory(job: Job) -> UserError:
+    """The error of a training that has run out of memory: it names a batch that fits.
+
+    The caller has let go of the error's traceback, whose frames hold tensors.
+    """
+    device = job.module.device
+    job.module.zero_grad(set_to_none=True)
+    fits = fitting_batch(job)
+    hint = "a smaller network might" if fits is None else f"data.batch_size={fits} does"
+    return UserError(
+        f"data.batch_size: {job.data.batch_size} images do not fit into the memory of "
+        f"{device}; {hint}; the learning rate may have to change with it"
+    )
+
+
+def fitting_batch(job: Job) -> int | None:
+    """The largest half, quarter, eighth, … of a batch whose step goes through."""
+    net, device = copy.deepcopy(job.module.net).train(), job.module.device
+    batch = job.data.batch_size
+    while batch > 1:
+        batch //= 2
+        gc.collect()
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
         try:
-            run_figures.save_run_plots(
-                run_dir / "plots",
-                history=history.rows if history else [],
-                best_epoch=result["best_epoch"],
-                soft_targets=model.mixing != Mixing(),
-                augmented=data.augmented(*run_figures.SHEET),
-                **tested,
-                **val,
-            )
-        except OSError:
-            raise
-        except Exception as error:  # no reason to lose what was trained
-            said = f"no pictures: {type(error).__name__}: {error}"
-            console.print(said, style="yellow", markup=False, soft_wrap=True)
-    summary = _identity(result)
-    summary["images_per_second"] = result["train"]["images_per_second"]
-    loggers.log_test(trainer, run_dir / "plots", **tested, best=best, summary=summary)
+            images = torch.zeros(batch, 3, *job.data.image_size, device=device)
+            forward_backward(net, job.trainer, images)
+            return batch
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            error.__traceback__ = None
+    return None

@@ -110,6 +110,11 @@ class Classifier(L.LightningModule):
         self.predictions: dict[str, Tensor] = {}  # of the test
         self.val_predictions: dict[str, Tensor] = {}  # of a validation outside a fit
 
+    def initialise(self, weights: dict[str, Tensor]) -> None:
+        """Start from trained weights: nothing is set up from images any more."""
+        self.load_state_dict(weights, strict=False)
+        self.initialised = True
+
     def forward(self, images: Tensor) -> Tensor:
         """Return float32 logits (B, K) of normalised images (B, 3, H, W)."""
         images = images.to(memory_format=self.memory_format)

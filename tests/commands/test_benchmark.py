@@ -12,7 +12,7 @@ import torch
 import resnet_se.commands.benchmark as module
 from resnet_se.analysis.timing import Case, Stopwatch, compare, take_turns
 from resnet_se.commands.benchmark import roof
-from resnet_se.config import build
+from resnet_se.training import loop
 from resnet_se.utils import system
 from resnet_se.utils.errors import UserError
 from tests.conftest import TINY
@@ -34,14 +34,14 @@ OVERRIDES = (
 def compiler(request, monkeypatch):
     """In torch's place, which takes longer than all the rest and has its own tests."""
 
-    def compile_net(cfg, *rest):
-        if cfg.trainer.compile == "off":
+    def compile_network(net, trainer, mode, batch):
+        if mode == "off":
             return None
         if request.param == "works":
             return 12.5  # seconds
         raise UserError("trainer.compile: no compiler here")
 
-    monkeypatch.setattr(build, "compile_net", compile_net)
+    monkeypatch.setattr(loop, "compile_network", compile_network)
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from resnet_se.config.compose import load_config
+from resnet_se.config.recipe import load_recipe
 from resnet_se.data.datamodule import ImageDataModule
 from resnet_se.runs import checkpoint
 from resnet_se.runs.record import read_record
@@ -167,7 +167,7 @@ def test_a_pipe_in_a_run_is_not_waited_for(finished: Run, tmp_path, name):
     writer = os.open(run / name, os.O_RDWR)  # else an open alone would wait
     os.write(writer, b"{}")
     read = {
-        "config.yaml": lambda: load_config(run),
+        "config.yaml": lambda: load_recipe(run),
         "result.json": lambda: read_record(run / name),
         "checkpoints/best.ckpt": lambda: checkpoint.read(run / name),
     }[name]

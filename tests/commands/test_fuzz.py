@@ -24,6 +24,7 @@ from contextlib import (
     redirect_stdout,
     suppress,
 )
+from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -35,20 +36,28 @@ import yaml
 from hydra.errors import InstantiationException
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from PIL import Image
 
 from resnet_se.analysis.report.runs import load, load_runs
+from resnet_se.commands import record as record_command
 from resnet_se.commands import train
 from resnet_se.commands.evaluate import _print_table
-from resnet_se.config import build, validate
-from resnet_se.config.compose import RUN_DIR, load_config, saved_config
+from resnet_se.config import build
+from resnet_se.config.recipe import (
+    RUN_DIR,
+    Recipe,
+    check_saved,
+    load_recipe,
+    saved_config,
+)
+from resnet_se.config.settle import Run as SettledRun
 from resnet_se.data.datamodule import ImageDataModule
 from resnet_se.inference import pretrained
 from resnet_se.runs import bundle, checkpoint, record
-from resnet_se.runs.run_hash import Facts
-from resnet_se.training import loop
+from resnet_se.runs.record import Outcome
+from resnet_se.runs.run_hash import Environment
+from resnet_se.training import evaluation, loop
 from resnet_se.utils import console
 from resnet_se.utils.errors import UserError
 from tests.config.test_config_errors import tiny_beside
@@ -57,7 +66,7 @@ from tests.conftest import Run, call, records
 SOAK = int(os.environ.get("SOAK_EXAMPLES", "10000"))
 SECONDS = 20  # of computing; longer than that is a hang, as is 15 times that of waiting
 pytestmark = pytest.mark.filterwarnings("ignore:Generating overly large repr")
-FACTS = Facts("data", "32-true", 1)
+FACTS = Environment("data", "32-true", 1)
 # What a command prints as a sentence (`config.run`).
 SAID = (UserError, InstantiationException, OmegaConfBaseException)
 
@@ -261,10 +270,10 @@ def small(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def trained(small: Path) -> SimpleNamespace:
     """The parts of a reader that a checkpoint is poured into, and a whole one."""
-    cfg = load_config(small)
-    data = build.build_data(cfg, training=False)
+    cfg = load_recipe(small)
+    data = build.build_datamodule(cfg, training=False)
     data.setup()
-    model = build.build_classifier(cfg, data.num_classes, training=False)
+    model = build.build_module(cfg, data.num_classes, training=False)
     whole = checkpoint.read(small / "checkpoints/best.ckpt")
     config = (small / "config.yaml").read_bytes()
     return SimpleNamespace(model=model, data=data, cfg=cfg, whole=whole, config=config)
@@ -297,13 +306,13 @@ def check_checkpoint(trained: Any, changes: list, damage: list) -> None:
         folder_of(**files) as folder,
         watched(folder),
         patch.object(checkpoint, "read", once(checkpoint.read)),
-        patch.object(pretrained, "load_config", lambda _: trained.cfg),
+        patch.object(pretrained, "load_recipe", lambda _: trained.cfg),
     ):
         path = folder / "run/checkpoints/best.ckpt"
         with suppress(UserError):
             checkpoint.choose(path.parent, "seed0-00000000")
         with suppress(UserError):
-            build.load_weights(trained.model, trained.data, path)
+            evaluation.load_weights(trained.model, trained.data, path)
         with suppress(UserError):
             pretrained.read(folder / "run")
 
@@ -346,6 +355,11 @@ def interrupted(request, tmp_path_factory) -> SimpleNamespace:
     return SimpleNamespace(plain=plain, result=result, whole=whole)
 
 
+def outcome_of(result: dict[str, Any]) -> Outcome:
+    names = {field.name for field in fields(Outcome)}
+    return Outcome(**{k: v for k, v in result.items() if k in names})
+
+
 def go_on(interrupted: Any, states: dict) -> None:
     """Trains the second epoch from a checkpoint with a stranger's `states` in it."""
     buffer = io.BytesIO()
@@ -354,11 +368,14 @@ def go_on(interrupted: Any, states: dict) -> None:
     with folder_of(**files) as folder, tempfile.TemporaryDirectory() as out:
         plain = json.loads(json.dumps(interrupted.plain).replace(RUN_DIR, out))
         plain["ckpt_path"] = str(folder / "theirs.ckpt")
-        cfg = OmegaConf.create(plain)
+        recipe = Recipe(plain)
         with watched(folder):
-            data = build.build_data(cfg)
+            data = build.build_datamodule(recipe)
             data.locate()
-            loop.train_and_test(cfg, data, Path(out), dict(interrupted.result))
+            data.setup()
+            result = interrupted.result
+            run = SettledRun(recipe, Path(out), {}, result["config_hash"], FACTS, data)
+            loop.fit(build.build(run), outcome_of(result))
         assert {path.name for path in Path(out).iterdir()} <= MADE
 
 
@@ -495,7 +512,7 @@ def test_ten_thousand_bundles(bundled, name, changes, damage, zipped):
 def configured(small: Path) -> SimpleNamespace:
     plain = saved_config(small)
     whole = checkpoint.read(small / "checkpoints/best.ckpt")
-    return SimpleNamespace(plain=plain, cfg=OmegaConf.create(plain), whole=whole)
+    return SimpleNamespace(plain=plain, cfg=Recipe(plain), whole=whole)
 
 
 def check_configuration(configured: Any, changes: list, damage: list) -> None:
@@ -504,24 +521,26 @@ def check_configuration(configured: Any, changes: list, damage: list) -> None:
         "run/config.yaml": damaged(text.encode(), damage),
         "run/checkpoints/best.ckpt": b"",
     }
-    read = once(load_config)
+    read = once(load_recipe)
     with (
         folder_of(**files) as folder,
         watched(folder),
         patch.object(checkpoint, "read", lambda _: configured.whole),
-        patch.object(pretrained, "load_config", read),
+        patch.object(pretrained, "load_recipe", read),
     ):
         run = folder / "run"
         with suppress(*SAID):
             pretrained.read(run)
         with suppress(*SAID):  # as `train` does in a directory that it finds
-            train._check_directory(run, "00000000", configured.cfg, FACTS)
+            train._check_directory(
+                SettledRun(configured.cfg, run, {}, "00000000", FACTS, data=None)
+            )
         with suppress(*SAID):  # as `evaluate` does
-            cfg = read(run)
-            validate.check_saved(cfg)
-            data = build.build_data(cfg, training=False)
+            recipe = read(run)
+            check_saved(recipe)
+            data = build.build_datamodule(recipe, training=False)
             assert isinstance(data, ImageDataModule)
-            build.build_classifier(cfg, 10, training=False)
+            build.build_module(recipe, 10, training=False)
 
 
 @some(15)
@@ -544,13 +563,15 @@ def test_the_checks_can_fail(finished: Run, monkeypatch):
     """Each property, once broken."""
     whole = json_of(finished.result)
     with monkeypatch.context() as broken:
-        broken.setattr(record, "_setting", lambda run: {}["x"])
+        broken.setattr(record_command, "_setting", lambda run: {}["x"])
         with pytest.raises(KeyError):
             read_as_record(whole)
-        broken.setattr(record, "_setting", lambda run: spring())
+        broken.setattr(record_command, "_setting", lambda run: spring())
         with pytest.raises(AssertionError):
             read_as_record(whole)
         broken.setattr("tests.commands.test_fuzz.SECONDS", 0.05)
-        broken.setattr(record, "_setting", lambda run: [0 for _ in iter(int, 1)])
+        broken.setattr(
+            record_command, "_setting", lambda run: [0 for _ in iter(int, 1)]
+        )
         with pytest.raises(TimeoutError):
             read_as_record(whole)

@@ -141,17 +141,17 @@ def test_processes_share_the_gpus_evenly(tmp_path, monkeypatch, gpus, jobs, shar
             multirun, "_locks_held", processes.append([]) or processes[-1]
         )
         for _ in range(2):  # a worker's second job keeps what the first one took
-            multirun.take_gpus(gpus, jobs, tmp_path)
+            multirun.claim_gpus(gpus, jobs, tmp_path)
             assert os.environ["CUDA_VISIBLE_DEVICES"] == share
     processes[-1].clear()  # it ends
     monkeypatch.setattr(multirun, "_locks_held", [])
-    multirun.take_gpus(gpus, jobs, tmp_path)
+    multirun.claim_gpus(gpus, jobs, tmp_path)
     assert os.environ["CUDA_VISIBLE_DEVICES"] == shares[-1]
 
 
 def test_without_gpus_nothing_is_set(tmp_path, monkeypatch):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    multirun.take_gpus([], 2, tmp_path)
+    multirun.claim_gpus([], 2, tmp_path)
     assert "CUDA_VISIBLE_DEVICES" not in os.environ
     assert not list(tmp_path.iterdir())
 

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 import resnet_se.config.compose  # noqa: F401  # registers the resolvers
 from resnet_se.commands.model_table import counts
 from resnet_se.config import CONF
-from resnet_se.config.validate import check_config
+from resnet_se.config.validate import validate
 
 GROUPS = sorted(path.name for path in CONF.iterdir() if any(path.glob("*.yaml")))
 # Small twins by hand: depths, widths, reduction; a sixth, a half, a half.
@@ -101,7 +101,7 @@ def test_a_former_name_of_an_optimizer_composes_the_same():
 @pytest.mark.parametrize("choice", ["~experiment", None])
 def test_no_experiment_is_the_default(choice):
     cfg = composed(*([choice] if choice else []))
-    check_config(cfg)
+    validate(cfg)
     assert cfg.model.depths == [20, 6, 13]
     assert cfg.optimizer.cls.path == "torch.optim.Adam"
     assert cfg.data.batch_size == 128
@@ -119,7 +119,7 @@ def test_no_experiment_is_the_default(choice):
 )
 def test_every_choice_composes(group, name):
     cfg = composed(f"{group}={name}")
-    check_config(cfg)
+    validate(cfg)
     OmegaConf.resolve(cfg)
 
 

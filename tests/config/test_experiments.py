@@ -17,9 +17,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from resnet_se.commands.model_table import counts
 from resnet_se.config import CONF
-from resnet_se.config.compose import resolved
-from resnet_se.config.validate import check_config
-from resnet_se.runs.run_hash import NOT_HASHED
+from resnet_se.config.compose import plain_values
+from resnet_se.config.schema import HASH_RULES
+from resnet_se.config.validate import validate
 
 BEYOND = sorted(path.stem for path in CONF.glob("experiment/x*.yaml"))
 THE_22 = sorted(path.stem for path in CONF.glob("experiment/e*.yaml"))
@@ -46,8 +46,8 @@ def settings(cfg: DictConfig) -> dict[str, Any]:
         else:
             flat[path] = node
 
-    walk(resolved(cfg), "")
-    watched = [name for name in NOT_HASHED if name != "data.batch_size"]
+    walk(plain_values(cfg), "")
+    watched = [name for name in HASH_RULES.unhashed if name != "data.batch_size"]
     return {
         key: value
         for key, value in flat.items()
@@ -122,7 +122,7 @@ def test_there_are_22():
 
 def test_every_experiment_composes(configs):
     for cfg in configs["paper"].values():
-        check_config(cfg)
+        validate(cfg)
     for cfg in configs["small"].values():
         OmegaConf.resolve(cfg)
 

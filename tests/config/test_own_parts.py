@@ -14,7 +14,7 @@ from resnet_se.analysis.report.runs import Run
 from resnet_se.data.augmentation.custom import apply_custom
 from resnet_se.data.augmentation.pipeline import Augmentation
 from resnet_se.data.loaders import AugmentedImages, BatchesOnDevice, ShuffledBatches
-from resnet_se.runs.foreign import foreign_sources
+from resnet_se.runs.run_hash import own_sources
 from resnet_se.utils.errors import UserError
 
 NET = """
@@ -83,7 +83,7 @@ def sources(folder, monkeypatch):
             path.parent.mkdir(exist_ok=True)
             path.with_suffix(".py").write_text(text)
         importlib.invalidate_caches()
-        return foreign_sources(["own.net.Net", "torch.nn.Linear", "resnet_se.x.Y"])
+        return own_sources(["own.net.Net", "torch.nn.Linear", "resnet_se.x.Y"])
 
     return of
 

@@ -16,11 +16,19 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from pydantic import Field
 from torch import nn
 
-from resnet_se.config import CONF, validate
-from resnet_se.config.build import build_classifier
-from resnet_se.config.compose import EXPECTED, load_config
-from resnet_se.config.kinds import check_kind
-from resnet_se.config.schema import PLACES
+from resnet_se.config import CONF, build
+from resnet_se.config.build import (
+    build_module,
+    build_network,
+    build_optimizer,
+    build_target,
+    saved_run,
+)
+from resnet_se.config.compose import plain_values
+from resnet_se.config.messages import EXPECTED
+from resnet_se.config.schema import TARGET_SLOTS
+from resnet_se.config.targets import check_kind
+from resnet_se.config.validate import validate
 from resnet_se.models.resnet import ResNet
 from resnet_se.runs.record import read_result
 from resnet_se.utils import validation
@@ -67,8 +75,9 @@ def composed() -> Any:
 def test_every_experiment_passes(composed, experiment):
     cfg = composed(f"experiment={experiment}")
     before = OmegaConf.to_container(cfg)
-    validate.check_config(cfg)
-    assert OmegaConf.to_container(cfg) == before  # no preset was replaced
+    recipe = validate(cfg)
+    assert OmegaConf.to_container(cfg) == before  # nothing is written to it
+    assert recipe.values == plain_values(cfg)  # no preset was replaced
 
 
 @pytest.mark.parametrize(
@@ -76,7 +85,7 @@ def test_every_experiment_passes(composed, experiment):
 )
 def test_every_choice_passes(composed, group):
     for path in sorted((CONF / group).glob("*.yaml")):
-        validate.check_config(composed(f"{group}={path.stem}"))
+        validate(composed(f"{group}={path.stem}"))
 
 
 @pytest.mark.parametrize(
@@ -89,18 +98,16 @@ def test_every_choice_passes(composed, group):
 )
 def test_a_network_of_a_named_package_replaces_a_preset(composed, target, more):
     cfg = composed(f"model._target_={target}", *more)
-    validate.check_config(cfg)
-    net = validate.build_net(cfg.model, 7)
+    recipe = validate(cfg)
+    net = build_network(recipe["model"], 7)
     assert net(torch.zeros(2, 3, 32, 32)).shape == (2, 7)
 
 
 def test_an_optimizer_class_replaces_a_preset(composed):
     cfg = composed("optimizer._target_=torch.optim.NAdam", "optimizer.lr=0.25")
-    validate.check_config(cfg)
-    assert "cls" not in cfg.optimizer  # of the preset
-    optimizer = validate.build_optimizer(cfg.optimizer, cfg.optimizer.lr)(
-        nn.Linear(2, 2)
-    )
+    node = validate(cfg)["optimizer"]
+    assert "cls" not in node  # of the preset
+    optimizer = build_optimizer(node, node["lr"])(nn.Linear(2, 2))
     assert type(optimizer) is torch.optim.NAdam
     assert optimizer.param_groups[0]["lr"] == 0.25
     assert isinstance(optimizer.param_groups[0]["betas"], list | tuple)
@@ -108,26 +115,26 @@ def test_an_optimizer_class_replaces_a_preset(composed):
 
 def test_another_class_of_optimizer_drops_what_it_does_not_take(composed):
     cfg = composed("optimizer.cls.path=torch.optim.NAdam")
-    validate.check_config(cfg)
-    assert "fused" not in cfg.optimizer
-    assert cfg.optimizer.eps == 1e-7  # NAdam takes it
+    node = validate(cfg)["optimizer"]
+    assert "fused" not in node
+    assert node["eps"] == 1e-7  # NAdam takes it
     typed = composed("optimizer.cls.path=torch.optim.NAdam", "optimizer.fused=true")
     with pytest.raises(UserError, match=r"optimizer\.fused: NAdam has no such"):
-        validate.check_config(typed)
+        validate(typed)
 
 
 # --- what never passes -------------------------------------------
 
 
-@pytest.mark.parametrize("place", [p for p in PLACES if p != "optimizer.cls"])
+@pytest.mark.parametrize("place", [p for p in TARGET_SLOTS if p != "optimizer.cls"])
 @pytest.mark.parametrize("target", HARMFUL)
 def test_nothing_harmful_passes_anywhere(place, target, monkeypatch):
-    monkeypatch.setattr(validate, "instantiate", _never)
+    monkeypatch.setattr("resnet_se.config.targets.instantiate", _never)
     node = OmegaConf.create({"_target_": target})
     with pytest.raises(UserError, match="expected"):
-        validate.build(place, node)
+        build_target(place, node)
     with pytest.raises(UserError, match="expected"):  # nor deeper in it
-        validate.build(place, OmegaConf.create({"_target_": "nn", "x": [node]}))
+        build_target(place, OmegaConf.create({"_target_": "nn", "x": [node]}))
 
 
 def _never(*_: Any, **__: Any) -> None:
@@ -161,18 +168,18 @@ def test_a_module_of_the_standard_library_is_not_even_imported():
     sys.modules.pop("this", None)  # importing it prints
     node = OmegaConf.create({"_target_": "this.Net"})
     with pytest.raises(UserError, match="expected a network"):
-        validate.build("model", node)
+        build_target("model", node)
     assert "this" not in sys.modules
 
 
 def test_there_is_one_way_from_a_target_to_an_object():
-    package = Path(validate.__file__).parent
+    package = Path(build.__file__).parent
     users = {
         path.name
         for path in package.rglob("*.py")
         if "import instantiate" in path.read_text()
     }
-    assert users == {"validate.py"}
+    assert users == {"targets.py"}
 
 
 # --- a stranger's run directory ----------------------------------
@@ -318,10 +325,9 @@ def _configuration(tmp_path: Path, finished: Run, data: st.DataObject) -> None:
             plain[group] = value
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(plain))
     try:
-        cfg = load_config(tmp_path)
-        validate.check_saved(cfg)
+        recipe = saved_run(tmp_path)
         with torch.device("meta"):
-            build_classifier(cfg, 10, training=False)
+            build_module(recipe, 10, training=False)
     except EXPECTED as error:
         assert str(error)  # noqa: PT017
 

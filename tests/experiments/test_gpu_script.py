@@ -10,8 +10,9 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from resnet_se.config import CONF
-from resnet_se.config.compose import resolved
-from resnet_se.runs.run_hash import Facts, config_hash, setting
+from resnet_se.config.compose import plain_values
+from resnet_se.config.schema import HASH_RULES
+from resnet_se.runs.run_hash import Environment, config_hash, hashed_config
 
 SCRIPT = Path(__file__).parents[2] / "experiments/gpu.py"
 
@@ -65,8 +66,9 @@ def test_what_was_measured_is_what_it_would_do_today(script, table, folder):
         assert runs, variant
         for run in runs:
             known = run["setting"]
-            facts = Facts(known["data.content"], known["precision"], 1)
-            assert config_hash(setting(resolved(cfg), facts)) == run["config_hash"]
+            facts = Environment(known["data.content"], known["precision"], 1)
+            hashed = hashed_config(plain_values(cfg), facts, HASH_RULES)
+            assert config_hash(hashed) == run["config_hash"]
 
 
 def test_the_small_study_has_every_experiment_of_the_22(script, tmp_path):

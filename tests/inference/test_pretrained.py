@@ -14,7 +14,7 @@ from PIL import Image
 from torch import nn
 
 import resnet_se
-from resnet_se.config.compose import load_config
+from resnet_se.config.recipe import load_recipe
 from resnet_se.data.decode import to_rgb
 from resnet_se.inference.pretrained import Pretrained
 from resnet_se.models.complexity import parameter_counts
@@ -261,12 +261,12 @@ def test_a_configuration_that_would_never_end(copy, text):
     """Nine to the tenth values; itself; deeper than a stack; a tag of Python's."""
     (copy / "config.yaml").write_text(text)
     with pytest.raises(UserError, match=r"config\.yaml: not a configuration of a run"):
-        load_config(copy)
+        load_recipe(copy)
 
 
 def test_a_run_may_lie_in_a_folder_of_any_name(copy):
     moved = copy.rename(copy.with_name("it's mine: {a} #1, - 'x'"))
-    path = load_config(moved).callbacks.history.path
+    path = load_recipe(moved)["callbacks"]["history"]["path"]
     assert path == f"{moved}/metrics.csv"
 
 

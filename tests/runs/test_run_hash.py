@@ -9,7 +9,6 @@ import json
 import shutil
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,14 +16,28 @@ import yaml
 from hydra import compose, initialize_config_dir
 
 from resnet_se.commands.record import difference
-from resnet_se.config import CONF, build
-from resnet_se.config.build import build_data, settle_precision
-from resnet_se.config.compose import RUN_DIR, load_config, resolved, saved_config
-from resnet_se.runs.foreign import foreign_sources
-from resnet_se.runs.run_hash import ADDED, Facts, canonical, config_hash, setting
-from tests.conftest import TINY
+from resnet_se.config import CONF, settle
+from resnet_se.config.build import build_datamodule
+from resnet_se.config.compose import plain_values
+from resnet_se.config.recipe import RUN_DIR, load_recipe, saved_config
+from resnet_se.config.schema import HASH_RULES
+from resnet_se.config.settle import resolve_precision
+from resnet_se.runs.run_hash import (
+    Environment,
+    canonical,
+    config_hash,
+    hashed_config,
+    own_sources,
+)
+from tests.conftest import TINY, recipe_of
 
-HERE = Facts("pixels", "32-true", 1)
+HERE = Environment("pixels", "32-true", 1)
+
+
+def setting(plain: dict[str, Any], facts: Environment) -> dict[str, Any]:
+    return hashed_config(plain, facts, HASH_RULES)
+
+
 DDP = ("trainer=ddp", "trainer.accelerator=cpu")
 
 
@@ -34,7 +47,7 @@ def plain() -> Callable[..., dict[str, Any]]:
 
     def call(*overrides: str) -> dict[str, Any]:
         with initialize_config_dir(str(CONF), version_base="1.3"):
-            return resolved(compose("train", [*TINY, *overrides]))
+            return plain_values(compose("train", [*TINY, *overrides]))
 
     return call
 
@@ -68,7 +81,7 @@ def test_the_order_of_keys(plain, base):
 
 def test_the_module_that_something_of_ours_stands_in(plain, base):
     text = json.dumps(plain())
-    for room in ("resnet", "data.module", "mixing"):
+    for room in ("models.resnet", "data.datamodule", "training.mixing"):
         assert f'"resnet_se.{room}.' in text
         text = text.replace(f'"resnet_se.{room}.', '"resnet_se.another.room.')
     assert config_hash(setting(json.loads(text), HERE)) == config_hash(base)
@@ -112,7 +125,7 @@ def test_a_configuration_that_was_written_and_read(plain, tmp_path):
     (run_dir / "config.yaml").write_text(yaml.safe_dump(before, sort_keys=False))
     assert saved_config(run_dir) == before
     assert before["callbacks"]["mine"]["path"] == f"{RUN_DIR}/mine"
-    assert load_config(run_dir).callbacks.mine.path == f"{run_dir}/mine"
+    assert load_recipe(run_dir)["callbacks"]["mine"]["path"] == f"{run_dir}/mine"
 
 
 def test_every_target_of_conf_has_a_canonical_name_of_its_own():
@@ -131,7 +144,7 @@ def test_every_target_of_conf_has_a_canonical_name_of_its_own():
 
 
 def test_settings_that_came_later_do_nothing_unless_used(plain, base):
-    for key, off in ADDED.items():
+    for key, off in HASH_RULES.idle.items():
         assert key not in base
         earlier, changed = plain(), plain()
         group, _, name = key.rpartition(".")
@@ -258,7 +271,7 @@ def test_an_edit_of_ones_own_source_is_another_configuration(
 
 def test_what_is_installed_is_no_source_of_ones_own():
     installed = ("torch.optim.Adam", "lightning.Trainer", "json.loads", "no_such.Name")
-    assert foreign_sources([*installed, "resnet_se.models.resnet.ResNet"]) == {}
+    assert own_sources([*installed, "resnet_se.models.resnet.ResNet"]) == {}
 
 
 # --- the precision, settled once ---------------------------------
@@ -272,14 +285,16 @@ def test_every_seed_has_the_precision_that_was_timed_first(monkeypatch, tmp_path
     monkeypatch.setenv("RESNET_SE_CACHE", str(tmp_path))
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("train", [*TINY, "trainer.precision=auto"])
-    data = build_data(cfg)
+    recipe = recipe_of(cfg)
+    data = build_datamodule(recipe)
     for seconds in ((2.0, 1.0), (1.0, 2.0)):  # float32, bf16
-        monkeypatch.setattr(build, "_step_seconds", lambda *_, s=seconds: s)
-        assert settle_precision(cfg, data) == "bf16-mixed"
-    cfg.model.widths = [8, 8, 8]  # another network is timed itself
-    assert settle_precision(cfg, data) == "32-true"
-    cfg.trainer.precision = "64-true"
-    assert settle_precision(cfg, data) == "64-true"
+        monkeypatch.setattr(settle, "step_seconds", lambda *_, s=seconds: s)
+        assert resolve_precision(recipe, data) == "bf16-mixed"
+    # Another network is timed itself.
+    recipe = recipe.replaced("model", widths=[8, 8, 8])
+    assert resolve_precision(recipe, data) == "32-true"
+    recipe = recipe.replaced("trainer", precision="64-true")
+    assert resolve_precision(recipe, data) == "64-true"
 
 
 def test_without_bf16_in_hardware_nothing_is_timed(monkeypatch, tmp_path):
@@ -287,7 +302,9 @@ def test_without_bf16_in_hardware_nothing_is_timed(monkeypatch, tmp_path):
     monkeypatch.setenv("RESNET_SE_CACHE", str(tmp_path))
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("train", [*TINY, "trainer.precision=auto"])
-    assert settle_precision(cfg, build_data(cfg)) == "32-true"
+    assert (
+        resolve_precision(recipe_of(cfg), build_datamodule(recipe_of(cfg))) == "32-true"
+    )
     assert not list(tmp_path.iterdir())
 
 
@@ -296,38 +313,14 @@ def test_an_emulated_bf16_is_said(has_bf16, monkeypatch, capsys):
     monkeypatch.setattr(BF16, lambda: has_bf16, raising=False)
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("train", [*TINY, "trainer.precision=bf16-mixed"])
-    assert settle_precision(cfg, build_data(cfg)) == "bf16-mixed"
+    assert (
+        resolve_precision(recipe_of(cfg), build_datamodule(recipe_of(cfg)))
+        == "bf16-mixed"
+    )
     assert ("trainer.precision=32-true" in capsys.readouterr().out) is not has_bf16
 
 
 # --- directories -------------------------------------------------
-
-
-def earlier_run(folder: Path, overrides: list[str]) -> Path:
-    path = folder / "runs/custom/seed0-0ld0ld00/result.json"
-    path.parent.mkdir(parents=True)
-    record = {"schema": 1, "status": "interrupted", "overrides": overrides}
-    path.write_text(json.dumps(record))
-    return path.parent
-
-
-def test_a_run_of_an_earlier_version_is_said_and_not_trained_beside(
-    train, tmp_path, run_dirs, capsys
-):
-    earlier = earlier_run(tmp_path, list(TINY))
-    assert train() == 2
-    error = capsys.readouterr().err
-    assert f"{earlier.name}: a run of an earlier version (interrupted)" in error
-    assert "another runs_dir" in error
-    assert set(run_dirs()) == {earlier}
-    assert not list(tmp_path.glob("runs/custom/*/checkpoints"))
-
-
-def test_an_earlier_run_of_another_command_is_in_nobodys_way(train, tmp_path, run_dirs):
-    earlier_run(tmp_path, [*TINY, "optimizer.lr=7"])
-    assert train("trainer.max_epochs=1") == 0
-    statuses = sorted(result["status"] for result in run_dirs().values())
-    assert statuses == ["finished", "interrupted"]
 
 
 def test_a_skipped_run_says_that_it_is_of_another_commit(
@@ -352,9 +345,9 @@ def test_a_skipped_run_says_that_it_is_of_another_commit(
 
 def test_a_run_saved_before_a_module_moved_is_read_at_its_new_home(tmp_path):
     target = "resnet_se.models.resnet.ResNet"
-    old = {"model": {"_target_": "resnet_se.networks.old.ResNet"}, "callbacks": []}
+    old = {"model": {"_target_": "resnet_se.networks.ResNet"}, "callbacks": []}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(old))
-    assert load_config(tmp_path).model._target_ == target
+    assert load_recipe(tmp_path)["model"]["_target_"] == target
     theirs = {"model": {"_target_": "mynet.ResNet"}}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(theirs))
-    assert load_config(tmp_path).model._target_ == "mynet.ResNet"
+    assert load_recipe(tmp_path)["model"]["_target_"] == "mynet.ResNet"

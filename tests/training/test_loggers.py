@@ -22,7 +22,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import OmegaConf
 
 from resnet_se.config import CONF
-from resnet_se.config.validate import check_config
+from resnet_se.config.validate import validate
 from resnet_se.training import loggers
 from resnet_se.training.module import METRICS, Classifier
 
@@ -188,7 +188,7 @@ def test_another_directory_is_another_run(runs, tmp_path):
 def compose_logger(*overrides: str, run_dir: Path | None = None):
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("train", list(overrides))
-    check_config(cfg)
+    validate(cfg)
     cfg.run_dir = run_dir and str(run_dir)
     return cfg
 

@@ -10,12 +10,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
+from resnet_se.commands.app import filter_warnings
 from resnet_se.config import CONF
-from resnet_se.config.build import build_classifier, build_data, build_trainer, quiet
+from resnet_se.config.build import build_datamodule, build_module, build_trainer
 from resnet_se.training.callbacks.averaging import WeightAverage
 from resnet_se.training.module import Diverged, _figures, _sums
 from resnet_se.utils.errors import UserError
-from tests.conftest import TINY
+from tests.conftest import TINY, recipe_of
 
 
 @pytest.fixture
@@ -23,13 +24,14 @@ def build(tmp_path):
     """The tiny configuration's data, classifier and trainer."""
 
     def call(*overrides: str):
-        quiet()
+        filter_warnings()
         with initialize_config_dir(str(CONF), version_base="1.3"):
-            cfg = compose("train", [*TINY, f"run_dir={tmp_path}", *overrides])
-        data = build_data(cfg)
+            cfg = compose("train", [*TINY, *overrides])
+        recipe = recipe_of(cfg).at(tmp_path)
+        data = build_datamodule(recipe)
         data.setup()
-        model = build_classifier(cfg, data.num_classes)
-        return data, model, build_trainer(cfg, cfg.trainer.precision)
+        model = build_module(recipe, data.num_classes)
+        return data, model, build_trainer(recipe)
 
     return call
 

@@ -16,11 +16,12 @@ from hydra.errors import InstantiationException
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, update_bn
 
+from resnet_se.commands.app import filter_warnings
 from resnet_se.commands.model_table import counts
 from resnet_se.config import CONF
-from resnet_se.config.build import build_classifier, build_data, build_trainer, quiet
-from resnet_se.config.validate import check_config
-from resnet_se.inference.distillation import Distillation, criterion
+from resnet_se.config.build import build_datamodule, build_module, build_trainer
+from resnet_se.config.validate import validate
+from resnet_se.inference.distillation import Distillation, make_criterion
 from resnet_se.inference.pretrained import load
 from resnet_se.training.callbacks.sam import SAM, perturbation
 from resnet_se.utils.errors import UserError
@@ -35,16 +36,20 @@ def build(tmp_path):
     """The tiny configuration's data, classifier and trainer, its teacher found."""
 
     def call(*overrides: str):
-        quiet()
+        filter_warnings()
         with initialize_config_dir(str(CONF), version_base="1.3"):
             cfg = compose("train", [*TINY, *overrides])
-        check_config(cfg)
-        cfg.run_dir = str(tmp_path)
-        data = build_data(cfg)
+        recipe = validate(cfg).at(tmp_path)
+        data = build_datamodule(recipe)
         data.setup()
-        model = build_classifier(cfg, data.num_classes)
-        model.criterion = criterion(cfg, data)
-        return data, model, build_trainer(cfg, cfg.trainer.precision)
+        criterion = make_criterion(
+            recipe["distill"],
+            data,
+            recipe["distill_weight"],
+            recipe["distill_temperature"],
+        )
+        model = build_module(recipe, data.num_classes, criterion=criterion)
+        return data, model, build_trainer(recipe)
 
     return call
 

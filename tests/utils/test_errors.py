@@ -2,7 +2,7 @@
 
 from hydra.errors import InstantiationException
 
-from resnet_se.config.compose import explain
+from resnet_se.config.messages import explain
 from resnet_se.utils.errors import UserError, nearest
 
 

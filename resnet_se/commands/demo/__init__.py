@@ -20,7 +20,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from resnet_se.config.compose import run
+from resnet_se.commands.app import run_command
 from resnet_se.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -104,4 +104,4 @@ def _serve(models: list[Pretrained], host: str, port: int, folder: Path) -> None
 
 def main() -> None:
     """Console entry: `resnet-se demo …`."""
-    run(demo, "demo")
+    run_command(demo, "demo")

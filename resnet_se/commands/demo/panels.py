@@ -11,10 +11,10 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from resnet_se.config.build import build_data
+from resnet_se.config.build import build_datamodule
+from resnet_se.config.recipe import Recipe
 from resnet_se.inference.pretrained import Pretrained
 from resnet_se.models.resnet import ResNet
 from resnet_se.models.se_gates import gate_values, grad_cam, stages
@@ -69,7 +69,7 @@ def find_test_set(models: Sequence[Pretrained]) -> tuple[TestSet | None, str]:
     for model in models:
         if bundle.is_bundle(model.source):
             continue
-        data = build_data(OmegaConf.create(model.config), training=False)
+        data = build_datamodule(Recipe(model.config), training=False)
         try:
             data.setup()
         except (UserError, OSError) as error:

@@ -1,0 +1,85 @@
+"""A command under Hydra: composed, checked, run, and its errors printed."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import traceback
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import hydra
+from omegaconf import DictConfig
+
+from resnet_se.config import CONF
+from resnet_se.config.compose import own_conf
+from resnet_se.config.messages import EXPECTED, explain, needs_no_traceback
+
+
+def run_command(task: Callable[[DictConfig], Any], config_name: str) -> None:
+    """Runs `task` under Hydra; a user's mistake is one message and exit status 2.
+
+    Any other exception shows its traceback and gives status 1, Ctrl-C gives 130.
+    """
+    filter_warnings()
+    show_all = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises, the lines below print
+    errors: list[Exception] = []
+
+    def job(cfg: DictConfig) -> Any:
+        try:
+            if config_name != "train":  # whose jobs record what is found
+                from resnet_se.config.validate import check_keys
+
+                check_keys(cfg, config_name)
+            return task(cfg)
+        except Exception as error:  # the other jobs of a sweep go on
+            errors.append(error)
+            if show_all or not needs_no_traceback(error):
+                traceback.print_exc()
+            print(f"error: {explain(error, config_name)}", file=sys.stderr)
+
+    own = own_conf()
+    sys.argv += own
+    if "query=bash" in sys.argv:  # of Hydra's completion, which reads its words there
+        name, _, rest = os.environ.get("COMP_LINE", "").partition(" ")
+        os.environ["COMP_LINE"] = " ".join([name, *own, rest])
+    try:
+        hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(
+            job
+        )()
+    except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # nothing is left to stop
+        again = "; the same command goes on from here" if config_name == "train" else ""
+        print(f"interrupted{again}", file=sys.stderr)
+        sys.exit(130)
+    except Exception as error:
+        if show_all:
+            raise
+        if needs_no_traceback(error):  # before any job: it does not compose
+            print(f"error: {explain(error, config_name)}", file=sys.stderr)
+            sys.exit(2 if isinstance(error, (*EXPECTED, ValueError)) else 1)
+        traceback.print_exc()  # no job's: the launcher has lost a worker
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        sys.exit(1)
+    if errors:
+        sys.exit(2 if isinstance(errors[-1], EXPECTED) else 1)
+
+
+def filter_warnings() -> None:
+    """Silences notices that hide what matters to a person."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)  # devices, advertisements
+    # The evaluation loaders only slice tensors: workers would slow them down.
+    warnings.filterwarnings("ignore", ".*does not have many workers.*")
+    # Metrics are logged by the epoch, so that a step waits for nothing.
+    warnings.filterwarnings("ignore", ".*smaller than the logging interval.*")
+    # The classifier sums over the ranks itself.
+    warnings.filterwarnings("ignore", ".*sync_dist=True.*")
+    # The data module keeps the place in the epoch.
+    warnings.filterwarnings("ignore", ".*before the epoch ended and your dataloader.*")
+    # Lightning 2.6 with torch 2.15; nothing a user could act on.
+    warnings.filterwarnings("ignore", ".*isinstance\\(treespec, LeafSpec\\).*")

@@ -1,0 +1,144 @@
+"""Messages: an error in the user's terms, with the nearest valid name."""
+
+from __future__ import annotations
+
+import errno
+import inspect
+import re
+import sys
+
+import hydra
+import yaml
+from hydra.errors import (
+    ConfigCompositionException,
+    HydraException,
+    InstantiationException,
+    MissingConfigException,
+    OverrideParseException,
+)
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from resnet_se.config import CONF
+from resnet_se.config.migration import equivalent_of
+from resnet_se.config.targets import HYDRA_KEYS, located
+from resnet_se.utils.errors import UserError, nearest
+
+EXTRAS = ("joblib", "submitit", "ray")  # launchers that pyproject.toml offers
+NO_CHOICE = "Config group override must be"  # of Hydra's ValueError: model=null
+TWICE = r"Multiple values for ([^\s.]+)\.|An item is already at '([^']+)'"
+# What an answer to something typed begins with.
+TYPED = (
+    r"unknown key '([^']+)'|(\S+=\S+): no such choice|(logger\.aim|trainer\.fast\w+)"
+)
+EXPECTED = (UserError, HydraException, OmegaConfBaseException, yaml.YAMLError)
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+
+
+def explain(error: BaseException, config_name: str = "train") -> str:
+    """What went wrong, in the user's terms, with the nearest valid name.
+
+    Where another framework's habit was typed, what does the same here instead.
+    """
+    said = _explain(error, config_name)
+    typed = re.match(TYPED, said)
+    meant = equivalent_of(next(filter(None, typed.groups()))) if typed else None
+    return f"{said.partition(';')[0]}; {meant}" if meant else said
+
+
+def _explain(error: BaseException, config_name: str) -> str:
+    if isinstance(error, InstantiationException):
+        key = re.search(r"full_key: (\S+)", str(error))
+        cause = error.__cause__ or error
+        # Our constructors name the argument, the configuration knows whose it is.
+        between = "." if isinstance(cause, UserError) else ": "
+        if key is None or str(cause).startswith((f"{key[1]}.", f"{key[1]}:")):
+            return str(cause)  # some know it themselves
+        return f"{key[1]}{between}{cause}"
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        group, _, name = error.missing_cfg_file.rpartition("/")
+        extra = name.partition("_")[0]  # submitit_local, submitit_slurm
+        if group == "hydra/launcher" and extra in EXTRAS:
+            return f"launcher={name}: not installed; uv sync --extra {extra}"
+        choices = [option for option in error.options or [] if option]
+        hint = nearest(name, choices)
+        return f"{group or '--config-name'}={name}: no such choice; {hint}"
+    if isinstance(error, OSError) and error.errno in NO_ROOM:
+        return f"{error}; the same command goes on once the run directory has room"
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    if isinstance(error, OmegaConfBaseException):
+        said = str(error).strip().splitlines()[0]
+        key = error.full_key
+        return f"{key}: {said}" if key and key not in said else said
+    if NO_CHOICE in str(error):
+        return _explain_group()
+    if twice := re.search(TWICE, str(error)):
+        key = twice[1] or twice[2]
+        return f"{key}: there is one already; write {key}=… without the +"
+    if isinstance(error, OverrideParseException):
+        said = [line for line in str(error).splitlines() if "http" not in line]
+        return f"{error.override}: {' '.join(said)}"
+    override = re.search(r"Could not override '([^']+)'", str(error))
+    if isinstance(error, ConfigCompositionException) and override:
+        key = re.search(r"full_key: (\S+)", str(error))
+        return _explain_key(key[1] if key else override[1], config_name)
+    return str(error)
+
+
+def needs_no_traceback(error: BaseException) -> bool:
+    """Whether a sentence says it all: a mistake, or the fault of a file or a disk."""
+    if isinstance(error, EXPECTED) or NO_CHOICE in str(error):
+        return True
+    return isinstance(error, OSError) and (
+        error.filename is not None or error.errno in NO_ROOM
+    )
+
+
+def _explain_group() -> str:
+    """Which `group=value` of the command line gives a group no name."""
+    for typed in sys.argv[1:]:
+        group, _, value = typed.lstrip("+").partition("=")
+        no_name = re.fullmatch(r"null|true|false|[\d.]*", value, re.IGNORECASE)
+        if (CONF / group).is_dir() and no_name:
+            choices = sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+            return f"{typed}: no such choice; {nearest(value, choices)}"
+    return "a group takes a name of its choices"
+
+
+def _is_choice(typed: str) -> bool:
+    """Whether it is `group=name` of a group that others do not depend on."""
+    group, _, name = typed.partition("=")
+    several = group in ("experiment", "debug", "launcher", "hparams_search")
+    return (
+        not several
+        and name.isidentifier()
+        and (CONF / group / f"{name}.yaml").is_file()
+    )
+
+
+def _explain_key(dotted: str, config_name: str) -> str:
+    """Where a dotted key of the command line leaves the configuration."""
+    if dotted.startswith("hydra."):
+        return f"{dotted}: not in Hydra's own configuration; +{dotted}=… would add it"
+    typed = [word for word in sys.argv[1:] if _is_choice(word)]
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        node = hydra.compose(config_name, typed if config_name == "train" else [])
+    path: list[str] = []
+    for part in dotted.split("."):
+        if not isinstance(node, DictConfig) or node._is_none():
+            break
+        if part not in node:
+            where = ".".join([*path, part])
+            choices = {str(key) for key in node} - HYDRA_KEYS
+            if target := node.get("_target_"):
+                known = inspect.signature(located("_target_", target)).parameters
+                if part in known:
+                    return f"{dotted} is not set in conf/: write +{dotted}=… to add it"
+                choices |= set(known)
+            elif not path:
+                choices |= {folder.name for folder in CONF.iterdir() if folder.is_dir()}
+            return f"unknown key {where!r}; {nearest(part, choices)}"
+        path.append(part)
+        node = node[part]
+    return f"{dotted}: not in this configuration; write +{dotted}=… to add it"
