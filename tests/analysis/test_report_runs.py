@@ -13,8 +13,8 @@ import pandas as pd
 import pytest
 
 from resnet_se.analysis.report.runs import RESOLVED, Run, frame, load, load_runs
+from resnet_se.config.schema import HASH_RULES
 from resnet_se.runs.record import SCHEMA
-from resnet_se.runs.run_hash import NOT_HASHED
 from resnet_se.utils.errors import UserError
 from tests.records import record, swept, unfinished, write
 
@@ -120,8 +120,8 @@ def test_what_cannot_matter_is_not_a_setting():
         "", record("a", overrides=["a=1", "+b.c=2", "~d", "x@y=z", "experiment=a"])
     )
     assert run.overridden == {"a": "1", "b.c": "2", "d": "", "x": "z"}
-    assert set(RESOLVED) < set(NOT_HASHED)
-    idle = set(NOT_HASHED) - set(RESOLVED)
+    assert set(RESOLVED) < set(HASH_RULES.unhashed)
+    idle = set(HASH_RULES.unhashed) - set(RESOLVED)
     typed = [f"{key}{rest}=1" for key in idle for rest in ("", ".x", "@y")]
     assert Run.of("", record("a", overrides=typed)).overridden == {}
     typed = [f"{key}=1" for key in (*RESOLVED, "trainer.compiled", "budget.scale")]

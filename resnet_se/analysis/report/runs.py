@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from resnet_se.config.schema import HASH_RULES
 from resnet_se.runs.record import (
     EVERY,
     FINISHED,
@@ -25,7 +26,6 @@ from resnet_se.runs.record import (
     read_record,
     unpack_labels,
 )
-from resnet_se.runs.run_hash import NOT_HASHED
 from resnet_se.utils.errors import UserError, nearest
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def _is_idle(key: str) -> bool:
     def below(names: Iterable[str]) -> bool:
         return any(key == name or key.startswith(f"{name}.") for name in names)
 
-    return below(NOT_HASHED) and not below(RESOLVED)
+    return below(HASH_RULES.unhashed) and not below(RESOLVED)
 
 
 @dataclass(frozen=True)
