@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -59,10 +58,10 @@ Budgets = dict[str, dict[str, DictConfig]]
 
 
 @pytest.fixture(scope="module")
-def configs() -> Iterator[Budgets]:
+def configs() -> Budgets:
     """{budget: {experiment: configuration}}"""
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        yield {
+        return {
             budget: {
                 name: composed(name, f"budget={budget}") for name in THE_22 + BEYOND
             }
