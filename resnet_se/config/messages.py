@@ -109,9 +109,9 @@ def _explain_group() -> str:
 def _is_choice(typed: str) -> bool:
     """Whether it is `group=name` of a group that others do not depend on."""
     group, _, name = typed.partition("=")
-    several = group in ("experiment", "debug", "launcher", "hparams_search")
+    several = ("experiment", "recipe", "debug", "launcher", "hparams_search")
     return (
-        not several
+        group not in several
         and name.isidentifier()
         and (CONF / group / f"{name}.yaml").is_file()
     )
