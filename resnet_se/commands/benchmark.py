@@ -1,4 +1,4 @@
-"""How fast a network trains here, beside the machine's roof; everything in turns.
+"""Benchmark: the training speed of a network, beside the machine's roof; interleaved.
 
     resnet-se benchmark model=se_resnet80 batch_size=128 out=PATH
     resnet-se benchmark model=se_resnet80 batch_size=128 devices=2
@@ -197,7 +197,7 @@ class Runner:
         return Stopwatch(self.device, self.steps, warmup), batches
 
     def _on_device(self, batch: Batch) -> Batch:
-        """What a Trainer hands to its module: normalised images and labels."""
+        """Return normalised images and labels as a Trainer gives them to its module."""
         images, labels = (t.to(self.device, non_blocking=True) for t in batch)
         return self.data.on_after_batch_transfer((images, labels), 0)
 

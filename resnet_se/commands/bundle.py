@@ -1,4 +1,4 @@
-"""Writes a run's network as a folder and a .zip for others: a bundle (`bundles`).
+"""Write a run's network as a folder and a .zip for others: a bundle (`bundles`).
 
     resnet-se bundle run=DIR [out=PATH]
 
@@ -22,23 +22,12 @@ from omegaconf import DictConfig
 from safetensors.torch import save
 
 from resnet_se.commands.app import run_command
+from resnet_se.config.schema import PRIVATE
 from resnet_se.inference.pretrained import Pretrained, read
 from resnet_se.models.complexity import parameter_counts
 from resnet_se.runs import bundle
 from resnet_se.utils.errors import UserError
 from resnet_se.utils.files import atomic_file, writing
-
-# Say where and how a run was made, on whose machine; no part of what it is.
-PRIVATE = (
-    "runs_dir",
-    "run_dir",
-    "ckpt_path",
-    "logger",
-    "callbacks",
-    "launcher",
-    "notes",
-)
-ROOT = "data.source.root"
 
 HUBCONF = '''\
 """For torch.hub: torch.hub.load(PATH, "network", source="local")."""
@@ -118,9 +107,14 @@ def _json(value: Any) -> bytes:
 
 
 def _public_config(config: dict[str, Any]) -> dict[str, Any]:
-    public = copy.deepcopy({k: v for k, v in config.items() if k not in PRIVATE})
-    public.get("data", {}).get("source", {}).pop("root", None)
-    public.get("trainer", {}).pop("default_root_dir", None)
+    """Return a copy without where and how the run was made, on whose machine."""
+    public = copy.deepcopy(config)
+    for key in PRIVATE:
+        *parents, leaf = key.split(".")
+        node = public
+        for parent in parents:
+            node = node.get(parent, {})
+        node.pop(leaf, None)
     return public
 
 
@@ -131,7 +125,7 @@ def _public_record(record: dict[str, Any] | None) -> dict[str, Any] | None:
     overrides = [
         text
         for text in record.get("overrides", ())
-        if not text.lstrip("+~").startswith((*private, ROOT))
+        if not text.lstrip("+~").startswith(private)
     ]
     return record | {"overrides": overrides}
 

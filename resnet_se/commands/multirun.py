@@ -1,5 +1,5 @@
-"""What a multirun adds to a run: each job's outcome, the table at the end, `fail_fast`,
-and for several jobs at once on one machine each its own GPU.
+"""The multirun: each job's outcome, the table at the end, `fail_fast`, and for several
+jobs at once on one machine each its own GPU.
 
 Every Hydra launcher runs the same job function, here or in other processes, so the jobs
 leave their outcomes as files in the sweep's directory; the table is read from there.
@@ -240,7 +240,7 @@ def experiments() -> list[str]:
 
 
 def varying(jobs: Sequence[Sequence[str]]) -> list[str]:
-    """What tells each job of a sweep from the others: `model=… lr=…`, by short keys."""
+    """Return each job's distinguishing overrides: `model=… lr=…`, by short keys."""
     settings = [dict(o.lstrip("+~").partition("=")[::2] for o in job) for job in jobs]
     keys = dict.fromkeys(key for job in settings for key in job)
     vary = [k for k in keys if len({job.get(k) for job in settings}) > 1]

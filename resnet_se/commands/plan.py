@@ -1,4 +1,4 @@
-"""What a sweep would cost, and whether every job of it can work, before it is launched.
+"""Plan a sweep before it is launched: its cost, and that every job of it can work.
 
     resnet-se plan 'experiment=glob(e*)' seed=0,1,2 budget=short
 

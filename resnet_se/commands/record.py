@@ -1,4 +1,4 @@
-"""Prints the setting in a run's hash, or the keys in which two runs differ.
+"""Print the setting in a run's hash, or the keys in which two runs differ.
 
 resnet-se record RUN
 resnet-se record RUN RUN
@@ -28,10 +28,8 @@ def difference(a: dict[str, Any], b: dict[str, Any]) -> dict[str, tuple[Any, Any
 def _setting(run: str) -> tuple[str, dict[str, Any]]:
     path = Path(run)
     record = read_record(path / "result.json" if path.is_dir() else path)
-    if not isinstance(record.get("setting"), dict):
-        raise UserError(f"{run}: of an earlier version, which kept no setting")
     try:
-        check_fields(record, {(str,): ["config_hash"]})
+        check_fields(record, {(str,): ["config_hash"], (dict,): ["setting"]})
     except UserError as error:
         raise UserError(f"{run}: {error}") from None
     return record["config_hash"], record["setting"]

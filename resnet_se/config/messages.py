@@ -36,9 +36,9 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
 def explain(error: BaseException, config_name: str = "train") -> str:
-    """What went wrong, in the user's terms, with the nearest valid name.
+    """Return an error in the user's terms, with the nearest valid name.
 
-    Where another framework's habit was typed, what does the same here instead.
+    Where another framework's habit was typed, it names the equivalent here.
     """
     said = _explain(error, config_name)
     typed = re.match(TYPED, said)
@@ -87,7 +87,7 @@ def _explain(error: BaseException, config_name: str) -> str:
 
 
 def needs_no_traceback(error: BaseException) -> bool:
-    """Whether a sentence says it all: a mistake, or the fault of a file or a disk."""
+    """Return True for a mistake, or a fault of a file or disk: a sentence is enough."""
     if isinstance(error, EXPECTED) or NO_CHOICE in str(error):
         return True
     return isinstance(error, OSError) and (
@@ -96,7 +96,7 @@ def needs_no_traceback(error: BaseException) -> bool:
 
 
 def _explain_group() -> str:
-    """Which `group=value` of the command line gives a group no name."""
+    """Return the message for a `group=value` that gives a group no name."""
     for typed in sys.argv[1:]:
         group, _, value = typed.lstrip("+").partition("=")
         no_name = re.fullmatch(r"null|true|false|[\d.]*", value, re.IGNORECASE)
@@ -107,7 +107,7 @@ def _explain_group() -> str:
 
 
 def _is_choice(typed: str) -> bool:
-    """Whether it is `group=name` of a group that others do not depend on."""
+    """Return True for `group=name` of a group that others do not depend on."""
     group, _, name = typed.partition("=")
     several = ("experiment", "recipe", "debug", "launcher", "hparams_search")
     return (
@@ -118,7 +118,7 @@ def _is_choice(typed: str) -> bool:
 
 
 def _explain_key(dotted: str, config_name: str) -> str:
-    """Where a dotted key of the command line leaves the configuration."""
+    """Return the message for a dotted key that leaves the configuration."""
     if dotted.startswith("hydra."):
         return f"{dotted}: not in Hydra's own configuration; +{dotted}=… would add it"
     typed = [word for word in sys.argv[1:] if _is_choice(word)]

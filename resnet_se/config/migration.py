@@ -1,5 +1,5 @@
-"""What users of other frameworks type, lightning-hydra-template's above all, and what
-does the same here.
+"""Migration: the keys of other frameworks, lightning-hydra-template's above all, and
+their equivalents here.
 
 https://github.com/ashleve/lightning-hydra-template
 """
@@ -71,7 +71,7 @@ EQUIVALENTS = {
 
 
 def equivalent_of(typed: str) -> str | None:
-    """What does here what was meant by `key`, `key.of.it` or `group=choice`."""
+    """Return the equivalent here of a foreign `key`, `key.of.it` or `group=choice`."""
     while typed:
         if typed in EQUIVALENTS:
             return EQUIVALENTS[typed]

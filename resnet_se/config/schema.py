@@ -31,9 +31,9 @@ class Key(NamedTuple):
 
     Args:
         hint: its type and range; None: the signature of the target says.
-        hashed: False where it names, places or watches a run, or has been resolved into
-            other keys, and so cannot change the result; `content`: of what lies at
-            that path.
+        hashed: False where it names, places or watches a run and so cannot change the
+            result; `content`: of what lies at that path; `resolved`: by what it has
+            been resolved into.
         idle: the value with which it does nothing; runs from before the key was there
             keep their hash.
         private: says where, or on whose machine: no part of a bundle.
@@ -42,7 +42,7 @@ class Key(NamedTuple):
     """
 
     hint: Any = None
-    hashed: bool | Literal["content"] = True
+    hashed: bool | Literal["content", "resolved"] = True
     idle: Any = ALWAYS
     private: bool = False
     recorded: bool = True
@@ -73,8 +73,8 @@ TRAIN: dict[str, Key] = {
     "run_dir": Key(hashed=False, private=True),
     "fail_fast": Key(bool, hashed=False),
     "hparams_search": Key(recorded=False),
-    # Resolved into the epochs, images and widths that it scales.
-    "budget": Key(hashed=False),
+    # Into the epochs, images and widths that it scales.
+    "budget": Key(hashed="resolved"),
     "budget.scale": Key(Positive),
     "budget.depth": Key(Positive),
     "budget.width": Key(Positive),
@@ -98,8 +98,8 @@ TRAIN: dict[str, Key] = {
     "augment.policy": Key(idle=None),
     "mixing.probability": Key(idle=1.0),
     "data.num_workers": Key(hashed=False),
-    "data.batch_size": Key(hashed=False),  # the global one is
-    "data.source": Key(hashed=False),  # its content is
+    "data.batch_size": Key(hashed="resolved"),  # into the global one
+    "data.source": Key(hashed="resolved"),  # into the identity of its images
     "data.source.root": Key(private=True, recorded=False),
     "data.fallback": Key(hashed=False),
     "data.repeats": Key(idle=1),
@@ -108,8 +108,9 @@ TRAIN: dict[str, Key] = {
     "trainer.compile": Key(
         Literal["off", "default", "cuda_graphs", False], hashed=False, wrapper=True
     ),
-    "trainer.scale_lr": Key(bool, hashed=False, wrapper=True),  # the rate in force is
-    "trainer.precision": Key(hashed=False),  # what `auto` has been settled to is
+    # Into the rate in force.
+    "trainer.scale_lr": Key(bool, hashed="resolved", wrapper=True),
+    "trainer.precision": Key(hashed="resolved"),  # `auto`, into that of the machine
     "trainer.accelerator": Key(hashed=False),
     "trainer.devices": Key(hashed=False),  # the world size is
     "trainer.num_nodes": Key(hashed=False),
@@ -207,13 +208,21 @@ HASH_RULES = HashRules(
     idle={key: k.idle for key, k in TRAIN.items() if k.idle is not ALWAYS},
     monitoring=frozenset(MONITORING_CALLBACKS),
 )
+# Not hashed as typed, since what they are resolved into is: these do change a result.
+RESOLVED = tuple(
+    key
+    for key, known in TRAIN.items()
+    if known.hashed in ("content", "resolved") and not known.private
+)
 
 
-def is_unhashed(key: str) -> bool:
-    """Return True for a dotted key, or a group, that no run's hash covers."""
-    return any(
-        key == name or key.startswith(f"{name}.") for name in HASH_RULES.unhashed
-    )
+def is_idle(key: str) -> bool:
+    """Return True for a dotted key, or a group, that cannot change a result."""
+
+    def below(names: tuple[str, ...]) -> bool:
+        return any(key == name or key.startswith(f"{name}.") for name in names)
+
+    return below(HASH_RULES.unhashed) and not below(RESOLVED)
 
 
 # --- slots of targets --------------------------------------------

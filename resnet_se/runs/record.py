@@ -8,13 +8,13 @@ field raises `SCHEMA`.  Its fields:
     status          running | finished | failed | interrupted (`error` says why) |
                     pruned: by a search, without val and test
     experiment, seed, config_hash, overrides, tags
-    setting         {dotted key: value} of all that `config_hash` covers (from 2)
-    choices         {group: its choice on the command line or by default} (from 2)
-    against         [{experiment, question}] that this one is compared with (from 2)
-    noise_family    experiments that may share one seed deviation, or null (from 2)
+    setting         {dotted key: value} of all that `config_hash` covers
+    choices         {group: its choice on the command line or by default}
+    against         [{experiment, question}] that this one is compared with
+    noise_family    experiments that may share one seed deviation, or null
     git             commit, dirty (null outside a repository)
     versions        python and the packages that compute
-    hardware        accelerator, device, cpu, cores, precision, world_size (from 2)
+    hardware        accelerator, device, cpu, cores, precision, world_size
     data            name, origin, fingerprint, sizes, batch_size of one device (not in
                     older ones), split_seed, fallback, …
     model           trainable, non_trainable, total, macs, layers
@@ -35,7 +35,6 @@ import math
 import zlib
 from base64 import b64decode, b64encode
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 from types import NoneType
@@ -49,7 +48,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SCHEMA = 2
-READABLE = (1, 2)
 # {former name of an experiment: today's}; records keep the one they were made under.
 RENAMED = {"rival_e14": "baseline_e14", "rival_resnet18": "baseline_resnet18"}
 # What a field is where it stands; a stranger's record may hold anything.
@@ -196,7 +194,7 @@ def read_record(path: Path) -> dict[str, Any]:
         raise
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{path}: not a result ({error!r})") from None
-    if schema not in READABLE:
+    if schema != SCHEMA:
         raise UserError(f"{path}: schema {SCHEMA} expected, got {schema!r}")
     if status not in STATUSES:
         raise UserError(f"{path}: status expected in {STATUSES}, got {status!r}")
@@ -251,18 +249,3 @@ def unpack_labels(packed: str) -> np.ndarray:
 
     raw = np.frombuffer(zlib.decompress(b64decode(packed)), "<u2")
     return raw.astype(np.int64)
-
-
-# --- runs of earlier versions ------------------------------------
-
-
-def earlier_version(experiment_dir: Path, seed: int) -> list[Path]:
-    """Run directories of this experiment and seed that schema 1 has named."""
-
-    def is_earlier(path: Path) -> bool:
-        with suppress(UserError):  # damaged: its own start will say so
-            return read_record(path)["schema"] == 1
-        return False
-
-    paths = sorted(experiment_dir.glob(f"seed{seed}-*/result.json"))
-    return [path.parent for path in paths if is_earlier(path)]

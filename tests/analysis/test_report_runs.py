@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from resnet_se.analysis.report.runs import RESOLVED, Run, frame, load, load_runs
-from resnet_se.config.schema import HASH_RULES
+from resnet_se.analysis.report.runs import Run, frame, load, load_runs
+from resnet_se.config.schema import HASH_RULES, RESOLVED
 from resnet_se.runs.record import SCHEMA
 from resnet_se.utils.errors import UserError
 from tests.records import record, swept, unfinished, write

@@ -8,7 +8,6 @@ import torch
 
 from resnet_se.commands.record import difference
 from resnet_se.runs.record import (
-    READABLE,
     SCHEMA,
     STATUSES,
     pack_labels,
@@ -82,10 +81,13 @@ def test_labels_survive_packing(n):
     assert pack_labels(labels).isascii()
 
 
-@pytest.mark.parametrize("schema", READABLE)
-def test_earlier_schemas_are_still_read(tmp_path, schema):
+@pytest.mark.parametrize("schema", [SCHEMA - 1, SCHEMA + 1, str(SCHEMA), None])
+def test_another_schema_is_refused_with_the_one_expected(tmp_path, schema):
     write_result(tmp_path, record(schema=schema))
-    assert read_result(tmp_path)["schema"] == schema
+    with pytest.raises(UserError) as caught:
+        read_result(tmp_path)
+    expected = f"result.json: schema {SCHEMA} expected, got {schema!r}"
+    assert str(caught.value).endswith(expected)
 
 
 def test_the_difference_of_two_settings_is_what_differs():
@@ -121,9 +123,11 @@ def test_record_compares_two_runs(two_runs, command, capsys):
 
 
 def test_record_says_what_it_cannot_show(two_runs, tmp_path, command, capsys):
-    write_result(tmp_path / "old", record(schema=1))
+    write_result(tmp_path / "old", record(schema=SCHEMA - 1))
+    write_result(tmp_path / "bare", record(config_hash="hash"))
     for runs, words in (
-        (["old"], "of an earlier version"),
+        (["old"], f"schema {SCHEMA} expected, got {SCHEMA - 1}"),
+        (["bare"], "no field setting"),
         (["nowhere"], "nowhere"),
         (["a", "b", "a"], "one run or two, got 3"),
     ):

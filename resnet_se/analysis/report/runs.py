@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from resnet_se.config.schema import HASH_RULES
+from resnet_se.config.schema import is_idle
 from resnet_se.runs.record import (
     EVERY,
     FINISHED,
@@ -31,29 +31,10 @@ from resnet_se.utils.errors import UserError, nearest
 if TYPE_CHECKING:
     import pandas as pd
 
-# Not hashed as typed, since what they are resolved into is: these do change a result.
-RESOLVED = (
-    "budget",
-    "data.batch_size",
-    "data.source",
-    "distill",
-    "init_from",
-    "trainer.precision",
-    "trainer.scale_lr",
-)
 _IDENTITY = ("status", "experiment", "seed", "config_hash", "schema")
 HEAD = (*_IDENTITY, "noise_family", "best_epoch")
 PACKED = ("labels", "predicted", "predicted_tta")
 PARTS = ("val", "test", "train", "model", "data", "hardware", "git")  # of a record
-
-
-def _is_idle(key: str) -> bool:
-    """Return True for a key that says where or how a run is computed or watched."""
-
-    def below(names: Iterable[str]) -> bool:
-        return any(key == name or key.startswith(f"{name}.") for name in names)
-
-    return below(HASH_RULES.unhashed) and not below(RESOLVED)
 
 
 @dataclass(frozen=True)
@@ -141,13 +122,13 @@ class Run:
         pairs = (text.lstrip("+~").partition("=") for text in self.overrides)
         typed = {key.partition("@")[0]: value for key, _, value in pairs}
         typed.pop("experiment", None)
-        return {key: value for key, value in typed.items() if not _is_idle(key)}
+        return {key: value for key, value in typed.items() if not is_idle(key)}
 
     @cached_property
     def values(self) -> dict[str, Any]:
         """All that is known of the setting: {dotted key or group: plain value}."""
         data = {f"data.{k}": self.data[k] for k in ("train", "val", "split_seed")}
-        choices = {k: v for k, v in self.choices.items() if not _is_idle(k)}
+        choices = {k: v for k, v in self.choices.items() if not is_idle(k)}
         known = {**self.overridden, **data, **self.setting, **choices}
         # That in force; a preset's is reduced to fit a small set.
         batch_size = self.data.get("batch_size")
