@@ -27,7 +27,7 @@ from resnet_se.analysis.report.claims import claim_rows
 from resnet_se.analysis.report.compare import Comparison, Family, compare
 from resnet_se.analysis.report.differences import NBSP, differences
 from resnet_se.analysis.report.groups import Group, Section, sections
-from resnet_se.analysis.report.notes import identical
+from resnet_se.analysis.report.notes import identical, reliability
 from resnet_se.analysis.report.runs import load
 from resnet_se.analysis.report.significance import mean_std, pooled
 from resnet_se.analysis.report.text import (
@@ -77,20 +77,39 @@ def images(group: Group) -> str:
 def measured(of: Study) -> str:
     """A row a comparison: its question, and the answer with its interval."""
     section, family = of
-    rows = [
-        {
+    parts = [
+        _rows(sorted(family.decided, key=_place), p=True),
+        _prose("Too few seeds to decide (two of a side), listed apart:"),
+        _rows(sorted(family.apart, key=_place)),
+        _prose("The settings that an average is made of, each by itself:"),
+        _rows(sorted(family.cells, key=_place), answer=False),
+        _prose(reliability(family)),
+        _identical(section),
+        _not_run(section),
+    ]
+    return "\n\n".join(filter(None, parts))
+
+
+def _rows(comparisons: list[Comparison], p: bool = False, answer: bool = True) -> str:
+    rows = []
+    for c in comparisons:
+        row = {
             "question": c.question,
             "comparison": c.name,
-            "images": images(c.pairs[0][0]),
-            "n": str(c.n),
+            "images": lengths(c),
+            "n": c.seeds,
             "points [interval]": gain(c.mean, c.interval),
-            "p": p_value(c.p_holm) if c.n > 1 else "–",
-            "answer": c.verdict(EQUIVALENCE),
         }
-        for c in sorted(family.comparisons, key=_place)
-    ]
-    parts = _table(rows, "comparison", "answer"), _identical(section), _not_run(section)
-    return "\n\n".join(filter(None, parts))
+        row |= {"p": p_value(c.p)} if p else {}
+        row |= {"answer": c.verdict(EQUIVALENCE)} if answer else {}
+        rows.append(row)
+    return _table(rows, "comparison", "answer") if rows else ""
+
+
+def lengths(c: Comparison) -> str:
+    """The training images of all that is averaged."""
+    sizes = sorted({treatment.data["train"] for treatment, _ in c.pairs})
+    return "; ".join(f"{size:,}" for size in sizes)
 
 
 def _place(c: Comparison) -> tuple[str, int]:
@@ -122,8 +141,11 @@ def claims(of: Study) -> str:
     for row in claim_rows([(section, family)], EQUIVALENCE):
         where = row.pop("where")
         part = re.search(r"train_subset=(\d+)", where)
-        size = int(part[1]) if part else WHOLE if where.startswith(section.name) else 0
+        whole = where.startswith(section.name)
+        size = int(part[1]) if part else WHOLE if whole else 0
         row["images"] = f"{size:,}" if size else ""
+        if "mean of" in where:
+            row["images"] = "several"
         if size >= most.get(row["claim"], (0, {}))[0]:
             most[row["claim"]] = size, row
     rows = [row for _, row in most.values()]
@@ -137,8 +159,8 @@ def _survives(family: Family) -> str:
     if not of_se:
         return "**Whether SE adds about 10 % of accuracy is not decided** (n = 1)."
     answers = "; ".join(
-        f"{c.name} is {gain(c.mean, c.interval)} points with {images(c.pairs[0][0])} "
-        f"images (n{NBSP}={NBSP}{c.n})"
+        f"{c.name} is {gain(c.mean, c.interval)} points with {lengths(c)} "
+        f"images (n{NBSP}={NBSP}{c.seeds})"
         for c in of_se
     )
     refuted = all(c.interval[1] < CLAIMED for c in of_se)
@@ -174,7 +196,7 @@ def noise(of: Study) -> str:
     """The deviation from seed to seed, pooled over the recipes of a size of data."""
     sizes: dict[str, list[Group]] = {}
     for group in sorted(of[0].groups, key=lambda g: g.data["train"]):
-        if group.family == "final":
+        if group.first.noise_family == "final":
             sizes.setdefault(images(group), []).append(group)
     pools = {size: pooled(g.accuracies for g in gs) for size, gs in sizes.items()}
     said = [
@@ -212,7 +234,8 @@ def again(of: Study) -> str:
 def _mixed(family: Family) -> str:
     """The pairs of runs that are of two kinds of machine, and the mean without them."""
     said = []
-    for c in sorted(family.comparisons, key=_place):
+    single = [c for c in (*family.comparisons, *family.cells) if len(c.pairs) == 1]
+    for c in sorted(single, key=_place):
         first, second = (group.seeds for group in c.pairs[0])
         gains = {
             seed: (
@@ -295,23 +318,25 @@ def _table(rows: list[dict[str, str]], *left: str) -> str:
 
 
 def verdicts(of: Study) -> str:
-    """How often verdicts were wrong in the simulation, by the rules before and now."""
-    found = json.loads((HERE.parent / "statistics/verdicts.json").read_text())
-
-    def cells(figures: dict[str, float]) -> str:
-        return f"{100 * figures['before']:.1f} → {100 * figures['after']:.1f} %"
-
-    rows = []
-    for n, of_rules in found["null"].items():
-        row = {"seeds": n}
-        for key, words in (
-            ("false_alarms", "studies with a false verdict"),
-            ("coverage", "95 % intervals that hold the truth"),
-        ):
-            row[words] = cells({rule: of_rules[rule][key] for rule in of_rules})
-        row["finds a true point among noisy others"] = cells(found["power"][n])
-        rows.append(row)
-    return _table(rows)
+    """The false verdicts of the simulation, by the rules before and today's."""
+    path = HERE.parent / "statistics" / "unlike_noise.json"
+    rows = json.loads(path.read_text())["rows"]
+    table = []
+    for setting in dict.fromkeys(row["setting"] for row in rows):
+        cells = {"noise": setting}
+        for n in sorted({row["n"] for row in rows}):
+            found = [
+                row["methods"]
+                for row in rows
+                if (row["setting"], row["n"]) == (setting, n)
+            ]
+            before, now = (
+                100 * max(methods[rule]["false"] for methods in found)
+                for rule in ("today, pooled", "chosen")
+            )
+            cells[f"{n} seeds"] = f"{before:.1f} → {now:.1f} %"
+        table.append(cells)
+    return _table(table)
 
 
 def figure(of: Study) -> tuple[str, str]:

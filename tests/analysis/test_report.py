@@ -197,11 +197,12 @@ def test_the_headline_is_the_best_by_validation(text_of):
         *[record("b", s, range(20 + s), val={"acc": 0.8}) for s in (0, 1)],
         record("c", 0, val={"acc": 0.1}, against=against("a")),
     )
+    text = text.partition("## In short")[2]
     first, highest, single, *_ = re.findall(r"^- (.*)$", text, re.M)
     assert "best by validation: a, n = 2: validation 90.00" in first
     assert "test 89.88 ± 0.18" in first
     assert highest.startswith("highest of 3 tests: 100.00 (n = 1) of c; chosen by the")
-    assert single == "1 comparison of one seed: not decided"
+    assert single == "1 comparison of too few seeds"
 
 
 def test_without_tta_the_headline_names_none(text_of):
@@ -214,7 +215,8 @@ def test_comparisons_show_power_and_are_counted(text_of):
     runs += [record("b", s, range(2 * s), against=against("a")) for s in range(3)]
     runs += [record("c", 0, range(9), against=against("a"))]
     text, _ = text_of(*runs)
-    b, c = rows_of(text, "### Comparisons")
+    (b,) = rows_of(text, "### Comparisons")
+    (c,) = rows_of(text, "Too few seeds to decide")
     assert b["comparison"] == "b − a"
     assert b["n"] == "3"
     assert b["difference [interval]"].startswith("+20.00 [+")
@@ -224,12 +226,12 @@ def test_comparisons_show_power_and_are_counted(text_of):
     assert c["verdict"] == "networks differ; recipes not decided (n = 1)"
     assert c["p"] == "<0.001 (images)"
     assert c["detects"] == "–"
-    assert "- of 1 comparison: 1 better\n- 1 comparison of one seed" in text
+    assert "- of 1 comparison: 1 better\n- 1 comparison of too few seeds" in text
 
 
 def test_a_users_own_sweep_is_compared(text_of):
     runs = [
-        swept(s, range(9 * s, 9 * s + n), model=m, optimizer__lr=lr)
+        swept(s, range(n), model=m, optimizer__lr=lr)
         for m, lr, n in (("a", 0.1, 90), ("a", 0.2, 90), ("b", 0.1, 20), ("b", 0.2, 21))
         for s in range(3)
     ]
@@ -244,7 +246,7 @@ def test_a_users_own_sweep_is_compared(text_of):
     model, lr = rows_of(text, "### Comparisons")
     assert (model["question"], model["verdict"]) == ("model, mean of 2 cells", "better")
     assert lr["verdict"] == "no difference of 0.5 points or more"
-    assert len(rows_of(text, "The cells of the factors")) == 4
+    assert len(rows_of(text, "The cells of the averages")) == 4
     text, _ = text_of(*runs, where=[("model", "a")])
     assert [row["question"] for row in rows_of(text, "### Comparisons")] == [
         "optimizer.lr"

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy import stats
 
-from resnet_se.analysis.report.compare import Comparison, Family, compare
+from resnet_se.analysis.report.compare import Family, compare
 from resnet_se.analysis.report.groups import Group, Section, sections, short_names
 from resnet_se.analysis.report.runs import Run
-from resnet_se.analysis.report.significance import holm, mcnemar_exact, pooled
-from resnet_se.analysis.report.tables import comparison_table
+from resnet_se.analysis.report.significance import mcnemar_exact
 from tests.records import record, swept
 
 
@@ -94,8 +94,11 @@ def test_an_experiment_is_compared_with_those_it_names():
     assert clear.verdict(0.005) == "better"
     assert found.comparisons[2].verdict(0.005) == "not decided"
     assert not found.missing
-    p = [c.p for c in found.comparisons]
-    assert [(c.p_holm, c.level) for c in found.comparisons] == holm(p)
+    assert found.decided == found.comparisons
+    for c in found.comparisons:
+        assert c.family_size == 3
+        assert c.p == c.estimate.p(3)
+        assert c.interval == c.estimate.interval(3)
 
 
 def test_one_seed_is_never_decided_nor_counted():
@@ -105,51 +108,80 @@ def test_one_seed_is_never_decided_nor_counted():
         record("alike", 0, range(199), against=against("plain")),
     )
     alike, better = found.comparisons
+    ((best, plain),) = better.pairs
     assert better.verdict(0.005) == "networks differ; recipes not decided (n = 1)"
-    assert better.p == mcnemar_exact(better.differences[0][0]) < 1e-9
+    assert better.p == mcnemar_exact(best.right - plain.right) < 1e-9
     assert alike.verdict(0.005) == "not decided (n = 1)"
     assert found.decided == []
 
 
-def test_noise_is_pooled_within_a_family_and_a_command_line():
-    quiet, noisy = {"noise_family": "quiet"}, {"noise_family": "noisy"}
-    other = {"overrides": ["budget=long"], "choices": {"budget": "long"}, **quiet}
+def test_noise_is_shrunk_towards_that_of_all_recipes():
     found = compared(
-        *seeds("a", (40, 41, 42), **quiet),
-        *seeds("b", (30, 31, 32), **quiet, against=against("a")),
-        *seeds("c", (10, 100, 200), **noisy, against=against("b")),
-        *seeds("d", (10, 150, 60), **other),
+        *seeds("a", (40, 41, 42)),
+        *seeds("b", (30, 31, 32), against=against("a")),
+        *seeds("c", (20, 21, 22), against=against("a")),
+        *seeds("d", (10, 150, 60), against=against("a")),
     )
-    b, c = found.comparisons
-    pool = pooled([[0.9, 0.8975, 0.895], [0.925, 0.9225, 0.92]])
-    assert b.estimate.by_seeds >= 2 * pool.variance / 3
-    assert b.estimate.freedom == pytest.approx(4)
-    own = pooled([[0.975, 0.75, 0.5]])
-    assert c.estimate.by_seeds == pytest.approx((pool.variance + own.variance) / 3)
+    b, c, d = (comparison.estimate for comparison in found.comparisons)
+    assert b.study[0].variance == pytest.approx(c.study[0].variance)
+    assert b.study[0].freedom > b.own[0].freedom == 2
+    own = np.var([0.975, 0.625, 0.85], ddof=1) / 3
+    assert d.study[0].variance == pytest.approx(own)  # noisier, so by itself
+    assert d.study[0].freedom == 2
+    assert d.study[1] == b.study[1]
 
 
-def test_where_pooled_and_own_noise_disagree_both_are_shown():
-    family = {"noise_family": "all"}
-    steady = [r for i in range(6) for r in seeds(f"s{i}", (80, 81, 82), **family)]
+def test_no_recipe_is_decided_by_the_noise_of_others_alone():
+    steady = [r for i in range(6) for r in seeds(f"s{i}", (80, 81, 82))]
     found = compared(
         *steady,
-        *seeds("a", (60, 90, 75), **family),
-        *seeds("b", (20, 60, 40), **family, against=against("a")),
+        *seeds("a", (60, 62, 75)),
+        *seeds("b", (40, 60, 20), against=against("a")),
     )
     (c,) = found.comparisons
-    assert c.verdict(0.005) == "better"
-    assert c.disputed
-    low, high = c.welch.interval()
+    assert c.verdict(0.005) == "not decided"
+    low, high = c.interval
+    alone = abs(c.mean) / sum(noise.variance for noise in c.estimate.own) ** 0.5
+    assert alone < stats.t.isf(0.035 / 2, 2)
     assert low < 0 < high
 
 
-def test_a_table_asks_each_comparison_once_about_its_noise(monkeypatch):
-    asked = []
-    monkeypatch.setattr(Comparison, "disputed", property(asked.append))
-    many = [r for i in range(9) for r in seeds(f"b{i}", (2, 3), against=against("a"))]
-    section = one_section([*seeds("a", (8, 9)), *many])
-    comparison_table(section, compare(section), 0.005)
-    assert len(asked) <= 2 * 9
+def test_what_cannot_decide_is_apart_by_its_seeds_and_costs_the_others_nothing():
+    three = seeds("a", (80, 81, 82)), seeds("b", (40, 41, 42), against=against("a"))
+    two = [r for i in range(5) for r in seeds(f"c{i}", (2, 3), against=against("a"))]
+    alone, beside = compared(*three[0], *three[1]), compared(*three[0], *three[1], *two)
+    assert [c.name for c in beside.decided] == ["b − a"]
+    assert len(beside.apart) == 5
+    assert beside.decided[0].family_size == alone.decided[0].family_size == 1
+    assert {c.verdict(0.005) for c in beside.apart} == {"not decided (n = 2)"}
+    only_two = compared(*seeds("a", (80, 81)), *two)
+    assert len(only_two.decided) == 5  # the best there are
+    assert {c.verdict(0.005) for c in only_two.decided} == {"better"}
+
+
+def test_all_seeds_of_both_sides_are_used():
+    found = compared(
+        *(record("a", s, range(80 + s)) for s in range(10)),
+        *(record("b", s, range(40 + s), against=against("a")) for s in (20, 21, 22)),
+    )
+    (c,) = found.comparisons
+    assert (c.n, c.seeds) == (3, "3, 10")
+    assert c.mean == pytest.approx((84.5 - 61) / 400)
+    assert [noise.freedom for noise in c.estimate.own] == pytest.approx([2, 9])
+    assert c.verdict(0.005) == "better"
+    assert not found.missing
+
+
+def test_a_study_tells_how_often_its_shape_errs():
+    found = compared(
+        *seeds("a", (80, 81, 83)),
+        *seeds("b", (40, 41, 42), against=against("a")),
+        *seeds("c", (41, 45, 42), against=against("a")),
+    )
+    assert found.rates is not None
+    assert 0 <= found.rates.false < 0.06
+    assert found.rates.coverage > 0.94
+    assert compared(record("a"), record("b", against=against("a"))).rates is None
 
 
 def test_equivalence_has_words_of_its_own():
@@ -190,7 +222,8 @@ def test_a_verdict_never_contradicts_its_interval(seed):
         low, high = c.interval
         verdict = c.verdict(0.005)
         zero = low <= 0 <= high
-        assert verdict.startswith(("better", "worse", "networks")) == (not zero)
+        told = verdict.startswith(("better", "worse", "networks"))
+        assert told == (not zero) or not c.in_family
         assert verdict.startswith("better") <= (low > 0)
         assert verdict.startswith("worse") <= (high < 0)
         assert ("n = 1" in verdict) == (c.n == 1)
@@ -203,16 +236,18 @@ def test_a_named_experiment_is_not_swept_too():
         return a + [record("b", s, **fields, against=against("a")) for s in (0, 1)]
 
     found = compared(*at(500), *at(1500))
-    assert [(c.name, c.where) for c in found.comparisons] == [
+    (c,) = found.comparisons  # a pair that was run with two settings is one question
+    assert (c.name, c.where) == ("b − a", "")
+    assert c.question == "what of a?, mean of 2 cells"
+    assert [(c.name, c.where) for c in found.cells] == [
         ("b − a", "train_subset=500"),
         ("b − a", "train_subset=1500"),
     ]
-    assert found.cells == []
     (c, *_) = compared(*at(500), *at(1500), factors=["data.train_subset"]).comparisons
     assert c.name == "train_subset 1500 − 500"
 
 
-def test_only_common_seeds_of_one_command_line_are_compared():
+def test_only_runs_of_one_command_line_are_compared():
     short = {"overrides": ["budget=short"]}
     long = {"overrides": ["budget=long"], "choices": {"budget": "long"}}
     found = compared(
@@ -225,32 +260,29 @@ def test_only_common_seeds_of_one_command_line_are_compared():
         record("f", 0, config_hash="2" * 8),
         record("g", 0, against=against("f")),
     )
-    assert [(c.name, c.n, c.mean) for c in found.comparisons] == [("b − a", 1, 0.05)]
+    assert [(c.name, c.n, c.seeds, c.mean) for c in found.comparisons] == [
+        ("b − a", 2, "2", 0.0),
+        ("d − a", 1, "1, 2", pytest.approx(0.05)),
+    ]
     for reason in (
-        "d − a with budget=short: no seed in common",
         "e − a with budget=long: no run of a that fit",
         "g − f with budget=short: several configurations of f that fit",
     ):
         assert reason in found.missing
 
 
-@pytest.mark.parametrize(
-    "idle",
-    [
-        "force=true",
-        "trainer.enable_progress_bar=false",
-        "trainer.log_every_n_steps=10",
-        "trainer.profiler=simple",
-        "launcher@hydra.launcher=basic",
-        "~logger",
-    ],
-)
-def test_what_only_watches_a_run_hinders_no_comparison(idle):
-    typed = record("b", against=against("a"))
-    typed["overrides"].append(idle)
-    found = compared(record("a"), typed)
-    assert [(c.name, c.where) for c in found.comparisons] == [("b − a", "")]
-    assert not found.missing
+def test_a_cell_of_one_seed_does_not_poison_its_average():
+    found = compared(*grid(), swept(0, range(99), model="a", optimizer__lr=0.3))
+    extra = swept(0, range(9), model="b", optimizer__lr=0.3)
+    with_one = compared(
+        *grid(), swept(0, range(99), model="a", optimizer__lr=0.3), extra
+    )
+    for family in (found, with_one):
+        model = next(c for c in family.comparisons if c.name == "model b − a")
+        assert (model.n, len(model.pairs)) == (3, 2)
+        assert model.verdict(0.005) == "better"
+    cells = [c for c in with_one.cells if c.name == "model b − a"]
+    assert [c.n for c in cells] == [3, 3, 1]
 
 
 def test_against_itself_or_nobody_is_named():
@@ -409,6 +441,5 @@ def test_factors_changed_together_are_never_compared():
 def test_groups_share_what_their_seeds_share():
     group = Group([Run.of("", record("a", s)) for s in (0, 1)])
     assert group.experiment == "a"
-    assert group.family == "a"
     with pytest.raises(AttributeError):
         _ = group.nothing

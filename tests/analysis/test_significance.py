@@ -11,11 +11,15 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from resnet_se.analysis.report.significance import (
+    ALPHA,
+    GUARD,
     Estimate,
     Noise,
+    Recipe,
     contrast,
-    holm,
+    half_width,
     images_only,
+    independent_mistakes,
     mcnemar_exact,
     mean_std,
     pooled,
@@ -29,29 +33,6 @@ def test_mean_and_sample_deviation():
     assert mean == 3
     assert std == pytest.approx(7**0.5)  # (4 + 1 + 9) / 2
     assert mean_std([0.25]) == (0.25, None)
-
-
-# --- many comparisons --------------------------------------------
-
-
-def test_holm_by_hand():
-    # in order: 4 × 0.005, 3 × 0.01, 2 × 0.03, and 1 × 0.04, which may not fall again
-    pairs = holm([0.01, 0.04, 0.03, 0.005])
-    assert [p for p, _ in pairs] == pytest.approx([0.03, 0.06, 0.06, 0.02])
-    # two are rejected, at 0.05 / 4 and 0.05 / 3; the rest was tested at 0.05 / 2
-    levels = [0.05 / 3, 0.05 / 2, 0.05 / 2, 0.05 / 4]
-    assert [level for _, level in pairs] == pytest.approx(levels)
-    assert [p for p, _ in holm([0.7, 0.9])] == [1, 1]
-    assert holm([]) == []
-
-
-@given(st.lists(st.floats(0, 0.2), min_size=1, max_size=25))
-@quick
-def test_holm_rejects_exactly_what_is_below_its_level(p_values):
-    for p, (corrected, level) in zip(p_values, holm(p_values), strict=True):
-        if abs(p - level) > 1e-12:
-            assert (corrected < 0.05) == (p < level)
-        assert corrected >= p
 
 
 # --- one seed ----------------------------------------------------
@@ -96,87 +77,177 @@ def test_variance_is_pooled_within_groups():
     assert pooled([[5], [9]]) == Noise(0, 0)
 
 
-def test_contrast_by_hand():
-    crossed = np.array([[1, 0, 1, 0], [0, 1, 0, 1]])  # no seed, no image stands out
-    one = contrast([crossed], [(Noise(0.1, 2), Noise(0.1, 2))])
-    assert (one.mean, one.by_seeds, one.by_images) == (0.5, pytest.approx(0.1), 0)
-    assert one.degrees == 2  # one pool of two degrees, not two
-    # Student's distribution of two degrees has a closed form
-    t = 0.5 / sqrt(0.1)
-    assert one.p == pytest.approx(1 - t / sqrt(2 + t**2))
-    # seeds agree: independent mistakes, 2 / 3 a cell of 8, stand in for the noise
-    none = contrast([crossed], [(Noise(0, 2), Noise(0, 2))])
-    assert none.by_seeds == pytest.approx(2 / 3 / 8)
-    # seeds agree in every image: images have variance 1 / 3
-    alike = contrast([np.array([[1, 1, 0, 0]] * 2)], [(Noise(0.05, 2), Noise(0.05, 2))])
-    assert alike.by_images == pytest.approx(1 / 3 / 4)
-    assert alike.degrees == pytest.approx(2 * ((0.05 + 1 / 12) / 0.05) ** 2)
+def recipe(right, study=0.1, own=0.1, freedom=2, most=100):
+    """Of right (1) or wrong for each seed and image (S, N); variances of a training."""
+    right = np.asarray(right)
+    chance = independent_mistakes(right)
+    noises = Noise(study, freedom), Noise(own, freedom)
+    mean = right.mean(axis=0, dtype=np.float32)
+    return Recipe(mean, len(right), *noises, most, chance)
 
 
-def test_two_pools_are_welch_and_satterthwaite():
+def test_independent_mistakes_by_hand():
+    # no seed, no image stands out: residuals of 1 / 2, sum of squares 2, 3 degrees
+    assert independent_mistakes(np.array([[1, 0, 1, 0], [0, 1, 0, 1]])) == 2 / 3 / 4
+    assert independent_mistakes(np.array([[1, 1, 0, 0]] * 3)) == 0  # seeds agree
+    assert independent_mistakes(np.array([[1, 1], [0, 0]])) == 0  # only seeds differ
     rng = np.random.default_rng(0)
-    a, b = rng.normal(0.9, 0.01, 5), rng.normal(0.8, 0.03, 5)
-    d = (a - b)[:, None] * np.ones((5, 3))  # images add nothing
-    e = contrast([d], [(pooled([a]), pooled([b]))])
-    expected = stats.ttest_ind(a, b, equal_var=False)
-    assert e.p == pytest.approx(expected.pvalue, rel=1e-4)
-    assert e.interval() == pytest.approx(tuple(expected.confidence_interval(0.95)))
+    right = rng.random((4, 50)) < 0.7
+    table = right - right.mean(axis=0) - right.mean(axis=1)[:, None] + right.mean()
+    expected = (table**2).sum() / (3 * 49) / 50
+    assert independent_mistakes(right.astype(np.int8)) == pytest.approx(expected)
+    # drawn so that nothing but chance differs, it is the variance of the accuracy
+    right = (rng.random((400, 2000)) < rng.random(2000)).astype(np.int8)
+    of_seeds = np.var(right.mean(axis=1), ddof=1)
+    assert independent_mistakes(right) == pytest.approx(of_seeds, rel=0.2)
 
 
-def test_cells_average_and_share_their_pool():
-    d = np.array([[1, 0, 1, 0], [0, 1, 0, 1]])
-    noise = Noise(0.1, 6)
-    both = contrast([d, -d], [(noise, noise)] * 2)
-    assert both.mean == 0
-    assert both.by_seeds == pytest.approx(4 * 0.1 / 2 / 4)  # four groups, two seeds
-    assert both.degrees == pytest.approx(6)
+def test_contrast_by_hand():
+    alike = [[1, 1, 0, 0]] * 2
+    nothing = [[0, 0, 0, 0]] * 4
+    e = contrast([(recipe(alike, 0.1, 0.2), recipe(nothing, 0.4, 0.8, freedom=3))])
+    assert e.mean == 0.5
+    assert [n.variance for n in e.study] == pytest.approx([0.1 / 2, 0.4 / 4])
+    assert [n.variance for n in e.own] == pytest.approx([0.2 / 2, 0.8 / 4])
+    assert [n.freedom for n in e.own] == pytest.approx([2, 3])
+    assert e.images == pytest.approx(1 / 3 / 4)  # variance 1 / 3 over 4 images
+    # independent mistakes of the seeds are no part of what images add
+    crossed = recipe([[1, 0, 1, 0], [0, 1, 0, 1]])
+    assert contrast([(crossed, recipe(nothing))]).images == 0
+
+
+def test_cells_average_side_by_side():
+    right = [[1, 0, 1, 0], [0, 1, 0, 1]]
+    cell = recipe(right, 0.1, 0.1, freedom=1), recipe(right, 0.1, 0.1, freedom=1)
+    e = contrast([cell, cell[::-1]])
+    assert e.mean == 0
+    assert [n.variance for n in e.own] == pytest.approx([2 * 0.1 / 2 / 4] * 2)
+    assert [n.freedom for n in e.own] == pytest.approx([2, 2])  # Satterthwaite
+    unlike = recipe(right, 9.0, 9.0, freedom=1)
+    e = contrast([cell, (unlike, cell[1])])
+    assert e.own[0].freedom == pytest.approx((0.1 + 9) ** 2 / (0.1**2 + 9**2))
+    few = recipe(right, freedom=40, most=50)
+    e = contrast([(few, few), (few, few)])
+    assert e.study[0].freedom == pytest.approx(50)  # the study knows no more
+
+
+def test_seeds_need_be_neither_the_same_nor_as_many():
+    many, few = recipe([[1, 1, 1, 0]] * 10, freedom=9), recipe([[1, 0, 0, 0]] * 2)
+    e = contrast([(many, few)])
+    assert e.mean == 0.5
+    assert [n.variance for n in e.study] == pytest.approx([0.1 / 10, 0.1 / 2])
+
+
+def test_half_a_width_is_students_and_never_below_it():
+    one = (Noise(4.0, 7),)
+    assert half_width(one, 0.0, 0.05) == pytest.approx(2 * stats.t.isf(0.025, 7))
+    images = half_width((), 4.0, 0.05)
+    assert images == pytest.approx(2 * stats.norm.isf(0.025))
+    both = half_width((Noise(4.0, 7), Noise(1.0, inf)), 0.0, 0.05)
+    by_hand = 4 * stats.t.isf(0.025, 7) ** 2 + stats.norm.isf(0.025) ** 2
+    assert both == pytest.approx(by_hand**0.5)
+
+
+@pytest.mark.parametrize("ratio", [0.1, 1, 10])
+def test_the_own_interval_covers_whatever_the_variances_are(ratio):
+    rng = np.random.default_rng(0)
+    n, seeds = 20_000, (2, 6)
+    sides = [
+        rng.normal(size=(n, s)) * d for s, d in zip(seeds, (1, ratio), strict=True)
+    ]
+    noises = [
+        Noise(side.var(axis=1, ddof=1) / s, s - 1)
+        for side, s in zip(sides, seeds, strict=True)
+    ]
+    gap = sides[0].mean(axis=1) - sides[1].mean(axis=1)
+    assert (abs(gap) <= half_width(noises, 0.0, 0.05)).mean() > 0.948
+
+
+def one(mean, variance, freedom=4, own=None, images=0.0):
+    own = variance if own is None else own
+    return Estimate(mean, (Noise(variance, freedom),), (Noise(own, freedom),), images)
+
+
+def test_of_the_two_intervals_the_wider_is_told():
+    quiet, noisy = one(0, 1, own=0.01), one(0, 1, own=100)
+    by_study = stats.t.isf(ALPHA / 2 / 7, 4)
+    assert quiet.interval(7)[1] == pytest.approx(by_study)
+    assert noisy.interval(7)[1] == pytest.approx(10 * stats.t.isf(GUARD / 2, 4))
+    assert noisy.interval(1) == noisy.interval(7)
 
 
 def test_nothing_varies():
-    flat = [(Noise(0, 2), Noise(0, 2))]
-    assert contrast([np.zeros((2, 4))], flat).p == 1
-    assert contrast([np.ones((2, 4))], flat).p == 0
-    assert contrast([np.ones((2, 4))], flat).interval() == (1, 1)
+    flat = Estimate(0.0, (Noise(0.0, 2),), (Noise(0.0, 2),))
+    assert flat.p() == 1
+    assert flat.interval() == (0, 0)
+    sure = Estimate(1.0, (Noise(0.0, 2),), (Noise(0.0, 2),))
+    assert sure.p() < 1e-90
+    assert sure.interval() == (1, 1)
+
+
+def test_p_is_students():
+    e = Estimate(3.0, (Noise(1.0, 4),), ())
+    assert e.p() == pytest.approx(2 * stats.t.sf(3, 4))
+    assert e.p(5) == pytest.approx(min(1, 10 * stats.t.sf(3, 4)))
+    guarded = one(3.0, 1.0, own=2.0)
+    own = 2 * stats.t.sf(3 / sqrt(2), 4) * ALPHA / GUARD
+    assert guarded.p() == pytest.approx(own)
 
 
 @given(
     st.floats(-0.05, 0.05),
     st.floats(1e-8, 1e-3),
+    st.floats(1e-8, 1e-3),
     st.floats(0, 1e-4),
     st.floats(1, 60),
-    st.floats(0.001, 0.05),
+    st.integers(1, 60),
 )
 @quick
 def test_the_interval_leaves_out_zero_exactly_where_the_test_rejects(
-    mean, by_seeds, by_images, freedom, level
+    mean, by_study, by_own, by_images, freedom, comparisons
 ):
-    e = Estimate(mean, by_seeds, by_images, freedom)
-    low, high = e.interval(level)
-    if abs(e.p - level) > 1e-9:
-        assert (low <= 0 <= high) == (e.p > level)
+    e = one(mean, by_study, freedom, by_own, by_images)
+    low, high = e.interval(comparisons)
+    p = e.p(comparisons)
+    if abs(p - ALPHA) > 1e-7:
+        assert (low <= 0 <= high) == (p > ALPHA)
+
+
+def planned(deviation, n, groups=11):
+    """n seeds of two recipes among alike ones."""
+    side = Noise(deviation**2 / n, groups * (n - 1))
+    own = Noise(deviation**2 / n, n - 1)
+    return Estimate(0.0, (side, side), (own, own))
 
 
 def test_seeds_needed_are_those_that_were_checked():
-    """0.5 points at p < 0.05 / 18: 6 seeds at a deviation of 0.2, about 13 at 0.3."""
-    for deviation, expected in ((0.002, 6), (0.003, 12)):
-        e = Estimate(0, 2 * deviation**2 / 3, 0, 11 * 2)  # 3 seeds of 11 groups
-        assert e.seeds_needed(0.005, 3, 0.05 / 18) == expected
-        n = expected
-        enough = Estimate(0, 2 * deviation**2 / n, 0, 11 * (n - 1))
-        assert enough.detectable(0.05 / 18) <= 0.005
-    images = Estimate(0, 1e-6, 1e-4, 4)
-    assert images.seeds_needed(0.005, 3, 0.05) is None  # more seeds do not help
+    for deviation in (0.002, 0.003):
+        needed = planned(deviation, 3).seeds_needed(0.005, 3, 18)
+        assert planned(deviation, needed).detectable(18) <= 0.005
+        assert planned(deviation, needed - 1).detectable(18) > 0.005
+    images = one(0.0, 1e-6, images=1e-4)
+    assert images.seeds_needed(0.005, 3) is None  # more seeds do not help
+    assert not images.finds(0.005)
+    noisy = one(0.0, 1.0)
+    assert noisy.seeds_needed(0.005, 3) is None
+    assert noisy.finds(0.005)
 
 
-@pytest.mark.parametrize("freedom", [1, 2, 4, 40, inf])
-def test_power_is_what_is_found(freedom):
-    """A true difference as large as `detectable` is found in 80 % of draws."""
+@pytest.mark.parametrize("n", [2, 3, 5, 20])
+def test_power_is_what_is_found(n):
+    """A true difference as large as `detectable` is found in about 80 % of draws."""
     rng = np.random.default_rng(0)
-    e = Estimate(0, 1.0, 0, freedom)
-    effect = e.detectable(0.05)
-    n = 20_000
-    scale = np.sqrt(rng.chisquare(freedom, n) / freedom) if freedom < inf else 1
-    t = (rng.normal(effect, 1, n)) / scale
-    found = np.mean(t > stats.t.isf(0.025, freedom))
-    assert found == pytest.approx(0.8, abs=0.015)
-    assert Estimate(0, 1.0, 0, 1).detectable(0.05 / 18) > 100  # does not overflow
+    effect = planned(1.0, n).detectable()
+    draws = 20_000
+    sides = rng.normal(size=(2, draws, n)) + np.array([effect, 0])[:, None, None]
+    gap = sides[0].mean(axis=1) - sides[1].mean(axis=1)
+    own = [Noise(side.var(axis=1, ddof=1) / n, n - 1) for side in sides]
+    half = np.maximum(
+        half_width(own, 0.0, GUARD),
+        half_width([Noise(1 / n, 1e6)] * 2, 0.0, ALPHA),
+    )
+    assert 0.75 < (gap > half).mean() < 0.85
+
+
+def test_power_does_not_overflow():
+    assert one(0.0, 1.0, freedom=1).detectable(100) > 100

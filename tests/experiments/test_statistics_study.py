@@ -7,8 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from resnet_se.analysis.report.document import METHOD
-
 FOLDER = Path(__file__).parents[2] / "experiments" / "statistics"
 
 
@@ -34,14 +32,16 @@ def test_the_committed_simulation_says_that_the_verdicts_hold(committed):
     assert committed["power"]["3"]["after"] > 0.9
 
 
-def test_the_report_states_what_was_simulated(committed, script):
-    null = {int(n): rules["after"] for n, rules in committed["null"].items()}
-    several = [n for n in script["SEEDS"] if n > 1]
-    text = " ".join(METHOD)
-    for key in ("coverage", "false_alarms"):
-        assert ", ".join(f"{100 * null[n][key]:.1f}" for n in several) + " %" in text
-    assert f"{', '.join(map(str, several))} seeds" in text
-    assert f"{100 * null[1]['coverage']:.1f} %" in text
+def test_holm_by_hand(script):
+    # in order: 4 × 0.005, 3 × 0.01, 2 × 0.03, and 1 × 0.04, which may not fall again
+    holm = script["holm"]
+    pairs = holm([0.01, 0.04, 0.03, 0.005])
+    assert [p for p, _ in pairs] == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    # two are rejected, at 0.05 / 4 and 0.05 / 3; the rest was tested at 0.05 / 2
+    levels = [0.05 / 3, 0.05 / 2, 0.05 / 2, 0.05 / 4]
+    assert [level for _, level in pairs] == pytest.approx(levels)
+    assert [p for p, _ in holm([0.7, 0.9])] == [1, 1]
+    assert holm([]) == []
 
 
 def test_a_small_simulation_finds_the_same(script):

@@ -6,6 +6,7 @@ The claims are data: `conf/claims.yaml`, of the working directory or else the pa
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,13 @@ import numpy as np
 from resnet_se.analysis.report.compare import Family
 from resnet_se.analysis.report.groups import Group, Section
 from resnet_se.analysis.report.runs import frame
-from resnet_se.analysis.report.significance import Noise, contrast, images_only, pooled
+from resnet_se.analysis.report.significance import (
+    Estimate,
+    Noise,
+    images_only,
+    independent_mistakes,
+    pooled,
+)
 from resnet_se.analysis.report.text import accuracy, gain
 from resnet_se.config import CONF
 from resnet_se.utils.errors import UserError
@@ -79,11 +86,11 @@ def _measured(
     """Yield (value, seeds, the setting that tells its runs from others)."""
     if "against" in claim:
         for c in family.comparisons:
-            (treatment, baseline), *more = c.pairs
+            treatment, baseline = c.pairs[0]
             names = treatment.experiment, baseline.experiment
-            if not more and names == (claim["of"], claim["against"]):
+            if names == (claim["of"], claim["against"]):
                 text = f"{gain(c.mean, c.interval)} points, {c.verdict(equivalence)}"
-                yield text, c.n, c.where
+                yield text, c.n, c.where or f"mean of {len(c.pairs)} settings"
         return
     for group in section.groups:
         if group.experiment != claim["of"]:
@@ -105,5 +112,11 @@ def _tta(group: Group) -> tuple[float, tuple[float, float]]:
     d = np.stack([run.correct(tta=True) - run.correct() for run in group.runs])
     if len(d) == 1:
         return float(d.mean()), images_only(d[0])[1]
-    estimate = contrast([d], [(pooled([d.mean(axis=1)]), Noise(0.0, 0))])
+    gains, chance = d.mean(axis=1), independent_mistakes(d)
+    variance, freedom = pooled([gains]).variance, float(len(d) - 1)
+    if variance < chance:  # which is known well, from many images
+        variance, freedom = chance, inf
+    by_images = float(np.var(d.mean(axis=0), ddof=1)) / d.shape[1] - chance / len(d)
+    noise = Noise(variance / len(d), freedom)
+    estimate = Estimate(float(gains.mean()), (noise,), (), max(by_images, 0.0))
     return estimate.mean, estimate.interval()

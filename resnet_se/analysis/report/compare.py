@@ -1,19 +1,22 @@
 """The comparisons of a study: those that its experiments name, and its factors.
 
-A `Comparison` is a treatment less a baseline in test accuracy, over the seeds that both
-have, in one cell or averaged over several.  Two groups make a pair
+A `Comparison` is a treatment less a baseline in test accuracy, with all seeds of both,
+in one cell or averaged over several.  Two groups make a pair
 
 - if one's experiment is `against` the other's and their command lines agree, or
 - if they differ in exactly one setting, the factor.
 
-All comparisons of a section that have two seeds or more are one family, corrected
-together; those of one seed are shown, and never decided.
+The comparisons of a section that can be decided are one family, corrected together.
+Which those are follows from the numbers of seeds alone, never from a result: each side
+has two degrees of freedom of its own (three seeds, or two in each of several cells).
+Those of fewer seeds are listed apart and cost the family nothing; but where there are
+no others, those of two seeds are the family.
 """
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import product
@@ -27,90 +30,86 @@ from resnet_se.analysis.report.groups import (
     level_order,
     short_names,
 )
+from resnet_se.analysis.report.noise import Rates, rates, recipes
 from resnet_se.analysis.report.significance import (
-    ALPHA,
     Estimate,
+    Recipe,
     contrast,
-    holm,
     images_only,
-    pooled,
 )
 from resnet_se.utils.errors import nearest
 
 # --- one comparison ----------------------------------------------
 
 
+Pair = tuple[Group, Group]  # treatment, baseline
+Study = Mapping[int, Recipe]  # {id of a group: its recipe}, of two seeds or more
+
+
 @dataclass
 class Comparison:
-    """Treatment less baseline in each of `pairs`, averaged; over their common seeds."""
+    """Treatment less baseline in each of `pairs`, averaged; with all seeds of both."""
 
     question: str
     name: str
-    pairs: list[tuple[Group, Group]]
-    peers: list[Group]  # whose noise may be pooled with the pairs' own, by family
+    pairs: list[Pair]
+    study: Study
     where: str = ""
-    level: float = ALPHA  # of its test and interval, once corrected (`holm`)
-    p_holm: float = 1.0
+    family_size: int = 1  # comparisons that are corrected together with this one
+    in_family: bool = False
 
     @property
     def label(self) -> str:
         return f"{self.name}, {self.where}" if self.where else self.name
 
     @cached_property
-    def differences(self) -> list[np.ndarray]:
-        """A table (S, N) a pair."""
-        return [
-            np.stack(
-                [t.seeds[s].correct() - b.seeds[s].correct() for s in common(t, b)]
-            )
-            for t, b in self.pairs
-        ]
-
-    @cached_property
     def n(self) -> int:
-        return min(len(common(t, b)) for t, b in self.pairs)
+        """Seeds of the side that has fewest."""
+        return min(len(group.runs) for pair in self.pairs for group in pair)
 
     @property
-    def mean(self) -> float:
-        return float(np.mean([d.mean() for d in self.differences]))
+    def seeds(self) -> str:
+        """Seeds of both sides: `5`, or `5, 3` where they differ; `2…5` over cells."""
+        sides = [sorted({len(pair[i].runs) for pair in self.pairs}) for i in (0, 1)]
+        texts = [f"{s[0]}…{s[-1]}" if len(s) > 1 else str(s[0]) for s in sides]
+        return texts[0] if texts[0] == texts[1] else ", ".join(texts)
+
+    @property
+    def can_decide(self) -> bool:
+        """Each side has two degrees of freedom of its own: by design, not by result."""
+        freedoms = [sum(len(pair[i].runs) - 1 for pair in self.pairs) for i in (0, 1)]
+        return self.n > 1 and min(freedoms) > 1
 
     @cached_property
     def estimate(self) -> Estimate | None:
-        """The estimate with pooled noise; None of one seed: it decides nothing."""
+        """The estimate; None of one seed, which says nothing of its recipe."""
         if self.n == 1:
             return None
-        pools = {
-            family: pooled(g.accuracies for g in self.peers if g.family == family)
-            for family in {group.family for pair in self.pairs for group in pair}
-        }
-        noises = [(pools[t.family], pools[b.family]) for t, b in self.pairs]
-        return contrast(self.differences, noises)
-
-    @cached_property
-    def welch(self) -> Estimate | None:
-        """The estimate with the noise of the compared groups alone."""
-        if self.n == 1:
-            return None
-        noises = [
-            (pooled([t.accuracies]), pooled([b.accuracies])) for t, b in self.pairs
-        ]
-        return contrast(self.differences, noises)
+        return contrast([(self.study[id(t)], self.study[id(b)]) for t, b in self.pairs])
 
     @cached_property
     def images_only(self) -> tuple[float, tuple[float, float]]:
-        return images_only(np.mean([d.mean(axis=0) for d in self.differences], axis=0))
+        gains = [t.right - b.right for t, b in self.pairs]
+        return images_only(np.mean(gains, axis=0))
 
-    @property
+    @cached_property
+    def mean(self) -> float:
+        gains = [float(np.mean(t.right - b.right, dtype=float)) for t, b in self.pairs]
+        return sum(gains) / len(gains)
+
+    @cached_property
     def p(self) -> float:
-        """The p of its test; of one seed for new images only."""
-        return self.estimate.p if self.estimate else self.images_only[0]
+        """The p of its test, corrected; of one seed for new images only."""
+        if self.estimate is None:
+            return self.images_only[0]
+        return self.estimate.p(self.family_size)
 
-    @property
+    @cached_property
     def interval(self) -> tuple[float, float]:
-        """The interval at its level in the family; of one seed for new images only."""
+        """The interval that holds with all of the family; of one seed, images only."""
         if self.estimate is None:
             return self.images_only[1]
-        return self.estimate.interval(self.level)
+        return self.estimate.interval(self.family_size)
 
     def verdict(self, equivalence: float) -> str:
         """Return the verdict, which follows from the interval shown."""
@@ -122,23 +121,13 @@ class Comparison:
                 if zero
                 else "networks differ; recipes not decided (n = 1)"
             )
+        if not self.in_family:
+            return f"not decided (n = {self.n})"
         small = -equivalence < low and high < equivalence
         bound = f"{100 * equivalence:g} points"
         if zero:
             return f"no difference of {bound} or more" if small else "not decided"
         return ("better" if low > 0 else "worse") + (f", by < {bound}" if small else "")
-
-    @property
-    def disputed(self) -> bool:
-        """The noise of the pair alone would decide otherwise."""
-        if self.estimate is None or self.welch is None:
-            return False
-        decided = self.estimate.p < self.level
-        return (self.welch.p < (ALPHA if decided else self.level)) != decided
-
-
-def common(treatment: Group, baseline: Group) -> list[int]:
-    return sorted(treatment.seeds.keys() & baseline.seeds.keys())
 
 
 @dataclass
@@ -146,18 +135,42 @@ class Family:
     """The comparisons of a section, those of their cells, and those not possible."""
 
     comparisons: list[Comparison] = field(default_factory=list)
-    cells: list[Comparison] = field(default_factory=list)  # of the factors, uncorrected
+    cells: list[Comparison] = field(default_factory=list)  # of averages, uncorrected
     missing: list[str] = field(default_factory=list)
+    study: Study = field(default_factory=dict)  # the recipes of two seeds or more
 
     @property
     def decided(self) -> list[Comparison]:
         """The family: what is corrected together, and counted."""
-        return [c for c in self.comparisons if c.n > 1]
+        return [c for c in self.comparisons if c.in_family]
+
+    @property
+    def apart(self) -> list[Comparison]:
+        """Comparisons of too few seeds to be decided."""
+        return [c for c in self.comparisons if not c.in_family]
 
     def correct(self) -> None:
-        family = self.decided
-        for c, (p, level) in zip(family, holm([c.p for c in family]), strict=True):
-            c.p_holm, c.level = p, level
+        """Settle who is in the family, by the numbers of seeds alone."""
+        several = [c for c in self.comparisons if c.n > 1]
+        family = [c for c in several if c.can_decide] or several
+        for c in family:
+            c.in_family, c.family_size = True, len(family)
+
+    @cached_property
+    def rates(self) -> Rates | None:
+        """The error rates of a study of this shape in which nothing differs."""
+        if not self.decided:
+            return None
+        study = self.decided[0].study
+        places = {key: i for i, key in enumerate(study)}
+        return rates(
+            np.array([recipe.study.variance**0.5 for recipe in study.values()]),
+            np.array([recipe.seeds for recipe in study.values()]),
+            [
+                [(places[id(t)], places[id(b)]) for t, b in c.pairs]
+                for c in self.decided
+            ],
+        )
 
 
 # --- which pairs -------------------------------------------------
@@ -174,15 +187,16 @@ def compare(
         factors, against: only these factors, over all experiments; the level to compare
             with, as (factor, level).
     """
-    family = Family()
+    study = recipes(section.groups)
+    family = Family(study=study)
     asked = dict.fromkeys([*factors, *(against[:1] if against else [])])
     if asked:
         pairs = single(section.groups)
         for factor in asked:
             base = against[1] if against and against[0] == factor else None
-            _factor(section, pairs, factor, base, family)
+            _factor(section, study, pairs, factor, base, family)
     else:
-        _named(section, family)
+        _named(section, study, family)
         named = {g.experiment for c in family.comparisons for g in c.pairs[0]}
         swept: dict[str, list[Group]] = defaultdict(list)
         for group in section.groups:
@@ -192,16 +206,20 @@ def compare(
             pairs = single(groups)
             prefix = f"{experiment}: " if len(swept) > 1 else ""
             for key in pairs:
-                _factor(section, pairs, key, None, family, prefix)
+                _factor(section, study, pairs, key, None, family, prefix)
             family.missing += [prefix + cell for cell in _empty_cells(groups, pairs)]
     family.correct()
     return family
 
 
-def _named(section: Section, family: Family) -> None:
-    """Add each experiment less those that its record says it is `against`."""
+def _named(section: Section, study: Study, family: Family) -> None:
+    """Add each experiment less those that its record says it is `against`.
+
+    A pair of experiments that was run with several settings is one comparison.
+    """
     names = {group.experiment for group in section.groups}
     brief = short_names(names)
+    found: dict[tuple[str, str], list[tuple[Pair, str]]] = defaultdict(list)
     for group in section.groups:
         for entry in group.first.against:
             other, question = entry["experiment"], entry["question"]
@@ -220,15 +238,38 @@ def _named(section: Section, family: Family) -> None:
             if len(baselines) != 1:
                 many = "several configurations" if baselines else "no run"
                 family.missing.append(f"{place}: {many} of {other} that fit")
-            elif not common(group, baselines[0]):
-                family.missing.append(f"{place}: no seed in common")
             else:
-                pairs = [(group, baselines[0])]
-                c = Comparison(question, pair, pairs, alike, where)
-                family.comparisons.append(c)
+                found[question, pair].append(((group, baselines[0]), where))
+    for (question, pair), cells in found.items():
+        _average(question, pair, cells, study, family)
 
 
-Pairs = dict[str, list[tuple[Group, Group]]]  # {factor: its pairs}
+def _average(
+    question: str,
+    name: str,
+    cells: list[tuple[Pair, str]],
+    study: Study,
+    family: Family,
+) -> None:
+    """Add the mean over cells, and the cells themselves if there are several.
+
+    Cells in which a side has one seed are shown, but have no part in the mean.
+    """
+    several = [cell for cell in cells if min(len(g.runs) for g in cell[0]) > 1]
+    used = several or cells
+    many = f", mean of {len(used)} cells" if len(used) > 1 else ""
+    where = "" if many else used[0][1]
+    pairs = [pair for pair, _ in used]
+    family.comparisons.append(
+        Comparison(f"{question}{many}", name, pairs, study, where)
+    )
+    if len(cells) > 1:
+        family.cells += [
+            Comparison(question, name, [pair], study, place) for pair, place in cells
+        ]
+
+
+Pairs = dict[str, list[Pair]]  # {factor: its pairs}
 
 
 def single(groups: list[Group]) -> Pairs:
@@ -256,6 +297,7 @@ def single(groups: list[Group]) -> Pairs:
 
 def _factor(
     section: Section,
+    study: Study,
     all_pairs: Pairs,
     factor: str,
     base: str | None,
@@ -281,25 +323,11 @@ def _factor(
     base = base or min(levels, key=lambda v: (-levels[v], level_order(v)))
     for level in sorted(levels.keys() - {base}, key=level_order):
         name = f"{leaf_key(factor)} {level} − {base}"
-        cells = []
-        for pair in pairs:
-            of = {level_of(g): g for g in pair}
-            if of.keys() != {level, base}:
-                continue
-            if common(of[level], of[base]):
-                cells.append((of[level], of[base]))
-            else:
-                place = section.labels[id(of[level])]
-                family.missing.append(f"{prefix}{name}: no seed in common, {place}")
-        if not cells:
-            continue
-        many = f", mean of {len(cells)} cells" if len(cells) > 1 else ""
-        places = [_place(section, *cell, factor) for cell in cells]
-        question, where = f"{prefix}{factor}", "" if many else places[0]
-        whole = Comparison(f"{question}{many}", name, cells, peers, where)
-        family.comparisons.append(whole)
-        for cell, place in zip(cells, places, strict=True) if many else ():
-            family.cells.append(Comparison(question, name, [cell], peers, place))
+        ordered = [{level_of(g): g for g in pair} for pair in pairs]
+        cells = [(of[level], of[base]) for of in ordered if of.keys() == {level, base}]
+        if cells:
+            placed = [(cell, _place(section, *cell, factor)) for cell in cells]
+            _average(f"{prefix}{factor}", name, placed, study, family)
 
 
 def _place(section: Section, treatment: Group, baseline: Group, factor: str) -> str:

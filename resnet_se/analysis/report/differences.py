@@ -28,17 +28,22 @@ def differences(
     family: Family, equivalence: float
 ) -> Iterator[tuple[str, str, Figure]]:
     """Yield (name, caption that describes the picture, figure)."""
-    if family.comparisons:
-        shown = family.comparisons[:EFFECTS]
+    ordered = [*family.decided, *family.apart]
+    if ordered:
+        shown = ordered[:EFFECTS]
         caption = (
-            f"Differences of test accuracy with their intervals; the band is "
-            f"±{100 * equivalence:g} points{shown_of(shown, family.comparisons)}"
+            f"Differences of test accuracy with their intervals, which hold all at "
+            f"once; the band is ±{100 * equivalence:g} points{shown_of(shown, ordered)}"
         )
+        if family.apart:
+            caption += "; dashed: too few seeds to decide"
         yield "differences", caption, effects(shown, equivalence)
-    for i, series in enumerate(by_length(family.comparisons)):
+    whole = [c.pairs for c in family.comparisons]
+    cells = [c for c in family.cells if c.pairs not in whole]
+    for i, series in enumerate(by_length([*family.comparisons, *cells])):
         x, unit = lengths(series)
         values = "; ".join(
-            f"{at:,}: {gain(c.mean, c.interval)}, n = {c.n}"
+            f"{at:,}: {gain(c.mean, c.interval)}, n = {c.seeds}"
             for at, c in zip(x, series, strict=True)
         )
         caption = f"{series[0].name} in points against {unit}, log axis. {values}"
@@ -59,7 +64,7 @@ def effects(comparisons: list[Comparison], equivalence: float) -> Figure:
     for i, c in enumerate(comparisons):
         sign, colour = mark(c, equivalence)
         low, high = (100 * v for v in c.interval)
-        style = "--" if c.n == 1 else "-"
+        style = "-" if c.in_family else "--"
         axis.plot([low, high], [i, i], style, color=colour, lw=2)
         verdict = c.verdict(equivalence).partition(",")[0]
         label = None if verdict in named else verdict
@@ -118,9 +123,10 @@ def length(series: list[Comparison], equivalence: float) -> Figure:
         ends = [100 * v for v in c.interval]
         axis.plot([at, at], ends, "--" if c.n == 1 else "-", color=colour, lw=2)
         axis.plot(at, height, sign, color=colour, ms=8)
-        words = "not decided" if c.n == 1 else c.verdict(equivalence)
+        words = f": {c.verdict(equivalence)}" if c.in_family else ""
+        words = ": not decided" if c.n == 1 else words
         note = {"xytext": (0, 6), "textcoords": "offset points", "fontsize": 8}
-        text = fill(f"n = {c.n}: {words}", 30)
+        text = fill(f"n = {c.seeds}{words}", 30)
         axis.annotate(text, (at, ends[1]), **note, ha="center")
     axis.axhline(0, color="black", lw=1)
     axis.axhspan(-100 * equivalence, 100 * equivalence, color=GREY, alpha=0.15, lw=0)

@@ -15,11 +15,19 @@ from resnet_se.analysis.canvas import draw
 from resnet_se.analysis.report import gates
 from resnet_se.analysis.report.claims import claim_rows
 from resnet_se.analysis.report.compare import Family, compare
-from resnet_se.analysis.report.figures import figures
+from resnet_se.analysis.report.figures import Drawn, figures
 from resnet_se.analysis.report.groups import Section, sections
-from resnet_se.analysis.report.notes import left_out, notes, problems
+from resnet_se.analysis.report.noise import far_seeds
+from resnet_se.analysis.report.notes import (
+    answers,
+    left_out,
+    notes,
+    problems,
+    still_open,
+)
 from resnet_se.analysis.report.runs import Loaded, frame, load
 from resnet_se.analysis.report.tables import (
+    apart_table,
     cell_table,
     comparison_records,
     comparison_table,
@@ -34,25 +42,25 @@ from resnet_se.utils.files import atomic_file
 
 METHOD = (
     "Accuracies are per cent of the test images, of the checkpoint with the best "
-    "validation loss. Comparisons are of plain predictions, without TTA, image by "
-    "image over the seeds that both have; of a factor over all cells of the others.",
-    "With two seeds or more: a t interval for new seeds and new images. The noise from "
-    "seed to seed is pooled within each noise family (`noise_family` of the "
-    "experiment, else the experiment itself) of the same command line, or of the "
-    "factor's cells (Fisher 1925); what the choice of images adds is estimated beside "
-    "it (Dorfman, Berbaum & Metz 1992). Where the noise of the compared runs alone "
-    "says otherwise, its uncorrected interval has a column of its own (Welch 1947).",
-    "All comparisons on the same test images are one family, corrected by Holm (1979), "
-    "and each interval has the level of its test: better or worse where it leaves out "
-    "0; no difference of so many points where it holds 0 and lies within them; else "
-    "not decided, which does not mean equal.",
-    "With one seed: McNemar's exact test (Dietterich 1998) and an interval for new "
-    "images, which speak of two trained networks. Recipes are not decided, and such "
-    "comparisons are not counted.",
-    "Simulated under the null (`experiments/statistics/simulate.py`): with 2, 3, 5, "
-    "10 seeds 95 % intervals hold the truth in 95.2, 95.1, 95.0, 94.6 % of the cases, "
-    "and 3.8, 4.4, 2.8, 2.6 % of studies of 18 comparisons show any false better or "
-    "worse. An images-only interval of one seed would hold it in 77.0 %.",
+    "validation loss. Comparisons are of plain predictions, without TTA, with all "
+    "seeds of both sides; of a factor, or of a pair run with several settings, over "
+    "all cells at once.",
+    "With two seeds or more: an interval for new seeds and new images. The noise from "
+    "seed to seed is shrunk towards that of all recipes as far as they are alike "
+    "(Smyth 2004); a recipe noisier than the others keeps its own. The interval is "
+    "never narrower than that of the two sides' own noise at 96.5 %, each with the "
+    "quantile of its own seeds (Banerjee 1962). What the choice of images adds is "
+    "estimated beside it (Dorfman, Berbaum & Metz 1992).",
+    "The comparisons on the same test images that can be decided are one family: "
+    "their intervals hold all at once in 95 % of studies (Bonferroni). Better or worse "
+    "where an interval leaves out 0; no difference of so many points where it holds 0 "
+    "and lies within them; else not decided, which does not mean equal.",
+    "Listed apart, by the number of seeds alone, are comparisons of two seeds where "
+    "others have more, and of one. With one seed: McNemar's exact test (Dietterich "
+    "1998) and an interval for new images, which speak of two trained networks.",
+    "A seed is called far where it lies from the median of its recipe 20 times as far "
+    "as is usual in the study. It counts like any other; its recipe's noise is then "
+    "too great to decide anything, and has no part in the noise of the others.",
 )
 
 
@@ -65,21 +73,27 @@ def document(
     letters = {
         m: chr(ord("A") + i) if i < 26 else str(i) for i, m in enumerate(machines)
     }
-    named, noted = problems(loaded, compared), notes(loaded, compared)
     experiments = {run.experiment for run in loaded.runs}
     counted = f"{count(len(loaded.runs), 'finished run')} of "
     counted += f"{count(len(experiments), 'experiment')}, made by "
-    blocks = [
-        Block(
-            "p",
-            f"{counted}`resnet-se report` from `result.json` alone.",
-        ),
-        *(Block("ul", items=_in_short(*pair, equivalence)) for pair in compared),
-    ]
-    if named or noted:
-        blocks += [_head("Missing, failed, mixed"), Block("ul", items=named + noted)]
+    named, noted = problems(loaded, compared), notes(loaded, compared)
+    drawn = [list(figures(*pair, equivalence)) for pair in compared]
+    blocks: list[Block] = []
     for i, (section, family) in enumerate(compared):
-        blocks += _section_blocks(section, family, equivalence, _suffix(i))
+        prefix = f"{section.name}: " if len(compared) > 1 else ""
+        blocks += answers(family, equivalence, prefix)
+        forest = [of for of in drawn[i] if of[0] == "differences"]
+        blocks += _pictures(forest, _suffix(i))
+        blocks += still_open(family, equivalence, prefix, _suffix(i))
+    blocks.append(_head("In short"))
+    blocks.append(Block("p", f"{counted}`resnet-se report` from `result.json` alone."))
+    blocks += [Block("ul", items=_in_short(*pair, equivalence)) for pair in compared]
+    if named or noted:
+        text = f"Missing, failed, mixed: {count(len(named + noted), 'note')}"
+        blocks.append(Block("notes", text, named + noted))
+    for i, (section, family) in enumerate(compared):
+        rest = [of for of in drawn[i] if of[0] != "differences"]
+        blocks += _section_blocks(section, family, equivalence, _suffix(i), rest)
     claims = claim_rows(compared, equivalence)
     if claims:
         warning = (
@@ -110,7 +124,11 @@ def _head(text: str, kind: str = "h2", short: str = "", suffix: str = "") -> Blo
 
 
 def _section_blocks(
-    section: Section, family: Family, equivalence: float, suffix: str
+    section: Section,
+    family: Family,
+    equivalence: float,
+    suffix: str,
+    drawn: list[Drawn],
 ) -> list[Block]:
     d, images = section.data, section.images
     tested = "" if images == d["test"] else f", {images:,} of them tested"
@@ -131,16 +149,21 @@ def _section_blocks(
     ]
     if family.comparisons:
         blocks.append(_head("Comparisons", "h3", suffix=suffix))
-        compared = comparison_table(section, family, equivalence)
-        blocks.append(Block("table", table=compared))
-    if family.cells:
-        blocks.append(Block("table", table=cell_table(family)))
-    blocks.append(_head("Figures", "h3", suffix=suffix))
-    blocks += [
-        Block("figure", caption, name=f"{name}{suffix}", svg=draw(figure))
-        for name, caption, figure in figures(section, family, equivalence)
+    tables = [
+        comparison_table(family, equivalence) if family.decided else None,
+        apart_table(family, equivalence) if family.apart else None,
+        cell_table(family) if family.cells else None,
     ]
-    return blocks
+    blocks += [Block("table", table=table) for table in tables if table is not None]
+    blocks.append(_head("Figures", "h3", suffix=suffix))
+    return blocks + _pictures(drawn, suffix)
+
+
+def _pictures(drawn: list[Drawn], suffix: str) -> list[Block]:
+    return [
+        Block("figure", caption, name=f"{name}{suffix}", svg=draw(figure))
+        for name, caption, figure in drawn
+    ]
 
 
 def _in_short(section: Section, family: Family, equivalence: float) -> list[str]:
@@ -168,12 +191,12 @@ def _in_short(section: Section, family: Family, equivalence: float) -> list[str]
     if family.decided:
         counts = Counter(c.verdict(equivalence) for c in family.decided)
         words = ", ".join(f"{n} {verdict}" for verdict, n in sorted(counts.items()))
-        disputed = sum(c.disputed for c in family.decided)
-        own = f"; the own noise of {disputed} says otherwise" if disputed else ""
-        lines.append(f"of {count(len(family.decided), 'comparison')}: {words}{own}")
-    single = len(family.comparisons) - len(family.decided)
-    if single:
-        lines.append(f"{count(single, 'comparison')} of one seed: not decided")
+        lines.append(f"of {count(len(family.decided), 'comparison')}: {words}")
+    if family.apart:
+        lines.append(f"{count(len(family.apart), 'comparison')} of too few seeds")
+    far = far_seeds(section.groups)
+    if far:
+        lines.append(f"{count(len(far), 'seed')} far from the others of the recipe")
     return lines
 
 

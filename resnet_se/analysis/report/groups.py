@@ -13,8 +13,10 @@ from functools import cached_property
 from math import inf
 from typing import Any
 
+import numpy as np
+
 from resnet_se.analysis.report.runs import Run
-from resnet_se.analysis.report.significance import mean_std
+from resnet_se.analysis.report.significance import independent_mistakes, mean_std
 
 DATA = ("data.train", "data.val", "data.split_seed")
 
@@ -38,11 +40,6 @@ class Group:
     def data(self) -> dict[str, Any]:
         return self.first.data
 
-    @property
-    def family(self) -> str:
-        """Groups of one family are taken to vary alike from seed to seed."""
-        return self.first.noise_family or self.experiment
-
     @cached_property
     def overridden(self) -> dict[str, str]:
         return _shared([run.overridden for run in self.runs])
@@ -58,6 +55,22 @@ class Group:
     @cached_property
     def accuracies(self) -> list[float]:
         return [run.test["acc"] for run in self.runs]
+
+    @cached_property
+    def _of_images(self) -> tuple[np.ndarray, float]:
+        correct = np.stack([run.correct() for run in self.runs])  # (S, N)
+        chance = independent_mistakes(correct) if len(correct) > 1 else 0.0
+        return correct.mean(axis=0, dtype=np.float32), chance
+
+    @property
+    def right(self) -> np.ndarray:
+        """The share of seeds that recognise each test image: float32 (N,)."""
+        return self._of_images[0]
+
+    @property
+    def chance(self) -> float:
+        """The variance of an accuracy by independent mistakes alone."""
+        return self._of_images[1]
 
     def measured(self, key: str) -> list[float]:
         """Return `train.seconds`, say, of every seed; none where a run lacks it."""

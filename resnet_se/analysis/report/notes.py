@@ -1,4 +1,4 @@
-"""The runs that were not used or not compared, and notes on those that were."""
+"""The sentences of the report: decided answers, what is open, problems and notes."""
 
 from __future__ import annotations
 
@@ -7,8 +7,100 @@ from collections import Counter, defaultdict
 
 from resnet_se.analysis.report.compare import Comparison, Family
 from resnet_se.analysis.report.groups import Section
+from resnet_se.analysis.report.noise import far_seeds
 from resnet_se.analysis.report.runs import Loaded
-from resnet_se.analysis.report.text import count
+from resnet_se.analysis.report.significance import MOST_SEEDS
+from resnet_se.analysis.report.text import Block, count, gain, points
+
+OPEN = 20  # more are in the table alone
+TOO_MANY = f"over {MOST_SEEDS:,} seeds of each would find"
+IMAGES = "no number of seeds finds, without more test images,"
+
+# --- answers -----------------------------------------------------
+
+
+def answers(family: Family, equivalence: float, prefix: str = "") -> list[Block]:
+    """Return the decided comparisons, a sentence each, and how far they can be trusted.
+
+    Args:
+        prefix: names the section, where there are several.
+    """
+    if not family.comparisons:
+        return []
+    decided = [c for c in family.decided if is_decided(c, equivalence)]
+    decided.sort(key=lambda c: -abs(c.mean))
+    text = f"{prefix}decided: {len(decided)} of {len(family.comparisons)} comparisons"
+    blocks = [Block("h2", text[0].upper() + text[1:], ["Answers"], name="answers")]
+    if decided:
+        items = [sentence(c, equivalence) for c in decided]
+        blocks.append(Block("ul", items=items, name="answers"))
+    trust = reliability(family)
+    return [*blocks, *([Block("p", trust)] if trust else [])]
+
+
+def is_decided(c: Comparison, equivalence: float) -> bool:
+    return c.in_family and not c.verdict(equivalence).startswith("not decided")
+
+
+def sentence(c: Comparison, equivalence: float) -> str:
+    """Return `better: Muon for Adam (x17 − e14), +11.8 points [10.3, 13.3], …`."""
+    return f"{c.verdict(equivalence)}: {_answer(c)}"
+
+
+def _answer(c: Comparison) -> str:
+    value, _, interval = gain(c.mean, c.interval).partition(" ")
+    return f"{c.question} ({c.label}), {value} points {interval}, {_seeds(c)}"
+
+
+def _seeds(c: Comparison) -> str:
+    if c.seeds == str(c.n):
+        return count(c.n, "seed")
+    return f"{c.seeds.replace(', ', ' and ')} seeds"
+
+
+def reliability(family: Family) -> str:
+    """Return how often a study of this shape would err, by a simulation of it."""
+    rates = family.rates
+    if rates is None:
+        return ""
+    deviations = sorted(r.study.variance**0.5 for r in family.study.values())
+    low, high = points(deviations[0])[1:], points(deviations[-1])[1:]
+    return (
+        f"A study of this shape ({count(len(deviations), 'recipe')}, deviations of "
+        f"{low} to {high} points from seed to seed) in which nothing differs shows any "
+        f"false better or worse in {100 * rates.false:.1f} % of "
+        f"{rates.studies:,} simulated cases; {100 * rates.coverage:.1f} % of its "
+        f"single 95 % intervals hold."
+    )
+
+
+def still_open(
+    family: Family, equivalence: float, prefix: str = "", suffix: str = ""
+) -> list[Block]:
+    """Return the comparisons that are not decided, and the seeds that would do it."""
+    left = [c for c in family.comparisons if not is_decided(c, equivalence)]
+    if not left:
+        return []
+    text = f"{prefix}open: {count(len(left), 'comparison')}"
+    head = Block("h2", text[0].upper() + text[1:], ["Open"], name=f"open{suffix}")
+    items = [f"{_answer(c)}; {_needed(c, family, equivalence)}" for c in left[:OPEN]]
+    if len(left) > OPEN:
+        items.append(f"{len(left) - OPEN} more in the tables below")
+    return [head, Block("ul", items=items)]
+
+
+def _needed(c: Comparison, family: Family, equivalence: float) -> str:
+    bound = f"{100 * equivalence:g} points"
+    if c.estimate is None:
+        return "one seed decides nothing of a recipe: three of each can"
+    size = max(len(family.decided), 1)
+    seeds = c.estimate.seeds_needed(equivalence, c.n, size)
+    if seeds is None:
+        return f"{TOO_MANY if c.estimate.finds(equivalence, size) else IMAGES} {bound}"
+    return f"about {seeds:,} seeds of each would find {bound}"
+
+
+# --- problems and notes ------------------------------------------
 
 
 def problems(loaded: Loaded, compared: list[tuple[Section, Family]]) -> list[str]:
@@ -23,6 +115,13 @@ def problems(loaded: Loaded, compared: list[tuple[Section, Family]]) -> list[str
     if len(compared) > 1:
         names = "; ".join(f"{s.name} ({s.images:,} images)" for s, _ in compared)
         lines.append(f"mixed test sets, kept apart: {names}")
+    for section, _ in compared:
+        lines += [
+            f"far from the others of its recipe: {section.labels[id(group)]} seed "
+            f"{seed}: {100 * group.seeds[seed].test['acc']:.2f} per cent, "
+            f"{100 * distance:.1f} points from the median; it counts"
+            for group, seed, distance in far_seeds(section.groups)
+        ]
     for section, family in compared:
         prefix = f"{section.name}: " if len(compared) > 1 else ""
         reasons = dict.fromkeys(family.missing)

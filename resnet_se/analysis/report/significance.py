@@ -3,16 +3,16 @@
 - One training against one: McNemar's exact test (Psychometrika 12 (1947) 153; chosen
   for single trainings by Dietterich, Neural Computation 10 (1998)).  It speaks of two
   networks, never of their recipes.
-- Several seeds: a t interval of a contrast of means.  Its variance is the noise from
-  seed to seed, pooled within groups that may be alike (Fisher 1925; Montgomery, Design
-  and Analysis of Experiments, chapter 3), plus what the choice of test images adds
-  (Dorfman, Berbaum & Metz, Investigative Radiology 27 (1992) 723: their readers and
-  patients are seeds and images); its degrees of freedom: Satterthwaite, Biometrics
-  Bulletin 2 (1946) 110.
-- Many comparisons: Holm, Scandinavian Journal of Statistics 6 (1979) 65.
+- Several seeds: a contrast of means, all seeds of both sides used.  Its variance is the
+  noise from seed to seed, of a study whose recipes are not alike (`noise`), plus what
+  the choice of test images adds (Dorfman, Berbaum & Metz, Investigative Radiology 27
+  (1992) 723: their readers and patients are seeds and images).  Of two variances each
+  has its own quantile (Banerjee, Sankhya 24 (1962) 145): Satterthwaite's degrees
+  (Biometrics Bulletin 2 (1946) 110) are too many where the noisier side has the fewer
+  seeds; they serve within a side.
+- Many comparisons: intervals at 1 - alpha / m, which hold all at once (Bonferroni).
 
-Axes: S seeds, N images.  A table of differences (S, N) holds, for each seed and image,
-right (1) or wrong (0) of the treatment less the same of the baseline: -1, 0 or 1.
+Axes: S seeds, N images, C cells of an average.
 """
 
 from __future__ import annotations
@@ -20,12 +20,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from math import inf, sqrt
+from math import exp, inf, sqrt
+from typing import Any
 
 import numpy as np
 
 ALPHA = 0.05
+GUARD = 0.035  # level of the interval by the own noise of the two sides
 POWER = 0.8
+LEAST = -230.0  # logarithm of the smallest p that is told from 0
 MOST_SEEDS = 1000  # no more are worth naming
 
 
@@ -33,22 +36,6 @@ def mean_std(values: Sequence[float]) -> tuple[float, float | None]:
     """Return mean and sample standard deviation (n - 1), None for a single value."""
     array = np.asarray(values, dtype=np.float64)
     return float(array.mean()), float(array.std(ddof=1)) if len(array) > 1 else None
-
-
-def holm(p_values: Sequence[float], alpha: float = ALPHA) -> list[tuple[float, float]]:
-    """Return (p corrected for their number, level of the test) for each, in order.
-
-    The interval 1 - level leaves out 0 exactly where the corrected p is below alpha:
-    the smallest of m is tested at alpha / m, the next at alpha / (m - 1), …, and all
-    from the first that is not rejected at that one's level.
-    """
-    m = len(p_values)
-    pairs, largest, stopped = [(1.0, alpha)] * m, 0.0, 0
-    for rank, i in enumerate(np.argsort(p_values, kind="stable")):
-        largest = max(largest, min(1.0, (m - rank) * p_values[i]))
-        stopped = stopped or (m - rank if largest >= alpha else 0)
-        pairs[i] = largest, alpha / (stopped or m - rank)
-    return pairs
 
 
 # --- one seed ----------------------------------------------------
@@ -98,10 +85,10 @@ def images_only(
 
 @dataclass(frozen=True)
 class Noise:
-    """Variance of one training's accuracy over seeds, and its degrees of freedom."""
+    """A variance and its degrees of freedom; arrays where many are simulated."""
 
-    variance: float
-    freedom: int
+    variance: Any
+    freedom: Any
 
 
 def pooled(groups: Iterable[Sequence[float]]) -> Noise:
@@ -112,52 +99,112 @@ def pooled(groups: Iterable[Sequence[float]]) -> Noise:
     return Noise(squares / freedom if freedom else 0.0, freedom)
 
 
+def side(variances: Any, freedom: Any, weights: Any, most: Any) -> Noise:
+    """Return the noise of one side's mean over cells, Satterthwaite's degrees.
+
+    Args:
+        variances, freedom: of one training of each cell's recipe, (…, C).
+        weights: of each, 1 / (seeds · C²): (C,).
+        most: degrees that it may have at most.
+    """
+    parts = variances * weights
+    total = parts.sum(axis=-1)
+    spread = (parts**2 / freedom).sum(axis=-1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        degrees = np.where(spread > 0, total**2 / spread, most)
+    return Noise(total, np.minimum(degrees, most))
+
+
+def half_width(noises: Sequence[Noise], images: float, level: float) -> Any:
+    """Return half an interval of a sum whose parts have their own quantiles.
+
+    It holds its level whatever the true variances are (Banerjee).
+
+    Args:
+        noises: independent parts of the variance, each estimated.
+        images: a part that is known well.
+    """
+    from scipy import special
+
+    total = images * special.ndtri(level / 2) ** 2 if images else 0.0
+    for noise in noises:
+        freedom = np.minimum(noise.freedom, 1e9)
+        total = total + noise.variance * special.stdtrit(freedom, level / 2) ** 2
+    return np.sqrt(total)
+
+
 @dataclass(frozen=True)
 class Estimate:
-    """A difference with its variance in two parts; its test, interval and power."""
+    """A difference with the variances of its two sides; its test, interval and power.
+
+    The interval is the wider of two: with the noise of the whole study, corrected for
+    the number of comparisons, and with the sides' own noise at the level `GUARD`.
+    """
 
     mean: float
-    by_seeds: float  # variance of `mean` from the seeds
-    by_images: float  # … and from the choice of test images
-    freedom: float  # of `by_seeds`
+    study: tuple[Noise, ...]  # of each side's mean, shrunk towards the study's
+    own: tuple[Noise, ...]  # … from its own seeds alone; none: no second interval
+    images: float = 0.0  # variance from the choice of test images
 
     @property
     def error(self) -> float:
-        return sqrt(self.by_seeds + self.by_images)
+        return sqrt(sum(noise.variance for noise in self.study) + self.images)
 
-    @property
-    def degrees(self) -> float:
-        """Satterthwaite: the images' part is known well, the seeds' is not."""
-        if self.by_seeds == 0:
-            return inf
-        return self.freedom * ((self.by_seeds + self.by_images) / self.by_seeds) ** 2
-
-    @property
-    def p(self) -> float:
-        """Two-sided p of no difference over new seeds and new images."""
-        from scipy import stats
-
-        if self.error == 0:
-            return 1.0 if self.mean == 0 else 0.0
-        return float(2 * stats.t.sf(abs(self.mean) / self.error, self.degrees))
-
-    def interval(self, alpha: float = ALPHA) -> tuple[float, float]:
-        """Return the interval that leaves out 0 exactly where `p` is below alpha."""
-        half = self.error * _quantile(self.degrees, alpha) if self.error else 0.0
+    def interval(self, comparisons: int = 1) -> tuple[float, float]:
+        """Return the interval; those of all the comparisons hold at once, 95 %."""
+        half = float(half_width(self.study, self.images, ALPHA / comparisons))
+        if self.own:
+            half = max(half, float(half_width(self.own, self.images, GUARD)))
         return self.mean - half, self.mean + half
 
-    def detectable(self, alpha: float, power: float = POWER) -> float:
-        """Return the smallest difference that is found with this power."""
-        return self.error * _effect(min(self.degrees, 1e6), alpha, power)
+    def p(self, comparisons: int = 1) -> float:
+        """Return the corrected p: below 0.05 where the interval leaves out 0."""
+        p = comparisons * _level(self.study, self.images, abs(self.mean))
+        if self.own:
+            own = _level(self.own, self.images, abs(self.mean))
+            p = max(p, own * ALPHA / GUARD)
+        return min(p, 1.0)
 
-    def seeds_needed(self, difference: float, seeds: int, alpha: float) -> int | None:
+    def detectable(self, comparisons: int = 1, power: float = POWER) -> float:
+        """Return the smallest difference that each interval finds with this power.
+
+        It follows from the seeds and the study's noise, not from the sides' own luck.
+        """
+        if self.error == 0:
+            return 0.0
+        planned = [(ALPHA / comparisons, self.study)]
+        if self.own:
+            own = zip(self.study, self.own, strict=True)
+            planned += [(GUARD, tuple(Noise(s.variance, o.freedom) for s, o in own))]
+        effects = []
+        for level, noises in planned:
+            critical = float(half_width(noises, self.images, level)) / self.error
+            spread = sum(noise.variance**2 / noise.freedom for noise in noises)
+            degrees = min(self.error**4 / spread, 1e6) if spread else 1e6
+            effects.append(_effect(critical, degrees, power))
+        return self.error * max(effects)
+
+    def finds(self, difference: float, comparisons: int = 1) -> bool:
+        """Return True if seeds without end would find it with these test images."""
+        endless = Estimate(0.0, (), (), self.images)
+        return endless.detectable(comparisons) <= difference
+
+    def seeds_needed(
+        self, difference: float, seeds: int, comparisons: int = 1
+    ) -> int | None:
         """Return the seeds that detect this difference, None if no number does."""
 
+        def planned(noises: tuple[Noise, ...], n: int) -> tuple[Noise, ...]:
+            grown = (n - 1) / (seeds - 1)
+            return tuple(
+                Noise(noise.variance * seeds / n, max(noise.freedom * grown, 1))
+                for noise in noises
+            )
+
         def enough(n: int) -> bool:
-            share = seeds / n
-            freedom = max(self.freedom * (n - 1) / (seeds - 1), 1)
-            planned = Estimate(0, self.by_seeds * share, self.by_images, freedom)
-            return planned.detectable(alpha) <= difference
+            study, own = planned(self.study, n), planned(self.own, n)
+            plan = Estimate(0.0, study, own, self.images)
+            return plan.detectable(comparisons) <= difference
 
         if not enough(MOST_SEEDS):
             return None
@@ -168,19 +215,26 @@ class Estimate:
         return high
 
 
+def _level(noises: tuple[Noise, ...], images: float, gap: float) -> float:
+    """Return the level at which half an interval is just as wide as the gap."""
+    from scipy import optimize
+
+    if gap == 0:
+        return 1.0
+
+    def missing(log_level: float) -> float:
+        return float(half_width(noises, images, exp(log_level))) - gap
+
+    if missing(LEAST) < 0:  # also where nothing varies
+        return exp(LEAST)
+    return exp(optimize.brentq(missing, LEAST, 0.0, xtol=1e-10))
+
+
 @lru_cache(maxsize=4096)
-def _quantile(degrees: float, alpha: float) -> float:
-    from scipy import stats
-
-    return float(stats.t.isf(alpha / 2, degrees))
-
-
-@lru_cache(maxsize=4096)
-def _effect(degrees: float, alpha: float, power: float) -> float:
-    """Return the effect, in standard errors, that a t test finds with this power."""
+def _effect(critical: float, degrees: float, power: float) -> float:
+    """Return the effect, in standard errors, that such a t test finds."""
     from scipy import optimize, stats
 
-    critical = _quantile(degrees, alpha)
     if degrees > 1000:  # Student's distribution is normal by then
         return critical + float(stats.norm.isf(1 - power))
 
@@ -192,34 +246,55 @@ def _effect(degrees: float, alpha: float, power: float) -> float:
     return float(optimize.brentq(missing_power, 0, 4 * critical + 10, xtol=1e-4))
 
 
-def contrast(
-    differences: Sequence[np.ndarray], noises: Sequence[tuple[Noise, Noise]]
-) -> Estimate:
-    """Estimate the mean over cells of treatment less baseline, new seeds and images.
+@dataclass(frozen=True)
+class Recipe:
+    """The seeds of one setting: how often each image was recognised, and the noise."""
+
+    right: np.ndarray  # mean over seeds, float32 (N,)
+    seeds: int
+    study: Noise  # of one training's accuracy, shrunk towards the study's
+    own: Noise  # … and from its seeds alone
+    most: float  # degrees that the study has at most
+    chance: float  # variance of one accuracy by independent mistakes alone
+
+
+def independent_mistakes(right: np.ndarray) -> float:
+    """Return the variance of an accuracy if seeds differ by independent mistakes.
 
     Args:
-        differences: a table (S ≥ 2, N) for each cell; S may vary, N not.
-        noises: of each cell's treatment and of its baseline; equal ones are one pool.
+        right: right (1) or wrong (0) of each seed and image, or a difference of two
+            such (-1, 0, 1): (S ≥ 2, N).
     """
-    cells = len(differences)
-    weights: dict[Noise, float] = {}
-    of_image, rest, mean = 0.0, 0.0, 0.0
-    for table, pair in zip(differences, noises, strict=True):
-        d = np.asarray(table, dtype=np.float32)
-        s, n = d.shape
-        images, seeds = d.mean(axis=0), d.mean(axis=1, dtype=np.float64)
-        mean += seeds.mean() / cells
-        of_image = of_image + images / cells  # (N,)
-        squares = float(np.square(d, dtype=np.float32).sum(dtype=np.float64))
-        left = squares - s * float(np.square(images).sum(dtype=np.float64))
-        left -= n * float(((seeds - seeds.mean()) ** 2).sum())
-        # what independent mistakes alone would add to the variance of the mean
-        rest += max(left, 0.0) / ((s - 1) * (n - 1)) / s / cells**2 / n
-        for noise in pair:
-            weights[noise] = weights.get(noise, 0.0) + 1 / s / cells**2
-    parts = [(noise.variance * w, noise.freedom) for noise, w in weights.items()]
-    by_seeds = sum(part for part, _ in parts)
-    spread = sum(part**2 / freedom for part, freedom in parts if freedom)
-    freedom = by_seeds**2 / spread if spread else float(sum(f for _, f in parts))
-    by_images = max(float(np.var(of_image, ddof=1, dtype=np.float64)) / n - rest, 0.0)
-    return Estimate(float(mean), max(by_seeds, rest), by_images, freedom)
+    s, n = right.shape
+    images = right.mean(axis=0, dtype=np.float64)
+    seeds = right.mean(axis=1, dtype=np.float64)
+    left = np.count_nonzero(right) - s * float(np.square(images).sum())
+    left -= n * float(((seeds - seeds.mean()) ** 2).sum())
+    return max(left, 0.0) / ((s - 1) * (n - 1)) / n
+
+
+def contrast(cells: Sequence[tuple[Recipe, Recipe]]) -> Estimate:
+    """Estimate the mean over cells of treatment less baseline, new seeds and images.
+
+    All seeds of both are used, which need not be the same nor equally many.
+    """
+    share = 1 / len(cells)
+    of_image = sum(share * (t.right - b.right) for t, b in cells)
+    sides = [tuple(pair[i] for pair in cells) for i in (0, 1)]
+    chance = sum(r.chance / r.seeds * share**2 for recipes in sides for r in recipes)
+    variance = float(np.var(of_image, ddof=1, dtype=np.float64)) / len(of_image)
+    study: list[Noise] = []
+    own: list[Noise] = []
+    for recipes in sides:
+        weights = np.array([share**2 / r.seeds for r in recipes])
+        for parts, of, most in (
+            (study, [r.study for r in recipes], recipes[0].most),
+            (own, [r.own for r in recipes], inf),
+        ):
+            variances = np.array([noise.variance for noise in of])
+            freedom = np.array([noise.freedom for noise in of])
+            whole = side(variances, freedom, weights, most)
+            parts.append(Noise(float(whole.variance), float(whole.freedom)))
+    mean = float(np.mean(of_image, dtype=np.float64))
+    by_images = max(variance - chance, 0.0)
+    return Estimate(mean, tuple(study), tuple(own), by_images)

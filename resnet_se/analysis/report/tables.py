@@ -8,10 +8,10 @@ from typing import Any
 
 import pandas as pd
 
-from resnet_se.analysis.report.compare import Family
+from resnet_se.analysis.report.compare import Comparison, Family
 from resnet_se.analysis.report.groups import Group, Section
 from resnet_se.analysis.report.runs import Loaded
-from resnet_se.analysis.report.significance import ALPHA, mean_std
+from resnet_se.analysis.report.significance import MOST_SEEDS, mean_std
 from resnet_se.analysis.report.text import (
     NONE,
     Table,
@@ -89,75 +89,90 @@ def comparison_records(family: Family, equivalence: float) -> pd.DataFrame:
             "comparison": c.name,
             "where": c.where,
             "n": c.n,
+            "seeds": c.seeds,
             "difference": c.mean,
             "low": low,
             "high": high,
-            "level": c.level,
+            "family": c.family_size,
             "p": c.p,
         }
         if c in family.comparisons:
-            row |= {"p_holm": c.p_holm if c.n > 1 else None}
             row |= {"verdict": c.verdict(equivalence)}
-        if c.estimate and c.welch:
-            row["low_95"], row["high_95"] = c.estimate.interval(ALPHA)
-            row |= {"error": c.estimate.error, "degrees": c.estimate.degrees}
-            row["welch_low_95"], row["welch_high_95"] = c.welch.interval(ALPHA)
-            row |= {"welch_p": c.welch.p}
+        if c.estimate:
+            row["low_95"], row["high_95"] = c.estimate.interval()
+            row |= {"p_95": c.estimate.p(), "error": c.estimate.error}
         rows.append(row)
     return pd.DataFrame(rows)
 
 
-def comparison_table(section: Section, family: Family, equivalence: float) -> Table:
-    """Return the table of all comparisons, those of several seeds with their power."""
-    size = len(family.decided)
-    bound = f"{100 * equivalence:g}"
-    disputed = any(c.disputed for c in family.comparisons)
-    rows = []
-    for c in family.comparisons:
-        row = {
-            "question": c.question,
-            "comparison": c.label,
-            "n": str(c.n),
-            "difference [interval]": gain(c.mean, c.interval),
-            "p": p_value(c.p_holm) if c.n > 1 else f"{p_value(c.p)} (images)",
-            "verdict": c.verdict(equivalence),
-            "detects": NONE,
-            f"seeds for {bound}": NONE,
-        }
-        if c.estimate:
-            strict = ALPHA / size
-            row["detects"] = f"{100 * c.estimate.detectable(strict):.2f}"
-            needed = c.estimate.seeds_needed(equivalence, c.n, strict)
-            row[f"seeds for {bound}"] = str(needed) if needed else "more images"
-        if disputed:
-            own = c.welch.interval() if c.welch and c.disputed else None
-            row["own noise, 95 %"] = gain(c.mean, own) if own else NONE
-        rows.append(row)
+def comparison_table(family: Family, equivalence: float) -> Table:
+    """Return the table of the comparisons that are decided together."""
     caption = (
-        f"Differences of test accuracy in percentage points. With two seeds or more: "
-        f"intervals and p corrected by Holm for a family of {size}; `detects`: the "
-        f"smallest difference found with 80 % power; `seeds for {bound}`: how many "
-        f"would find {bound} points. With one seed: images only, uncorrected."
+        f"Differences of test accuracy in percentage points; the intervals of all "
+        f"{len(family.decided)} hold at once, and p is corrected for their number. "
+        f"`detects`: the smallest difference found with 80 % power; `seeds for "
+        f"{100 * equivalence:g}`: how many of each would find that many points."
     )
-    left = {"comparison", "verdict"}
-    return Table(caption, pd.DataFrame(rows), left)
+    rows = [_comparison_row(c, equivalence) for c in family.decided]
+    return Table(caption, pd.DataFrame(rows), {"comparison", "verdict"})
+
+
+def apart_table(family: Family, equivalence: float) -> Table:
+    """Return the table of the comparisons that have too few seeds."""
+    caption = (
+        "Too few seeds to decide, whatever they show: listed apart, and not counted "
+        "with the others. Two seeds: each interval for itself, 95 %. One seed: for new "
+        "images and the same networks, which says nothing of their recipes."
+    )
+    rows = [_comparison_row(c, equivalence) for c in family.apart]
+    return Table(caption, pd.DataFrame(rows), {"comparison", "verdict"})
+
+
+def _comparison_row(c: Comparison, equivalence: float) -> dict[str, str]:
+    row = {
+        "question": c.question,
+        "comparison": c.label,
+        "n": c.seeds,
+        "difference [interval]": gain(c.mean, c.interval),
+        "verdict": c.verdict(equivalence),
+        "p": p_value(c.p) if c.n > 1 else f"{p_value(c.p)} (images)",
+        "detects": NONE,
+        f"seeds for {100 * equivalence:g}": NONE,
+    }
+    if c.estimate:
+        row["detects"] = f"{100 * c.estimate.detectable(c.family_size):.2f}"
+        needed = c.estimate.seeds_needed(equivalence, c.n, c.family_size)
+        if needed is None:
+            found = c.estimate.finds(equivalence, c.family_size)
+            text = f"> {MOST_SEEDS:,}" if found else "more images"
+        row[f"seeds for {100 * equivalence:g}"] = f"{needed:,}" if needed else text
+    return row
 
 
 def cell_table(family: Family) -> Table:
-    """Return the table of the cells that a factor's mean effect is made of."""
+    """Return the table of the cells that an average is made of."""
     rows = [
         {
             "factor": c.question,
             "comparison": c.name,
             "where": c.where or NONE,
-            "n": str(c.n),
+            "n": c.seeds,
             "difference": points(c.mean),
-            "95 % interval": gain(c.mean, c.interval).partition(" ")[2],
+            "95 % interval": gain(c.mean, c.interval).partition(" ")[2]
+            if c.n > 1
+            else "one seed",
         }
         for c in family.cells
     ]
-    caption = "The cells of the factors, in points; not corrected, so without verdicts."
+    caption = (
+        "The cells of the averages, in points; not corrected, so without verdicts. "
+        "Cells of one seed have no part in the average."
+    )
     return Table(caption, pd.DataFrame(rows), {"comparison", "where"})
+
+
+def _own_interval(c: Comparison) -> str:
+    return gain(c.mean, c.interval).partition(" ")[2] if c.n > 1 else "one seed"
 
 
 def run_table(loaded: Loaded, letters: dict[str, str]) -> Table:

@@ -64,7 +64,10 @@ class Table:
 
 @dataclass
 class Block:
-    """A heading (h2, h3), paragraph (p), list (ul), table or figure (its SVG)."""
+    """A heading (h2, h3), paragraph (p), list (ul), table or figure (its SVG).
+
+    `notes` is a list that the page shows collapsed under its text.
+    """
 
     kind: str
     text: str = ""
@@ -84,7 +87,8 @@ def markdown(title: str, blocks: list[Block]) -> str:
         text = _escaped(block.text)
         if block.kind in ("h2", "h3"):
             parts.append(f"{'#' * int(block.kind[1])} {text}")
-        elif block.kind == "ul":
+        elif block.kind in ("ul", "notes"):
+            parts += [f"## {text}"] if block.kind == "notes" else []
             parts.append("\n".join(f"- {_escaped(item)}" for item in block.items))
         elif block.table is not None:
             parts.append(markdown_table(block.table))
