@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from resnet_se.inference.pretrained import build, load
 
 __all__ = ["__version__", "build", "load", "load_runs"]
+__version__ = "0.1.0"
 
 _HOMES = {
     "build": "inference.pretrained",
@@ -26,10 +27,6 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    if name == "__version__":
-        from importlib.metadata import version
-
-        return version("resnet-se")
     if name in _HOMES:
         return getattr(import_module(f"resnet_se.{_HOMES[name]}"), name)
     raise AttributeError(f"module 'resnet_se' has no attribute {name!r}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from importlib import import_module
 
+from resnet_se import __version__
 from resnet_se.utils.errors import nearest
 
 COMMANDS = {
@@ -16,7 +17,7 @@ COMMANDS = {
     "plots": "a run's pictures again",
     "bundle": "a folder and a zip for people who never saw the run",
     "demo": "a local web page: drop a picture, compare runs",
-    "benchmark": "images per second, the usual way and ours, in turns",
+    "benchmark": "images per second, the usual way and ours, interleaved",
     "plan": "what a sweep would cost, and whether every job can work",
     "report": "tables, statistics and pictures from result.json files",
     "record": "what went into a run's hash, or what makes two runs differ",
@@ -29,14 +30,31 @@ COMMANDS = {
 MODULES = {"inspect": "inspect_gates", "models": "model_table"}
 
 
+def usage() -> str:
+    """Return the help page: every command, and how to read on."""
+    width = max(map(len, COMMANDS))
+    return "\n".join(
+        [
+            "usage: resnet-se COMMAND [arguments]",
+            "",
+            *(f"  {name:<{width}}  {summary}" for name, summary in COMMANDS.items()),
+            "",
+            "resnet-se COMMAND --help says more; -V or --version prints the version.",
+        ]
+    )
+
+
 def main() -> None:
-    """Hands the rest of the command line to the command's own `main`."""
-    command = sys.argv[1] if len(sys.argv) > 1 else "--help"
-    if command in ("-h", "--help"):
-        width = max(map(len, COMMANDS))
-        print("usage: resnet-se COMMAND [arguments]\n")
-        for name, what in COMMANDS.items():
-            print(f"  {name:<{width}}  {what}")
+    """Hand the rest of the command line to the command's own `main`."""
+    arguments = sys.argv[1:] or ["help"]
+    if arguments[0] in ("-V", "--version"):
+        print(f"resnet-se {__version__}")
+        return
+    if arguments[0] == "help" and len(arguments) > 1:  # of one command
+        arguments = [arguments[1], "--help"]
+    command = arguments[0]
+    if command in ("-h", "--help", "help"):
+        print(usage())
         return
     if "install=bash" in sys.argv:  # Hydra's would complete for `resnet-se` alone
         from resnet_se.commands.completion import script
@@ -50,7 +68,7 @@ def main() -> None:
     # As `python -m` does: one's own modules lie in the working directory.
     sys.path.insert(0, "")
     # Hydra and argparse read what is left, as after `python -m`.
-    sys.argv = [f"resnet-se {command}", *sys.argv[2:]]
+    sys.argv = [f"resnet-se {command}", *arguments[1:]]
     name = MODULES.get(command, command)
     import_module(f"resnet_se.commands.{name}").main()
 

@@ -9,6 +9,10 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
+
+from resnet_se import __version__
+from resnet_se.__main__ import COMMANDS
 
 ROOT = Path(__file__).parents[1]
 
@@ -46,3 +50,37 @@ def test_ci_finds_real_images_says_so_and_runs_every_check(tmp_path, where):
         tests,
         "run pytest -m slow",
     ]
+
+
+def test_the_version_stands_once():
+    project = (ROOT / "pyproject.toml").read_text()
+    assert 'dynamic = ["version"]' in project
+    assert not re.search(r'^version = "', project, re.MULTILINE)
+    changes = (ROOT / "CHANGELOG.md").read_text()
+    assert changes.index("## [Unreleased]") < changes.index(f"## {__version__}")
+
+
+def test_the_hooks_are_those_of_ci():
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())
+    [repo] = hooks["repos"]
+    assert repo["repo"] == "local"  # the versions are those of pyproject.toml
+    entries = {hook["entry"].removesuffix(" --force-exclude") for hook in repo["hooks"]}
+    checks = (ROOT / ".ci/run").read_text()
+    assert entries == {"uv run ruff check", "uv run ruff format", "uv run mypy"}
+    assert all(entry in checks for entry in entries)
+
+
+def test_what_contributing_names_is_there():
+    """Every path in it, and every command."""
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    assert len(text.splitlines()) <= 120
+    paths = re.findall(
+        r"`((?:resnet_se|conf|tests|experiments|docs|\.ci)/[^`*…<]*)`", text
+    )
+    assert len(paths) >= 12
+    for path in paths:
+        assert (ROOT / path).exists(), path
+    for name in re.findall(r"resnet-se ([a-z]+)", text):
+        assert name in COMMANDS, name
+    packages = {path.parent.name for path in ROOT.glob("resnet_se/*/__init__.py")}
+    assert packages <= set(re.findall(r"^\| `(\w+)/`", text, re.MULTILINE))

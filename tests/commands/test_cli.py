@@ -65,7 +65,7 @@ def entry(monkeypatch, tmp_path):
     return call
 
 
-@pytest.mark.parametrize("arguments", [(), ("--help",), ("-h",)])
+@pytest.mark.parametrize("arguments", [(), ("--help",), ("-h",), ("help",)])
 def test_help_names_every_command(entry, capsys, arguments):
     assert entry(*arguments) == 0
     shown = capsys.readouterr().out
@@ -73,12 +73,26 @@ def test_help_names_every_command(entry, capsys, arguments):
     assert all(f"  {name} " in shown for name in COMMANDS)
 
 
+@pytest.mark.parametrize("flag", ["--version", "-V"])
+def test_the_version_is_printed(entry, capsys, flag):
+    assert entry(flag) == 0
+    assert capsys.readouterr().out == f"resnet-se {resnet_se.__version__}\n"
+
+
+def test_help_of_one_command_is_its_own(entry, capsys):
+    assert entry("help", "report") == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("usage: resnet-se report")
+    assert entry("report", "--help") == 0
+    assert capsys.readouterr().out == shown
+    assert entry("help", "reprot") == 2
+    assert "did you mean 'report'?" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", COMMANDS)
-def test_every_command_has_a_main_and_is_a_module_of_its_own(name):
-    name = MODULES.get(name, name)
-    assert callable(import_module(f"resnet_se.commands.{name}").main)
-    path = Path(resnet_se.__file__).parent / "commands" / name
-    assert (path / "__main__.py").is_file() or path.with_suffix(".py").is_file()
+def test_every_command_has_a_main(name):
+    module = import_module(f"resnet_se.commands.{MODULES.get(name, name)}")
+    assert callable(module.main)
 
 
 def test_an_unknown_command(entry, capsys):
@@ -139,9 +153,10 @@ def test_bash_completes_commands_groups_choices_and_keys(tmp_path):
 def test_the_wheel_finds_its_configuration(fresh_python, tmp_path):
     code = """
 import json, sys
+from importlib.metadata import version
 import resnet_se.config.compose
 from resnet_se.__main__ import main
-print(resnet_se.__version__, resnet_se.config.compose.CONF)
+print(resnet_se.__version__, version("resnet-se"), resnet_se.config.compose.CONF)
 sys.argv[1:] = ["models", "--json"]
 main()
 """
@@ -151,9 +166,9 @@ main()
         line, cwd=tmp_path, env=env, capture_output=True, text=True, check=True
     )
     where, shown = done.stdout.split("\n", 1)
-    version, conf = where.split()
+    version, built, conf = where.split()
     package = Path(conf).parent
-    assert version == resnet_se.__version__
+    assert version == built == resnet_se.__version__
     assert package.is_relative_to(fresh_python.parents[1])
     assert "se_resnet80" in json.loads(shown)
     for name in ("py.typed", "demo/page.css", "demo/answer.html.j2", "card.md.j2"):
