@@ -63,6 +63,24 @@ class SqueezeExcite(nn.Module):
         return x * self.gate(x)[:, :, None, None]
 
 
+class SameConv2d(nn.Conv2d):
+    """A convolution padded as TensorFlow's `same` does, by the size of its input.
+
+    H → ⌈H/stride⌉.  An odd number of padded rows has the greater half below: at stride
+    2 on an even side a 3×3 kernel is centred on pixel 2i + 1, PyTorch's padding of one
+    on 2i.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C_in, H, W) → (B, C, ⌈H/stride⌉, ⌈W/stride⌉)."""
+        pads: list[int] = []
+        sides = zip(x.shape[:1:-1], self.kernel_size[::-1], self.stride[::-1], strict=True)
+        for n, kernel, stride in sides:  # the last axis first, as F.pad counts
+            rest = max(0, (-(-n // stride) - 1) * stride + kernel - n)
+            pads += [rest // 2, rest - rest // 2]
+        return F.conv2d(F.pad(x, pads), self.weight, self.bias, self.stride)
+
+
 @dataclass(frozen=True)
 class LayerFactory:
     """Makes the layers of a network's blocks from the settings that they share."""
@@ -76,6 +94,7 @@ class LayerFactory:
     activation: str = "relu"
     residual: bool = True
     gate_scale: float = 1.0
+    padding: str = "symmetric"
 
     def se(self, position: str, channels: int) -> nn.Module:
         """An SE block where this is its position, else the identity."""
@@ -87,6 +106,8 @@ class LayerFactory:
         return ACTIVATIONS[self.activation]()
 
     def conv(self, c_in: int, c: int, kernel: int = 3, stride: int = 1) -> nn.Conv2d:
+        if self.padding == "same" and stride > 1:  # else it is the symmetric one
+            return SameConv2d(c_in, c, kernel, stride, bias=self.bias)
         return nn.Conv2d(c_in, c, kernel, stride, padding=kernel // 2, bias=self.bias)
 
     def norm(self, channels: int) -> nn.BatchNorm2d:

@@ -51,8 +51,12 @@ class ResNet(nn.Module):
         whiten: a `WhiteningStem` in place of the 3×3 convolution with BatchNorm.
         downsample: by the `stride` of a convolution (`BasicBlock`), or by a max-`pool`
             after one (`PoolBlock`), in blocks with a stride.
+        padding: of convolutions with a stride: `symmetric`, PyTorch's, or TensorFlow's
+            `same`, below and right alone on an even side (`SameConv2d`).
+        init: `he`: He's normal for convolutions, PyTorch's own for the rest; `glorot`:
+            Glorot's uniform and zero biases in every layer, Keras's default.
         identity_init: the first C_in filters of 3×3 convolutions begin as the identity,
-            the others by PyTorch's uniform distribution; else all by He's normal one.
+            the others by PyTorch's uniform distribution; in place of `init=he`.
         pooling: of the last feature maps over H and W.
         logit_scale: factor of the last layer's output.
         dropout: probability of dropping a feature before the last layer.
@@ -89,6 +93,8 @@ class ResNet(nn.Module):
         activation: Literal["relu", "gelu"] = "relu",
         residual: bool = True,
         gate_scale: Positive = 1.0,
+        padding: Literal["symmetric", "same"] = "symmetric",
+        init: Literal["he", "glorot"] = "he",
         num_classes: Annotated[int, Field(ge=2)] = 10,
         in_channels: Count = 3,
     ):
@@ -97,12 +103,15 @@ class ResNet(nn.Module):
         if zero_init and not bn_scale:
             reason = "bn_scale=false, whose scales stay as they begin"
             raise UserError(f"zero_init: expected false with {reason}, got true")
+        if identity_init and init != "he":
+            reason = f"init={init}, which sets the same weights"
+            raise UserError(f"identity_init: expected false with {reason}, got true")
         if not residual:
             identity = reduction is not None and se_position == "identity"
             _check_plain(drop_path, zero_init, identity)
         layers = LayerFactory(
             reduction, se_position, conv_bias, bn_momentum, bn_eps, bn_scale,
-            activation, residual, gate_scale,
+            activation, residual, gate_scale, padding,
         )  # fmt: skip
         self.depths = tuple(depths)
         self.num_layers = 1 + 2 * sum(depths) + 1  # stem, two a block, head
@@ -127,7 +136,7 @@ class ResNet(nn.Module):
         self.head = nn.Linear(c_in, num_classes)
         self.pooling = POOLING[pooling]
         self.logit_scale = logit_scale
-        self.apply(_init_identity if identity_init else _init_he)
+        self.apply(_init_identity if identity_init else INITIALISERS[init])
         for block in blocks if zero_init else ():
             norms = [m for m in block.branch if isinstance(m, nn.BatchNorm2d)]
             nn.init.zeros_(norms[-1].weight)
@@ -172,6 +181,17 @@ def _init_he(module: nn.Module) -> None:
         nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         if module.bias is not None:
             nn.init.zeros_(module.bias)
+
+
+def _init_glorot(module: nn.Module) -> None:
+    """Glorot uniform (Glorot & Bengio 2010) and zero biases, Keras's in every layer."""
+    if isinstance(module, nn.Conv2d | nn.Linear):
+        nn.init.xavier_uniform_(module.weight)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+INITIALISERS = {"he": _init_he, "glorot": _init_glorot}
 
 
 def _init_identity(module: nn.Module) -> None:
