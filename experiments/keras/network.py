@@ -23,9 +23,9 @@ def _squeeze_excite(x, reduction: int, l2: float | None):
     regularizer = keras.regularizers.L2(l2) if l2 else None
     c = x.shape[-1]
     z = layers.GlobalAveragePooling2D()(x)  # (B, C)
-    z = layers.Dense(
-        c // reduction, activation="relu", kernel_regularizer=regularizer
-    )(z)
+    z = layers.Dense(c // reduction, activation="relu", kernel_regularizer=regularizer)(
+        z
+    )
     z = layers.Dense(c, activation="sigmoid", kernel_regularizer=regularizer)(z)
     return layers.Multiply()([x, layers.Reshape((1, 1, c))(z)])  # (B, H, W, C)
 

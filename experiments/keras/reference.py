@@ -274,9 +274,9 @@ def l2(keras) -> dict:
     model.compile(keras.optimizers.SGD(1.0), lambda y, p: keras.ops.sum(p * 0))
     x = np.zeros((4, 6, 6, 2), np.float32)
     y = np.zeros((4, 4), np.float32)
-    val_loss = model.fit(
-        x, y, batch_size=4, validation_data=(x, y), **IDLE
-    ).history["val_loss"]
+    val_loss = model.fit(x, y, batch_size=4, validation_data=(x, y), **IDLE).history[
+        "val_loss"
+    ]
     after, bias = convolution.get_weights()
     scale = np.asarray(model.layers[1].gamma)
     return {

@@ -74,7 +74,9 @@ class SameConv2d(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C_in, H, W) → (B, C, ⌈H/stride⌉, ⌈W/stride⌉)."""
         pads: list[int] = []
-        sides = zip(x.shape[:1:-1], self.kernel_size[::-1], self.stride[::-1], strict=True)
+        sides = zip(
+            x.shape[:1:-1], self.kernel_size[::-1], self.stride[::-1], strict=True
+        )
         for n, kernel, stride in sides:  # the last axis first, as F.pad counts
             rest = max(0, (-(-n // stride) - 1) * stride + kernel - n)
             pads += [rest // 2, rest - rest // 2]

@@ -53,10 +53,11 @@ def test_same_padding_reaches_both_convolutions_of_a_stride_and_keeps_the_names(
     x = torch.randn(2, 3, 8, 8)
     for net in (symmetric, same):
         net.eval()
-    assert torch.equal(symmetric.blocks[0](symmetric.stem(x)), same.blocks[0](same.stem(x)))
+    assert torch.equal(
+        symmetric.blocks[0](symmetric.stem(x)), same.blocks[0](same.stem(x))
+    )
     assert not torch.allclose(symmetric(x), same(x))
     # By hand: one row and one column of zeros, below and right.
-    padded = nn.functional.pad(x, (0, 1, 0, 1))
     conv = same.blocks[1].branch[1]
     inputs = torch.randn(2, 4, 8, 8)
     padded = nn.functional.pad(inputs, (0, 1, 0, 1))
@@ -68,7 +69,9 @@ def test_glorot_initial_weights_are_keras():
     torch.manual_seed(0)
     net = ResNet(**SE_RESNET20, init="glorot")
     kernels = [m for m in net.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
-    rows = {tuple(row["shape"]): row for row in KERAS["networks"]["se_resnet20"]["kernels"]}
+    rows = {
+        tuple(row["shape"]): row for row in KERAS["networks"]["se_resnet20"]["kernels"]
+    }
     shapes = set()
     for layer in kernels:
         weight = layer.weight.detach().numpy()
@@ -92,11 +95,13 @@ def test_he_initial_convolutions_are_wider_than_keras_by_the_root_of_two():
     widest = KERAS["networks"]["se_resnet20"]["kernels"]
     row = next(row for row in widest if row["shape"] == [3, 3, 64, 64])
     conv = net.blocks[-1].branch[4]
-    assert float(conv.weight.detach().std()) / row["std"] == pytest.approx(2**0.5, rel=0.02)
+    assert float(conv.weight.detach().std()) / row["std"] == pytest.approx(
+        2**0.5, rel=0.02
+    )
 
 
 @pytest.mark.parametrize(
-    "name, depths, widths, strides",
+    ("name", "depths", "widths", "strides"),
     [
         ("se_resnet20", (3, 3, 3), (16, 32, 64), (1, 2, 2)),
         ("se_resnet80", (20, 6, 13), (32, 64, 128), (1, 2, 2)),
