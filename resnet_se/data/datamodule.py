@@ -33,6 +33,7 @@ from resnet_se.data.loaders import (
     ShuffledBatches,
     evenly_spread,
     stratified_split,
+    tail_split,
 )
 from resnet_se.data.normalisation import channel_statistics, normalise
 from resnet_se.utils import lightning_private as internals
@@ -55,12 +56,16 @@ class ImageDataModule(L.LightningDataModule):
         engine: `batched` or `torchvision`, which apply them.
         batch_size: B of one device.
         val_fraction: share of the training set held out, in (0, 1).
+        split: of the images held out: `stratified`, drawn from each class, or `tail`,
+            the last ones as they come, Keras's `validation_split`.
         split_seed: of the validation split, apart from `seed` so that runs compare.
         seed: of the shuffles and the augmentation.
         num_workers: processes of the torchvision engine; null picks half the cores,
             none where there is nothing to augment.  The batched engine has none.
         repeats: times that an image is in a batch, each with another augmentation
             (`ShuffledBatches`); a divisor of `batch_size`.
+        drop_last: leave out the images that do not fill a last batch; Keras trains on
+            them (`ShuffledBatches`).
         train_subset: train on about this many images, stratified and fixed by
             `split_seed`; null for all.
         fallback: a source to go on with where `source` has no data, or null: an error.
@@ -98,8 +103,15 @@ class ImageDataModule(L.LightningDataModule):
         repeats: Count = 1,
         fallback: Any = None,
         exact_batch_size: bool = False,
+        split: Literal["stratified", "tail"] = "stratified",
+        drop_last: bool = True,
     ):
         super().__init__()
+        if repeats > 1 and not drop_last:
+            raise UserError(
+                "data.drop_last: expected true with data.repeats > 1, whose epochs "
+                "have part of the images anyway, got false"
+            )
         if batch_size % repeats:
             raise UserError(
                 "data.repeats: expected a divisor of "
@@ -112,6 +124,8 @@ class ImageDataModule(L.LightningDataModule):
         self.exact_batch_size = exact_batch_size
         self.fitted: str | None = None
         self.val_fraction = val_fraction
+        self.split = split
+        self.drop_last = drop_last
         self.split_seed = split_seed
         self.seed = seed
         self.num_workers = num_workers
@@ -152,7 +166,10 @@ class ImageDataModule(L.LightningDataModule):
     def _load(self) -> None:
         images: ImageSet = self.source.load()
         pixels, labels = images.train_images, images.train_labels
-        train, val = stratified_split(labels, self.val_fraction, self.split_seed)
+        if self.split == "tail":
+            train, val = tail_split(labels, self.val_fraction)
+        else:
+            train, val = stratified_split(labels, self.val_fraction, self.split_seed)
         if self.train_subset is not None and self.train_subset < len(train):
             share = 1 - self.train_subset / len(train)
             train = train[stratified_split(labels[train], share, self.split_seed)[0]]
@@ -296,7 +313,8 @@ class ImageDataModule(L.LightningDataModule):
         # Not left to Lightning: a loader with workers begins before it says the epoch.
         size, repeats = len(self.train_part[0]), self.repeats
         order = size, self.batch_size, self.seed, *self._rank
-        sampler = ShuffledBatches(*order, **self._place, repeats=repeats)
+        options = {"repeats": repeats, "drop_last": self.drop_last}
+        sampler = ShuffledBatches(*order, **self._place, **options)
         if self.engine == "batched":
             part = self._placed_pair("train_part", device)
             statistics = self._placed_pair("statistics", device)

@@ -8,6 +8,7 @@ batches of one device with 2·B.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -54,6 +55,31 @@ def stratified_split(
     return (~chosen).nonzero().squeeze(1), chosen.nonzero().squeeze(1)
 
 
+def tail_split(labels: Tensor, fraction: float) -> tuple[Tensor, Tensor]:
+    """Return indices (N_train,) and (N_val,): the first images, and the last ones.
+
+    Keras's `validation_split`: ⌊N × (1 − fraction)⌋ images are trained on.
+
+    Raises:
+        UserError: no image is left for one of the parts, or none of a class to train
+            on: the images are sorted by class.
+    """
+    size = math.floor(len(labels) * (1 - fraction))
+    train, val = torch.arange(len(labels)).split([size, len(labels) - size])
+    if not len(train) or not len(val):
+        raise UserError(
+            f"data.val_fraction: expected images in both parts, got {len(train)} to "
+            f"train on and {len(val)} held out of {len(labels)}"
+        )
+    missing = set(labels.unique().tolist()) - set(labels[train].unique().tolist())
+    if missing:
+        raise UserError(
+            f"data.split=tail: class {min(missing)} lies in the last {len(val)} images "
+            "alone, none to train on; images sorted by class need data.split=stratified"
+        )
+    return train, val
+
+
 def evenly_spread(labels: Tensor) -> Tensor:
     """Return an order (N,) of which any beginning has its share of every class."""
     share = torch.empty(len(labels), dtype=torch.float64)
@@ -66,8 +92,7 @@ def evenly_spread(labels: Tensor) -> Tensor:
 class ShuffledBatches(Sampler):
     """Batches of one rank as lists of (epoch, index), shuffled by (seed, epoch).
 
-    Images that do not fill a batch on every rank are left out.  Lightning calls
-    `set_epoch`.
+    Lightning calls `set_epoch`.
 
     Args:
         size: images in all.
@@ -80,6 +105,8 @@ class ShuffledBatches(Sampler):
             (Hoffer et al. 2020, arXiv 1901.09335; an epoch keeps its steps, and has an
             m-th of the images: Berman et al. 2019, arXiv 1902.05509).  The index of
             image i's r-th repeat is i + r × size.
+        drop_last: leave out the images that do not fill a batch on every rank; else
+            they are a smaller batch, as many on each rank, with repeats of one alone.
     """
 
     def __init__(
@@ -92,6 +119,7 @@ class ShuffledBatches(Sampler):
         epoch: int = 0,
         done: int = 0,
         repeats: int = 1,
+        drop_last: bool = True,
     ):
         self.size = size
         self.batch_size = batch_size
@@ -101,6 +129,8 @@ class ShuffledBatches(Sampler):
         self.epoch = epoch
         self.done = done
         self.repeats = repeats
+        # Images of the last batch, on each rank, that are not left out.
+        self.rest = 0 if drop_last else size % (batch_size * world_size) // world_size
 
     def set_epoch(self, epoch: int) -> None:
         if epoch != self.epoch:
@@ -108,24 +138,26 @@ class ShuffledBatches(Sampler):
 
     def __len__(self) -> int:
         """Return the number of batches of a whole epoch."""
-        return self.size // (self.batch_size * self.world_size)
+        return self.size // (self.batch_size * self.world_size) + (self.rest > 0)
 
     def indices(self) -> Tensor:
-        """Return (len(self) − done, B) int64: the images of the batches to come."""
+        """Return int64 (N,): the images of the batches to come, B a batch."""
         generator = torch.Generator().manual_seed(
             derive_seed("shuffle", self.seed, self.epoch)
         )
         order = torch.randperm(self.size, generator=generator)
-        shape = len(self), self.world_size, self.batch_size
-        order = order[: shape[0] * shape[1] * shape[2] // self.repeats]
+        full = len(self) - (self.rest > 0)
+        shape = full, self.world_size, self.batch_size
+        used = full * self.world_size * self.batch_size // self.repeats
         times = torch.arange(self.repeats) * self.size  # (m,)
-        order = (order[:, None] + times).view(shape)
-        return order[self.done :, self.rank]
+        batches = (order[:used, None] + times).view(shape)[:, self.rank].flatten()
+        rest = order[used + self.rank * self.rest :][: self.rest]
+        return torch.cat([batches, rest])[self.done * self.batch_size :]
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         epoch = self.epoch
-        for batch in self.indices().tolist():
-            yield [(epoch, i) for i in batch]
+        for batch in self.indices().split(self.batch_size):
+            yield [(epoch, i) for i in batch.tolist()]
 
 
 class GivenImages(ShuffledBatches):
@@ -135,7 +167,7 @@ class GivenImages(ShuffledBatches):
         super().__init__(n, n, seed, epoch=epoch)
 
     def indices(self) -> Tensor:
-        return torch.arange(self.size)[None]
+        return torch.arange(self.size)
 
 
 class AugmentedImages(Dataset):
@@ -218,7 +250,7 @@ class BatchesOnDevice:
         ).to(device)
         size = sampler.batch_size
         at_once = max(1, GPU_CHUNK // size) if device.type != "cpu" else 1
-        order = sampler.indices().flatten()
+        order = sampler.indices()
         chunks = (o.split(at_once * size) for o in (order.to(device), order))
         for index, on_cpu in zip(*chunks, strict=True):
             image = index % count

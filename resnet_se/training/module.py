@@ -23,7 +23,7 @@ from torchmetrics.functional.classification import (
 
 from resnet_se.models.tta import TTA
 from resnet_se.training.mixing import Mixing
-from resnet_se.training.param_groups import check_state
+from resnet_se.training.param_groups import check_state, l2_penalty
 from resnet_se.training.schedules import Schedule
 from resnet_se.utils import lightning_private as internals
 from resnet_se.utils.distributed import gather_rows, sum_over_ranks
@@ -215,6 +215,8 @@ class Classifier(L.LightningModule):
         if self.trainer.state.fn == TrainerFn.FITTING:
             # Before its checkpoint is written.
             self._stop_if_diverged("validation", [b[0] for b in self.val_batches])
+            # What checkpoint, plateau and early stopping watch.
+            sums[0] += l2_penalty(self.trainer.optimizers[0]) * sums[2]
             schedule = cast(Schedule, self.lr_schedulers())
             schedule.observe(float(sums[0] / sums[2]))
         else:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any
+import math
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,8 @@ def make_optimizer(
     weight_decay: NonNegative = 0.0,
     decay_norm_and_bias: bool = True,
     norm_bias_lr: Positive = 1.0,
+    penalty: Literal["decay", "l2"] = "decay",
+    epsilon: Literal["inside", "outside"] = "inside",
     **options: Any,
 ) -> Optimizer:
     """Return a `cls` over `net`'s trainable parameters, optionally sparing vectors.
@@ -29,6 +32,11 @@ def make_optimizer(
     Args:
         lr: base learning rate.
         weight_decay: for SGD and Adam the L2 penalty, for AdamW decoupled.
+        penalty: reading of `weight_decay`, λ: `decay` is torch's, a gradient of λw on
+            all parameters; `l2` Keras's `L2(λ)`, a penalty of λ Σ w² on kernels alone:
+            a gradient of 2 λw, and part of the validation loss (`l2_penalty`).
+        epsilon: of Adam, inside the bias correction as torch has it, or `outside` as
+            Keras, where first steps are shorter; other optimizers ignore it.
         decay_norm_and_bias: decay BatchNorm's parameters and biases (`ndim` 1) as well.
         norm_bias_lr: factor on the rate of BatchNorm's biases; their decay is divided
             by it, so that they shrink as the others do (Jordan 2024, arXiv 2404.00498,
@@ -45,6 +53,13 @@ def make_optimizer(
                 f"optimizer.{name}: {cls.__name__} has no such argument; "
                 f"{nearest(name, known)}"
             )
+    if penalty == "l2":
+        if issubclass(cls, torch.optim.AdamW):
+            raise UserError(
+                "optimizer.penalty: expected decay with AdamW, whose decay is no part "
+                "of the gradient, got l2"
+            )
+        weight_decay, decay_norm_and_bias = 2 * weight_decay, False
     norms = (m for m in net.modules() if isinstance(m, nn.BatchNorm2d))
     faster = {m.bias for m in norms if norm_bias_lr != 1}
     others = [p for p in net.parameters() if p.requires_grad and p not in faster]
@@ -61,11 +76,44 @@ def make_optimizer(
                 "lr": lr * norm_bias_lr,
             }
         )
+    if penalty == "l2":
+        groups[0]["l2"] = weight_decay / 2
     make: Any = cls  # each optimizer of torch has a signature of its own
     try:
-        return make(groups, lr=lr, **options)
+        optimizer = make(groups, lr=lr, **options)
     except (TypeError, ValueError) as error:
         raise UserError(f"optimizer: {cls.__name__}: {error}") from None
+    if epsilon == "outside" and isinstance(optimizer, torch.optim.Adam):
+        optimizer.register_step_pre_hook(_EpsilonOutside(optimizer))
+    return optimizer
+
+
+class _EpsilonOutside:
+    """Adam's step with epsilon outside the bias correction, as a hook before each step.
+
+    Keras divides m̂ by √v / √(1 − β₂ᵗ) + ε / √(1 − β₂ᵗ), torch by √v / √(1 − β₂ᵗ) + ε
+    (Kingma & Ba 2015, arXiv 1412.6980, §2, print both).  t is counted in the group
+    and kept in checkpoints: reading Adam's own would wait for the device.
+    """
+
+    def __init__(self, optimizer: Optimizer):
+        self.eps = [group["eps"] for group in optimizer.param_groups]
+
+    def __call__(self, optimizer: Optimizer, *_: Any) -> None:
+        for group, eps in zip(optimizer.param_groups, self.eps, strict=True):
+            group["steps"] = group.get("steps", 0) + 1
+            group["eps"] = eps / math.sqrt(1 - group["betas"][1] ** group["steps"])
+
+
+@torch.no_grad()
+def l2_penalty(optimizer: Optimizer) -> float:
+    """Return λ Σ w² over the kernels that `penalty=l2` decays, 0 for other ones."""
+    total = 0.0
+    for group in optimizer.param_groups:
+        if group.get("l2"):
+            squares = torch.stack([p.float().square().sum() for p in group["params"]])
+            total += group["l2"] * float(squares.sum())
+    return total
 
 
 def check_state(optimizer: Optimizer, fresh: Optimizer) -> None:

@@ -4,7 +4,7 @@ A schedule is `lr(t) = lr₀ × warm-up(t) × decay(t) × plateau`, t in epochs 
 continuous; each factor is a pure function of progress but the last, which
 `ReduceLROnPlateau` keeps.  The factors multiply, so that a plateau's reduction survives
 the next step (the paper uses warm-up, decays at epochs 100 and 250, and
-ReduceLROnPlateau at the same time).
+ReduceLROnPlateau at the same time).  In Keras they do not: `overrides_plateau`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
@@ -118,6 +118,12 @@ class Schedule(LRScheduler):
         warmup_start: factor at the first step.
         plateau: arguments of torch's `ReduceLROnPlateau` (factor, patience in epochs,
             …), which sees the validation loss, or None.
+        plateau_rule: reading of those arguments: `torch`, or `keras`: acts after P bad
+            epochs and not P + 1, a fall counts from an absolute `threshold`, a cooldown
+            of c epochs waits c − 1.
+        overrides_plateau: the rate is set anew by warm-up and decay, where there are
+            any, so that a plateau's reduction never acts: Keras's
+            `LearningRateScheduler` beside its `ReduceLROnPlateau`.
 
     Raises:
         UserError: a range; a warm-up longer than training; a decay that is not a finite
@@ -134,6 +140,8 @@ class Schedule(LRScheduler):
         warmup_epochs: NonNegative = 0.0,
         warmup_start: Unit = 0.0,
         plateau: dict[str, Any] | None = None,
+        plateau_rule: Literal["torch", "keras"] = "torch",
+        overrides_plateau: bool = False,
     ):
         if warmup_epochs > epochs:
             raise UserError(
@@ -146,7 +154,12 @@ class Schedule(LRScheduler):
         self._epochs = epochs
         self._decay = decay
         self._warmup = (warmup_epochs, warmup_start)
-        self._plateau = None if plateau is None else _make_plateau(plateau)
+        self._plateau = (
+            None if plateau is None else _make_plateau(plateau, plateau_rule)
+        )
+        rule = decay.func if isinstance(decay, partial) else decay
+        scheduled = warmup_epochs > 0 or rule is not constant
+        self._overrides_plateau = overrides_plateau and scheduled
         # torch's rule works on an optimizer of rate 1: that rate is our factor.
         self._reduced: dict[str, Any] = (
             self._plateau.optimizer.param_groups[0] if self._plateau else {"lr": 1.0}
@@ -157,7 +170,7 @@ class Schedule(LRScheduler):
         """Return the factor on the base rates at optimizer step `step`, from 0."""
         t = step / self._steps_per_epoch
         decayed = warmup(t, *self._warmup) * self._decay(t, self._epochs)
-        return decayed * self._reduced["lr"]
+        return decayed if self._overrides_plateau else decayed * self._reduced["lr"]
 
     def get_lr(self) -> list[float | torch.Tensor]:
         factor = self.factor(self.last_epoch)
@@ -213,7 +226,7 @@ def _check_decay(decay: Decay, epochs: float) -> None:
             )
 
 
-def _make_plateau(options: dict[str, Any]) -> ReduceLROnPlateau:
+def _make_plateau(options: dict[str, Any], rule: str) -> ReduceLROnPlateau:
     known = list(inspect.signature(ReduceLROnPlateau).parameters)[1:]
     for name in options:
         if name not in known:
@@ -224,6 +237,12 @@ def _make_plateau(options: dict[str, Any]) -> ReduceLROnPlateau:
         raise UserError(
             f"scheduler.plateau.factor: expected 0 < f < 1, got {options['factor']}"
         )
+    if rule == "keras":
+        # The epoch that ends a cooldown counts as a bad one already, unlike torch's.
+        shorter = {"patience": options.get("patience", 10) - 1}
+        shorter["cooldown"] = options.get("cooldown", 0) - 1
+        shorter = {name: max(0, epochs) for name, epochs in shorter.items()}
+        options = {"threshold_mode": "abs", **options, **shorter}
     try:
         return ReduceLROnPlateau(torch.optim.SGD([torch.zeros(1)], lr=1.0), **options)
     except (TypeError, ValueError) as error:

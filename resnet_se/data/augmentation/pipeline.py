@@ -17,7 +17,7 @@ distribution, not the same numbers.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
@@ -29,7 +29,14 @@ from resnet_se.data.augmentation.colour import JitterDraws, jitter_
 from resnet_se.data.augmentation.custom import check_custom
 from resnet_se.data.augmentation.draws import Draws
 from resnet_se.data.augmentation.erasing import Cutout, erase_, sample_boxes
-from resnet_se.data.augmentation.geometry import AffineDraws, crop_flip, resample
+from resnet_se.data.augmentation.geometry import (
+    AffineOrder,
+    AffineRanges,
+    Fill,
+    RandomAffine,
+    crop_flip,
+    resample,
+)
 from resnet_se.utils.errors import UserError
 from resnet_se.utils.random_streams import stream
 from resnet_se.utils.validation import Unit, validated
@@ -55,13 +62,17 @@ class Augmentation:
         cutout: side in pixels of a black square around a pixel drawn uniformly, so that
             the border may cut part of it off.
         erase: probability of a black rectangle of 2 to 33 % of the image.
+        fill: of pixels that the affine map (rotation to zoom) brings in from outside:
+            `black`, Keras's `fill_mode="constant"`; `nearest`, its default; `reflect`.
+            A crop's are reflections.
+        zoom_axes: 1 draws one zoom for both axes, 2 one for each, as Keras.
+        whole_shifts: round shifts to whole pixels; Keras does not.
+        affine: order and shear of torchvision, or of `keras`, where the shift comes
+            before the rotation and a zoom above 1 shrinks (`geometry.resample`).
         own: any transform of uint8 (3, H, W) to the same, before all of these; what it
             draws from torch's CPU generator depends on (seed, epoch, index) alone.
         own_batch: likewise of uint8 (B, 3, H, W), before `own`; what it draws depends
             on (seed, epoch, index of the batch's first image), so on `batch_size` too.
-
-    Pixels that an affine map (rotation to zoom) brings in from outside are black,
-    Keras's `fill_mode="constant"`; a crop's are reflections.
 
     Raises:
         UserError: a value is out of its range.
@@ -78,6 +89,10 @@ class Augmentation:
     cutout: Annotated[int, Field(ge=0, le=512)] = 0
     policy: policies.Policy | None = None
     erase: Unit = 0.0
+    fill: Fill = "black"
+    zoom_axes: Literal[1, 2] = 1
+    whole_shifts: bool = True
+    affine: AffineOrder = "torchvision"
     own: nn.Module | None = None
     own_batch: nn.Module | None = None
 
@@ -92,6 +107,11 @@ class Augmentation:
     def resamples(self) -> bool:
         """True with an affine map, which reads between the pixels."""
         return any((self.rotation, self.shift, self.shear, self.zoom))
+
+    @property
+    def _ranges(self) -> AffineRanges:
+        ranges = self.rotation, self.shift, self.shear, self.zoom
+        return AffineRanges(*ranges, self.zoom_axes, self.whole_shifts, self.affine)
 
     def check(self, height: int, width: int) -> None:
         """Raise UserError where images of this size cannot be treated so."""
@@ -135,7 +155,11 @@ class Augmentation:
                     (height, width), padding=self.crop_padding, padding_mode="reflect"
                 )
             )
-        if self.resamples:
+        ranges = self._ranges
+        plain = AffineRanges(self.rotation, self.shift, self.shear, self.zoom)
+        if self.resamples and (ranges != plain or self.fill != "black"):
+            steps.append(RandomAffine(ranges, self.fill))
+        elif self.resamples:
             steps.append(
                 v2.RandomAffine(
                     degrees=self.rotation,
@@ -187,13 +211,7 @@ class Augmentation:
             positions = 2 * self.crop_padding + 1
             origin = integers("corner", positions, positions)
         if self.resamples:
-            reach = self.shift * torch.tensor([height, width])
-            affine = AffineDraws(
-                angle=uniform("angle", self.rotation),
-                shear=uniform("shear", self.shear),
-                scale=1 + uniform("scale", self.zoom),
-                shift=(uniform("shift", 1, (2,)) * reach).round(),
-            )
+            affine = self._ranges.draw(n, height, width, uniform)
         if self.alternate_flip:
             mirror = self.mirrored(n, seed, epoch)
         elif self.flip:
@@ -221,7 +239,7 @@ class Augmentation:
         if draws.affine is not None:
             if origin is not None:
                 images = crop_flip(images, origin, self.crop_padding, None)
-            x = resample(images.float(), draws.affine, mirror)
+            x = resample(images.float(), draws.affine, mirror, self.fill, self.affine)
         elif origin is not None or mirror is not None:
             x = crop_flip(images, origin, self.crop_padding, mirror).float()
         else:
