@@ -170,8 +170,11 @@ def first_loss_nan(keras, folder: Path) -> dict:
 
 
 def affine(image_module) -> dict:
-    """Images (H, W) moved by `apply_affine_transform`, in its own arguments."""
-    image = np.random.default_rng(1).integers(0, 256, (10, 14), dtype=np.uint8)
+    """An image (H, W) moved by `apply_affine_transform`, in its own arguments.
+
+    A square one: of others Keras takes the height for the width where it centres.
+    """
+    image = np.random.default_rng(1).integers(0, 256, (12, 12), dtype=np.uint8)
     cases = [
         {"tx": 2.0},  # what height_shift_range draws
         {"ty": 2.0},

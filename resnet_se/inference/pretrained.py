@@ -36,6 +36,7 @@ from resnet_se.data.normalisation import normalise
 from resnet_se.inference.predictions import Predictions
 from resnet_se.models.tta import TTA
 from resnet_se.runs import bundle, checkpoint
+from resnet_se.runs.keras_file import is_keras
 from resnet_se.runs.record import read_result
 from resnet_se.utils.errors import UserError, nearest
 
@@ -246,6 +247,11 @@ def build(name: str, num_classes: int = 10, **arguments: Any) -> nn.Module:
     Raises:
         UserError: no such name, an unknown argument or one out of its range.
     """
+    return build_node(OmegaConf.create(preset_node(name, arguments)), num_classes)
+
+
+def preset_node(name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the configuration of a preset with these arguments, as `build`."""
     names = [path.stem for path in (CONF / "model").glob("*.yaml")]
     if name not in names:
         raise UserError(f"name: unknown {name!r}; {nearest(str(name), names)}")
@@ -255,10 +261,15 @@ def build(name: str, num_classes: int = 10, **arguments: Any) -> nn.Module:
     known = inspect.signature(located("model", node["_target_"])).parameters
     for key in arguments.keys() - known.keys():
         raise UserError(f"{name}: no argument {key!r}; {nearest(key, known)}")
-    return _network(OmegaConf.create(node | arguments), num_classes)
+    return node | dict(arguments)
 
 
+<<<<<<< HEAD
 def _network(node: Any, num_classes: int) -> nn.Module:
+=======
+def build_node(node: DictConfig, num_classes: int) -> nn.Module:
+    """Build the network of a `model` node."""
+>>>>>>> 6286eac (reading=keras, and fixes of its options' tests)
     try:
         return build_network(node, num_classes)
     except InstantiationException as error:
@@ -268,13 +279,23 @@ def _network(node: Any, num_classes: int) -> nn.Module:
 # --- from a run or a bundle --------------------------------------
 
 
-def load(path: str | os.PathLike[str], trust: bool = False) -> Pretrained:
-    """Load the trained network of a run directory, or of a bundle (a folder or `.zip`).
+def load(
+    path: str | os.PathLike[str],
+    trust: bool = False,
+    model: str | Mapping[str, Any] | None = None,
+) -> Pretrained:
+    """Load the trained network of a run, a bundle (a folder or `.zip`) or a Keras file.
+
+    A Keras file (`.keras`, `.weights.h5`, `.h5`; needs h5py) does not say how images
+    were scaled: the network gets them in 0..1; for others set `mean` and `std`.
 
     Args:
         path: a run's has its best checkpoint so far; one of its `.ckpt` files, that.
         trust: also build networks of other packages that a bundle names.  They run
             code of those packages: only where you trust whoever made the bundle.
+        model: of a Keras file, the network: a name of `conf/model` or a mapping of
+            `ResNet`'s arguments.  Padding and BatchNorm's epsilon are the file's, or
+            Keras's defaults where it has weights alone.
 
     Raises:
         UserError: neither is there, a checkpoint is missing, damaged or from another
@@ -283,26 +304,44 @@ def load(path: str | os.PathLike[str], trust: bool = False) -> Pretrained:
     Warns:
         UserWarning: the run is not finished, or its best checkpoint is missing.
     """
-    model = read(path, trust)
-    if model.note:
-        warnings.warn(model.note, stacklevel=2)
-    return model
+    loaded = read(path, trust, model)
+    if loaded.note:
+        warnings.warn(loaded.note, stacklevel=2)
+    return loaded
 
 
-def read(path: str | os.PathLike[str], trust: bool = False) -> Pretrained:
+def read(
+    path: str | os.PathLike[str],
+    trust: bool = False,
+    model: str | Mapping[str, Any] | None = None,
+) -> Pretrained:
     """Load as `load` does, silently: the warning is the network's `note`."""
     source = Path(path).expanduser()
+    if is_keras(source):
+        from resnet_se.inference import keras_model
+
+        return keras_model.read(source, model)
+    if model is not None:
+        raise UserError(f"model: {source} is no Keras file and has its own network")
     if bundle.is_bundle(source):
         content = bundle.read(source)
+<<<<<<< HEAD
         content = replace(content, config=with_present_targets(content.config))
         model = content.config.get("model")
         if not trust:
             bundle.check_network(model, source)
         node = model if isinstance(model, dict) else {}
+=======
+        content = replace(content, config=with_current_targets(content.config))
+        own = content.config.get("model")
+        if not trust:
+            bundle.check_network(own, source)
+        node = OmegaConf.create(own if isinstance(own, dict) else {})
+>>>>>>> 6286eac (reading=keras, and fixes of its options' tests)
         note = None
     else:
         content, node, note = _read_run(source)
-    net = _network(node, len(content.classes))
+    net = build_node(node, len(content.classes))
     checkpoint.check({"state_dict": content.weights}, source, net)
     net.load_state_dict(content.weights)
     return Pretrained(net, content, source, note)

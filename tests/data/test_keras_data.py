@@ -28,7 +28,7 @@ def draws_of(tx=0.0, ty=0.0, theta=0.0, shear=0.0, zx=1.0, zy=1.0):
 def test_moved_pixels_are_keras(row):
     draws = draws_of(**row["arguments"])
     moved = resample(IMAGE, draws, None, row["fill"], "keras")[0, 0]
-    torch.testing.assert_close(moved, torch.tensor(row["moved"]), atol=0.02, rtol=0)
+    torch.testing.assert_close(moved, torch.tensor(row["moved"]), atol=2e-3, rtol=0)
 
 
 def test_the_order_of_torchvision_is_another_where_more_than_one_moves():
@@ -45,20 +45,20 @@ def test_one_zoom_is_two_equal_ones():
     two = draws._replace(scale=torch.tensor([[1.1, 1.1]]))
     assert torch.equal(resample(IMAGE, one, None), resample(IMAGE, two, None))
     # Across alone: a row of equal values stays, a column of them moves.
-    stripes = torch.arange(14.0).expand(1, 1, 10, 14)
+    stripes = torch.arange(12.0).expand(1, 1, 12, 12)
     across = draws_of()._replace(scale=torch.tensor([[2.0, 1.0]]))
-    expected = 6.5 + (torch.arange(14.0) - 6.5) / 2
+    expected = 5.5 + (torch.arange(12.0) - 5.5) / 2
     moved = resample(stripes, across, None, "nearest")
-    torch.testing.assert_close(moved, expected.expand(1, 1, 10, 14))
+    torch.testing.assert_close(moved, expected.expand(1, 1, 12, 12))
 
 
 def test_black_keeps_the_image_and_nearest_repeats_its_edge():
     draws = draws_of(tx=3.0)
     for fill, edge in (("black", 0.0), ("nearest", IMAGE[0, 0, :, -1:])):
         moved = resample(IMAGE, draws, None, fill, "keras")[0, 0]
-        torch.testing.assert_close(moved[:, :11], IMAGE[0, 0, :, 3:])
-        expected = torch.zeros(10, 3) + edge
-        torch.testing.assert_close(moved[:, 11:], expected)
+        torch.testing.assert_close(moved[:, :9], IMAGE[0, 0, :, 3:])
+        expected = torch.zeros(12, 3) + edge
+        torch.testing.assert_close(moved[:, 9:], expected)
 
 
 # --- both engines ------------------------------------------------
