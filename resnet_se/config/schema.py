@@ -59,6 +59,9 @@ TRAIN: dict[str, Key] = {
     # The directory's name holds the seed.
     "seed": Key(Annotated[int, Field(ge=0, le=2**32 - 1)], hashed=False),
     "tags": Key(Sequence[str | int | float], hashed=False),
+    # Its settings are hashed.
+    "reading": Key(dict, hashed=False),
+    "reading.name": Key(Text),
     "notes": Key(dict, hashed=False, private=True),
     "against": Key(Sequence[dict], hashed=False),
     "noise_family": Key(Text | None, hashed=False),
@@ -94,6 +97,12 @@ TRAIN: dict[str, Key] = {
     "model.activation": Key(idle="relu"),
     "model.residual": Key(idle=True),
     "model.gate_scale": Key(idle=1.0),
+    "model.padding": Key(idle="symmetric"),
+    "model.init": Key(idle="he"),
+    "augment.fill": Key(idle="black"),
+    "augment.zoom_axes": Key(idle=1),
+    "augment.whole_shifts": Key(idle=True),
+    "augment.affine": Key(idle="torchvision"),
     "augment.erase": Key(idle=0),
     "augment.policy": Key(idle=None),
     "mixing.probability": Key(idle=1.0),
@@ -103,7 +112,13 @@ TRAIN: dict[str, Key] = {
     "data.source.root": Key(private=True, recorded=False),
     "data.fallback": Key(hashed=False),
     "data.repeats": Key(idle=1),
+    "data.split": Key(idle="stratified"),
+    "data.drop_last": Key(idle=True),
     "optimizer.lr": Key(Positive),
+    "optimizer.penalty": Key(idle="decay"),
+    "optimizer.epsilon": Key(idle="inside"),
+    "scheduler.plateau_rule": Key(idle="torch"),
+    "scheduler.overrides_plateau": Key(idle=False),
     "optimizer.fused": Key(hashed=False),  # and `compile`: the same within rounding
     "trainer.compile": Key(
         Literal["off", "default", "cuda_graphs", False], hashed=False, wrapper=True

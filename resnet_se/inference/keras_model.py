@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
 
 from resnet_se.inference.pretrained import SIZE, Pretrained, build_node, preset_node
 from resnet_se.runs import bundle, keras_file
@@ -37,7 +36,7 @@ def read(source: Path, model: str | Mapping[str, Any] | None) -> Pretrained:
     else:
         node = {"_target_": RESNET, **settings, **model}
     classes = tuple(str(k) for k in range(file.num_classes))
-    net = build_node(OmegaConf.create(node), len(classes))
+    net = build_node(node, len(classes))
     net.load_state_dict(state_of(file, net))
     content = bundle.Content(
         weights=net.state_dict(),

@@ -247,7 +247,7 @@ def build(name: str, num_classes: int = 10, **arguments: Any) -> nn.Module:
     Raises:
         UserError: no such name, an unknown argument or one out of its range.
     """
-    return build_node(OmegaConf.create(preset_node(name, arguments)), num_classes)
+    return build_node(preset_node(name, arguments), num_classes)
 
 
 def preset_node(name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -264,12 +264,8 @@ def preset_node(name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
     return node | dict(arguments)
 
 
-<<<<<<< HEAD
-def _network(node: Any, num_classes: int) -> nn.Module:
-=======
-def build_node(node: DictConfig, num_classes: int) -> nn.Module:
+def build_node(node: Any, num_classes: int) -> nn.Module:
     """Build the network of a `model` node."""
->>>>>>> 6286eac (reading=keras, and fixes of its options' tests)
     try:
         return build_network(node, num_classes)
     except InstantiationException as error:
@@ -325,19 +321,11 @@ def read(
         raise UserError(f"model: {source} is no Keras file and has its own network")
     if bundle.is_bundle(source):
         content = bundle.read(source)
-<<<<<<< HEAD
         content = replace(content, config=with_present_targets(content.config))
-        model = content.config.get("model")
-        if not trust:
-            bundle.check_network(model, source)
-        node = model if isinstance(model, dict) else {}
-=======
-        content = replace(content, config=with_current_targets(content.config))
         own = content.config.get("model")
         if not trust:
             bundle.check_network(own, source)
-        node = OmegaConf.create(own if isinstance(own, dict) else {})
->>>>>>> 6286eac (reading=keras, and fixes of its options' tests)
+        node = own if isinstance(own, dict) else {}
         note = None
     else:
         content, node, note = _read_run(source)

@@ -16,17 +16,10 @@ import torch
 
 from resnet_se.data.datamodule import ImageDataModule
 from resnet_se.models.complexity import network_summary
-<<<<<<< HEAD
-from resnet_se.runs import checkpoint
-from resnet_se.runs.record import Outcome, short
-=======
-from resnet_se.models.layers import sync_batchnorm
 from resnet_se.runs import checkpoint, keras_file
 from resnet_se.runs.keras_file import is_keras
 from resnet_se.runs.keras_weights import state_of
-from resnet_se.runs.record import short, write_result
-from resnet_se.training import loggers, memory
->>>>>>> 6286eac (reading=keras, and fixes of its options' tests)
+from resnet_se.runs.record import Outcome, short
 from resnet_se.training.callbacks.checkpointing import Checkpoints
 from resnet_se.training.callbacks.history import History
 from resnet_se.training.callbacks.pruning import Pruner
@@ -308,16 +301,12 @@ def _init_from(path: Path, module: Classifier) -> None:
         UserError: unreadable, or not one tensor fits.
     """
     file = path / "checkpoints" / checkpoint.BEST if path.is_dir() else path
-<<<<<<< HEAD
-    donor, state = checkpoint.read(file)["state_dict"], module.state_dict()
-=======
-    ours = model.state_dict()
+    state = module.state_dict()
     if is_keras(file):
-        state = state_of(keras_file.read(file), model.net)
-        theirs = {f"net.{name}": tensor for name, tensor in state.items()}
+        weights = state_of(keras_file.read(file), module.net)
+        donor = {f"net.{name}": tensor for name, tensor in weights.items()}
     else:
-        theirs = checkpoint.read(file)["state_dict"]
->>>>>>> 6286eac (reading=keras, and fixes of its options' tests)
+        donor = checkpoint.read(file)["state_dict"]
     fitting = {
         name: tensor
         for name, tensor in donor.items()

@@ -32,6 +32,11 @@ def print_header(result: dict[str, Any], run_dir: Path) -> None:
         soft_wrap=True,
         highlight=False,
     )
+    if result.get("choices", {}).get("reading") == "keras":
+        console.print(
+            "The Keras reading of the paper: defaults of Keras where it prints nothing.",
+            soft_wrap=True,
+        )
 
 
 def print_devices(n: int, batch_size: int, lr: float, scaled: bool) -> None:

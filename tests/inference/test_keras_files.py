@@ -111,7 +111,9 @@ def replace(group, name, values):
 def test_another_architecture_is_named_by_its_layer():
     with pytest.raises(UserError, match=r"conv2d_3: expected \(8, 8, 3, 3\) for"):
         resnet_se.load(FIXTURES / FILES[1], model={**NETWORK, "depths": [2, 1, 1]})
-    with pytest.raises(UserError, match=r"expected 3 dense layers|expected 1 dense lay"):
+    with pytest.raises(
+        UserError, match=r"expected 3 dense layers|expected 1 dense lay"
+    ):
         resnet_se.load(FIXTURES / FILES[1], model={**NETWORK, "reduction": None})
     with pytest.raises(UserError, match=r"expected 1 arrays .*got 2"):
         resnet_se.load(FIXTURES / FILES[1], model={**NETWORK, "conv_bias": False})
@@ -159,7 +161,9 @@ def test_a_truncated_file_is_one_sentence(tmp_path, name, share):
 def test_what_is_none_of_keras_is_said(tmp_path):
     path = tmp_path / "model.keras"
     path.write_bytes(b"no zip at all")
-    with pytest.raises(UserError, match=r"a .keras file is a zip archive; this is none"):
+    with pytest.raises(
+        UserError, match=r"a .keras file is a zip archive; this is none"
+    ):
         resnet_se.load(path, model=NETWORK)
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("readme.txt", "another zip")
