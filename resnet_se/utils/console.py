@@ -34,7 +34,7 @@ def print_header(result: dict[str, Any], run_dir: Path) -> None:
     )
     if result.get("choices", {}).get("reading") == "keras":
         console.print(
-            "The Keras reading of the paper: defaults of Keras where it prints nothing.",
+            "The Keras reading: Keras's defaults where the paper prints nothing.",
             soft_wrap=True,
         )
 

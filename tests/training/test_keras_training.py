@@ -47,9 +47,9 @@ def test_plateau_rule_keras_acts_when_keras_does(row):
 
 def test_torchs_plateau_rule_acts_in_other_epochs():
     for row in KERAS["plateau"]["rows"]:
-        plateau = {"factor": 0.5, **row["options"]}
-        rates = rates_of_epochs(row["losses"], plateau=plateau)
-        if min(row["rates"]) < 1e-3 or row["losses"][0] > 3:
+        if row["options"]["patience"]:  # 0 is the same in both, if a fall is
+            plateau = {"factor": 0.5, **row["options"]}
+            rates = rates_of_epochs(row["losses"], plateau=plateau)
             assert rates != pytest.approx(row["rates"], rel=1e-6)
 
 
