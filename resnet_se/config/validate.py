@@ -71,6 +71,7 @@ def validate(cfg: DictConfig) -> Recipe:
         )
     else:
         recipe = Recipe(values)
+    _check_reading(recipe.values)
     check_targets(recipe.values, "")
     _check_machine(recipe.values)
     # A misspelt key is answered before torch has been imported.
@@ -252,6 +253,23 @@ def _preset(folders: Sequence[Path], group: str, choice: str | None) -> dict[str
             whole = OmegaConf.unsafe_merge(*merged, own)
             return OmegaConf.to_container(whole)  # type: ignore[return-value]
     return {}
+
+
+# --- the reading -------------------------------------------------
+
+
+def _check_reading(values: Mapping[str, Any]) -> None:
+    model = values["model"]
+    if value_below(values, "reading.name") != "keras":
+        return
+    check_kind("model", model)
+    target = located("model._target_", model["_target_"])
+    if "padding" not in signature_of(target, model).parameters:
+        raise UserError(
+            "reading=keras: it sets padding and initialisation of this package's "
+            f"ResNet, which {model['_target_']} has in its own way; write "
+            "reading=pytorch, and its other options one by one (docs/keras.md)"
+        )
 
 
 # --- the machine -------------------------------------------------

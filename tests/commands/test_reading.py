@@ -1,0 +1,90 @@
+"""Training by the Keras reading: its settings, its figures, its refusals, its files."""
+
+import csv
+from pathlib import Path
+
+import pytest
+
+from resnet_se.training.module import Classifier
+from resnet_se.training.param_groups import l2_penalty
+
+KERAS = ("reading=keras", "optimizer=adam", "optimizer.weight_decay=0.01")
+KERAS += ("augment=paper", "scheduler=paper")
+FIXTURE = Path(__file__).parents[1] / "fixtures/keras/se_resnet.keras"
+
+
+def rows_of(run_dir):
+    with (run_dir / "metrics.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_run_by_the_keras_reading(train, run_dirs, capsys, monkeypatch):
+    penalties = []
+    observed = Classifier.on_validation_epoch_end
+
+    def noted(module):
+        observed(module)
+        penalties.append(l2_penalty(module.trainer.optimizers[0]))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Classifier, "on_validation_epoch_end", noted)
+        assert train(*KERAS, "model.bn_momentum=0.5") == 0
+    ((run_dir, result),) = run_dirs().items()
+    assert "The Keras reading" in capsys.readouterr().out
+    setting = result["setting"]
+    assert result["choices"]["reading"] == "keras"
+    assert setting["model.padding"] == "same"
+    assert setting["model.init"] == "glorot"
+    assert setting["model.bn_momentum"] == 0.5  # the command line wins
+    assert setting["augment.fill"] == "nearest"
+    assert setting["optimizer.penalty"] == "l2"
+    assert "reading.name" not in setting
+    assert result["data"]["train"] == 216  # of 240, the tail held out
+    assert result["train"]["steps"] == 2 * 7  # 216 = 6 × 32 + 24
+    # Cross-entropy of ten classes is about 2.3; the penalty stands beside it.
+    shown = [float(row["val/loss"]) for row in rows_of(run_dir)]
+    assert len(shown) == 2 <= len(penalties)
+    assert penalties[0] > 0.05
+    assert min(shown) > 1 + min(penalties)
+    assert train(*KERAS, "model.bn_momentum=0.5") == 0
+    assert "skipped" in capsys.readouterr().out
+
+
+def test_it_goes_on_as_if_it_had_not_stopped(train, run_dirs, monkeypatch, tmp_path):
+    assert train("runs_dir=whole", *KERAS) == 0
+    (whole,) = tmp_path.glob("whole/*/*")
+    begin, due = Classifier.on_train_batch_start, [KeyboardInterrupt]
+
+    def stopped(module, batch, batch_idx):
+        # Within the last batch of an epoch, which is the smaller one.
+        if (module.current_epoch, batch_idx) == (1, 6) and due:
+            raise due.pop()
+        begin(module, batch, batch_idx)
+
+    monkeypatch.setattr(Classifier, "on_train_batch_start", stopped)
+    assert train(*KERAS, "+callbacks.checkpoint.every_n_steps=3") == 130
+    assert train(*KERAS, "+callbacks.checkpoint.every_n_steps=3") == 0
+    ((run_dir, _),) = run_dirs().items()
+    for ours, other in zip(rows_of(run_dir), rows_of(whole), strict=True):
+        for name in ("train/loss", "val/loss", "val/acc", "train/lr"):
+            assert float(ours[name]) == pytest.approx(float(other[name]), rel=1e-4)
+
+
+def test_a_network_of_another_package_is_refused(train, capsys):
+    options = ("model._target_=timm.create_model", "+model.model_name=resnet18")
+    assert train("reading=keras", *options) == 2
+    assert "reading=keras: it sets padding and init" in capsys.readouterr().err
+    assert train("reading=keras", "optimizer=muon") == 2
+    message = capsys.readouterr().err
+    assert "optimizer." in message
+    assert len(message.strip().splitlines()) == 1
+
+
+def test_training_begins_from_a_keras_file(train, run_dirs, capsys):
+    pytest.importorskip("h5py")
+    same = ("model.depths=[1,2,1]", "model.widths=[8,16,32]", "model.reduction=4")
+    assert train("reading=keras", *same, f"init_from={FIXTURE}") == 0
+    assert "weights of" in capsys.readouterr().out
+    ((run_dir, _),) = run_dirs().items()
+    assert train("reading=keras", f"init_from={FIXTURE}", "seed=1") == 2
+    assert "se_resnet.keras: expected" in capsys.readouterr().err
