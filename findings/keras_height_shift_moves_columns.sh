@@ -8,7 +8,8 @@
 # Seen:      the row shift is drawn from the height, then applied to the columns: every
 #            row of the result is a row of the input moved sideways.  On square images
 #            with equal ranges nothing shows; on others both direction and size differ
-#            from what was asked for.
+#            from what was asked for.  Rotations and zooms of an image that is not square
+#            are off its centre too: about row W/2 and column H/2.
 # Exit:      0 while this holds, 1 once it changes.
 set -euo pipefail
 folder=$(mktemp -d)
@@ -34,6 +35,15 @@ for name in ("height_shift_range", "width_shift_range"):
     seen[name] = {axis: round(value, 2) for axis, value in moved.items()}
     print(f"{name}=0.5 on (16, 64): largest move {seen[name]}")
 height, width = seen["height_shift_range"], seen["width_shift_range"]
+still = ImageDataGenerator().apply_transform(
+    np.stack([rows, columns], axis=2), {"zx": 0.5, "zy": 0.5}
+)
+fixed = [
+    round(float(ramp.reshape(-1)[np.abs(still[:, :, i] - ramp).argmin()]), 1)
+    for i, ramp in enumerate((rows, columns))
+]
+print(f"zoomed, the (16, 64) image stands still at row {fixed[0]}, column {fixed[1]}")
+assert fixed[1] in (7.0, 8.0) and fixed[0] == 15.0, fixed  # its centre is 7.5, 31.5
 assert height["rows"] == 0 and 7 < height["columns"] <= 8, height
 assert width["columns"] == 0 and width["rows"] > 8, width
 PYTHON
