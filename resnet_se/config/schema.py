@@ -307,7 +307,7 @@ INJECTED_ARGS = {
 }
 # Mappings without a `_target_` that are somebody's arguments all the same.
 ARGUMENTS_OF = {"scheduler.plateau": "torch.optim.lr_scheduler.ReduceLROnPlateau"}
-NULLABLE = {"tta", "logger"}  # and what is null in conf/train.yaml
+NULLABLE = {"tta", "logger", "reading"}  # and what is null in conf/train.yaml
 
 # --- narrower hints for other people's signatures ----------------
 
