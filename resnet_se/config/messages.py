@@ -136,7 +136,7 @@ def _explain_key(dotted: str, config_name: str) -> str:
                 if part in known:
                     return f"{dotted} is not set in conf/: write +{dotted}=… to add it"
                 choices |= set(known)
-            elif not path:
+            elif not path and config_name == "train":
                 choices |= {folder.name for folder in CONF.iterdir() if folder.is_dir()}
             return f"unknown key {where!r}; {nearest(part, choices)}"
         path.append(part)

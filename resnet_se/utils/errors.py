@@ -21,7 +21,7 @@ class UserError(ValueError):
 def nearest(name: str, choices: Iterable[str]) -> str:
     """Return a hint for an error message: the closest choice, else all of them."""
     choices = sorted(choices)
-    close = get_close_matches(name, choices, n=1, cutoff=0.6)
+    close = get_close_matches(name, choices, n=1, cutoff=0.68)
     if close:
         return f"did you mean {close[0]!r}?"
     return f"valid choices: {', '.join(choices) or '(none)'}"
