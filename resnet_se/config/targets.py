@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, get_type_hints
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from resnet_se.config import PACKAGE
+from resnet_se.config import CONF, PACKAGE
 from resnet_se.config.schema import (
     ARGUMENTS_OF,
     INJECTED_ARGS,
@@ -136,15 +136,26 @@ def returned(target: Any) -> Any:
 
 @functools.cache
 def _homes() -> dict[str, str]:
-    """{canonical name: today's path} of the package's classes and functions."""
-    homes: dict[str, str] = {}
-    for path in sorted(PACKAGE.rglob("*.py")):
+    """{canonical name: today's path} of the package's classes and functions.
+
+    Of several by one name the one that `conf/` names, else none.
+    """
+    homes: dict[str, set[str]] = {}
+    for path in PACKAGE.rglob("*.py"):
         parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
         module = ".".join(part for part in parts if part != "__init__")
         text = path.read_text(encoding="utf-8")
         for name in re.findall(r"^(?:class|def) ([A-Za-z]\w*)", text, re.MULTILINE):
-            homes.setdefault(f"resnet_se:{name}", f"{module}.{name}")
-    return homes
+            homes.setdefault(f"resnet_se:{name}", set()).add(f"{module}.{name}")
+    named = {
+        target
+        for path in CONF.rglob("*.yaml")
+        for target in re.findall(
+            r"\bresnet_se(?:\.\w+)+", path.read_text(encoding="utf-8")
+        )
+    }
+    chosen = {name: paths & named or paths for name, paths in homes.items()}
+    return {name: paths.pop() for name, paths in chosen.items() if len(paths) == 1}
 
 
 def present_path(target: str) -> str:
