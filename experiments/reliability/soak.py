@@ -408,7 +408,8 @@ def main() -> None:
     work.mkdir(parents=True, exist_ok=True)
     os.environ.setdefault("RESNET_SE_CACHE", str(work / "cache"))
     # Imported once, here; a fork has them.
-    from resnet_se.commands import search, train  # noqa: F401
+    from resnet_se.commands import train  # noqa: F401
+    from resnet_se.commands.sweep import search  # noqa: F401
     from resnet_se.config import build  # noqa: F401
     from resnet_se.training import loop  # noqa: F401
     from resnet_se.utils import system

@@ -21,7 +21,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from resnet_se.commands.app import filter_warnings, run_command
-from resnet_se.commands.multirun import JobResult, recorded
+from resnet_se.commands.sweep.multirun import JobResult, recorded
 from resnet_se.config.messages import explain
 from resnet_se.config.schema import HASH_RULES, UNRECORDED
 from resnet_se.config.validate import validate
@@ -271,7 +271,7 @@ def _finish_loggers(status: str) -> None:
 
 def main() -> None:
     """Console entry: `resnet-se train …`."""
-    import resnet_se.commands.search  # noqa: F401  makes itself known to Hydra
+    import resnet_se.commands.sweep.search  # noqa: F401  makes itself known to Hydra
 
     try:
         distributed.die_with_parent()

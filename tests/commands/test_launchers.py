@@ -22,7 +22,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
 
-from resnet_se.commands import multirun
+from resnet_se.commands.sweep import multirun
 from resnet_se.config import CONF
 from tests.conftest import TINY
 
@@ -440,7 +440,7 @@ def test_a_rule_finds_a_good_trial_in_fewer_epochs(tmp_path, rule, share, loss, 
 
 
 def test_searches_of_two_seeds_share_no_proposal():
-    from resnet_se.commands.search import _proposal_seed
+    from resnet_se.commands.sweep.search import _proposal_seed
 
     drawn = [_proposal_seed(seed, trial) for seed in range(10) for trial in range(100)]
     assert len(set(drawn)) == len(drawn)
@@ -452,7 +452,7 @@ def test_importances_are_of_what_matters(tmp_path):
     from optuna.distributions import FloatDistribution
     from optuna.samplers import RandomSampler
 
-    from resnet_se.commands.search import _importances, _plot_importances
+    from resnet_se.commands.sweep.search import _importances, _plot_importances
     from resnet_se.training.callbacks.pruning import open_study
 
     space = {name: FloatDistribution(0, 1) for name in ("idle", "lr")}
@@ -474,7 +474,7 @@ def test_importances_are_of_what_matters(tmp_path):
 @pytest.mark.parametrize("metric", ["val/acc", "val/loss"])
 def test_importances_count_trials_that_were_pruned(tmp_path, metric):
     optuna = pytest.importorskip("optuna", reason="extra optuna")
-    from resnet_se.commands.search import _importances
+    from resnet_se.commands.sweep.search import _importances
     from resnet_se.training.callbacks.pruning import open_study
 
     study = open_study(tmp_path, metric)

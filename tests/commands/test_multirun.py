@@ -15,8 +15,8 @@ import pytest
 from hydra.core.utils import JobReturn
 
 from resnet_se.commands import plan
-from resnet_se.commands.multirun import SweepTable
 from resnet_se.commands.plan import compose_job
+from resnet_se.commands.sweep.multirun import SweepTable
 from resnet_se.config import CONF
 from resnet_se.utils.files import exclusive
 from tests.conftest import TINY

@@ -35,7 +35,12 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, read_write
 
-from resnet_se.commands.multirun import PRUNER, SweepTable, outcomes, print_outcomes
+from resnet_se.commands.sweep.multirun import (
+    PRUNER,
+    SweepTable,
+    outcomes,
+    print_outcomes,
+)
 from resnet_se.config.compose import plain_values
 from resnet_se.config.recipe import Recipe
 from resnet_se.training.callbacks.pruning import (

@@ -1,0 +1,1 @@
+"""Many jobs: the multirun's table and GPUs, and the search over hyperparameters."""
