@@ -21,7 +21,7 @@ class UserError(ValueError):
 def nearest(name: str, choices: Iterable[str]) -> str:
     """Return a hint for an error message: the closest choice, else all of them."""
     choices = sorted(choices)
-    # A slip of the fingers seldom hits the first letter: `loss` is not meant as `plots`.
+    # A slip seldom hits the first letter: `loss` is not meant as `plots`.
     close = get_close_matches(name, [c for c in choices if c[:1] == name[:1]], n=1)
     close = close or get_close_matches(name, choices, n=1, cutoff=0.7)
     if close:
