@@ -1,6 +1,6 @@
 """Writes a trained network for another runtime, once it gives what the network gives.
 
-    resnet-se export run=DIR format=onnx|torch|safetensors [out=PATH]
+    resnet-se export run=DIR format=onnx|torch|safetensors|keras [out=PATH]
 
 `fold=true` folds BatchNorm away, `gates=mean` the SE gates too, `int8=true` quantises.
 Each step is compared with the network on real test images, and timed

@@ -160,7 +160,7 @@ COMMANDS: dict[str, dict[str, Key]] = {
     },
     "export": {
         "run": Key(Text),
-        "format": Key(Literal["onnx", "torch", "safetensors"]),
+        "format": Key(Literal["onnx", "torch", "safetensors", "keras"]),
         "out": Key(Text | None),
         "preprocess": Key(bool),
         "fold": Key(bool),

@@ -1,4 +1,4 @@
-"""A trained network written for another runtime: ONNX, torch.export, safetensors.
+"""A trained network for another runtime: ONNX, torch.export, safetensors, Keras.
 
 Each form of it (BatchNorm folded, mean gates, the file read back, 8-bit) is compared
 with the one before on real test images, and timed.  A file whose logits differ by more
@@ -25,11 +25,17 @@ from resnet_se.data.datamodule import ImageDataModule
 from resnet_se.data.normalisation import normalise
 from resnet_se.inference.pretrained import Pretrained
 from resnet_se.models.fusion import fold_batchnorm, mean_gates, with_mean_gates
+from resnet_se.runs import keras_file, keras_weights
 from resnet_se.utils.errors import UserError, nearest
 from resnet_se.utils.files import writing
 from resnet_se.utils.system import milliseconds
 
-SUFFIXES = {"onnx": ".onnx", "torch": ".pt2", "safetensors": ".safetensors"}
+SUFFIXES = {
+    "onnx": ".onnx",
+    "torch": ".pt2",
+    "safetensors": ".safetensors",
+    "keras": ".weights.h5",
+}
 GATES = ("free", "mean")
 OLDEST_OPSET = 18  # of torch's exporter
 CALIBRATION = 512  # validation images that set the scales of int8
@@ -147,10 +153,10 @@ def check_options(options: Options) -> None:
         if value not in choices:
             raise UserError(f"{key}: unknown {value!r}; {nearest(str(value), choices)}")
     changed = options.fold or options.gates == "mean" or options.preprocess
-    if options.format == "safetensors" and changed:
+    if options.format in ("safetensors", "keras") and changed:
         raise UserError(
-            "format=safetensors: holds the weights as they are, not with fold, gates "
-            "or preprocess; format=onnx and format=torch do"
+            f"format={options.format}: holds the weights as they are, not with fold, "
+            "gates or preprocess; format=onnx and format=torch do"
         )
     if options.int8 and options.format != "onnx":
         raise UserError(f"int8: only of format=onnx, got format={options.format}")
@@ -248,6 +254,9 @@ def _write(model: Pretrained, net: Exported, options: Options, file: Path) -> No
     dtype = torch.uint8 if options.preprocess else torch.float32
     example = (torch.zeros(2, 3, *model.size, dtype=dtype),)
     batch = {"images": {0: torch.export.Dim("batch")}}
+    if options.format == "keras":
+        keras_weights.write(file, net.net)
+        return
     if options.format == "safetensors":
         from safetensors.torch import save_file
 
@@ -300,7 +309,11 @@ def _open_exported(model: Pretrained, format: str, file: Path) -> Forward:
     fresh = copy.deepcopy(model.net)
     for tensor in (*fresh.parameters(), *fresh.buffers()):
         tensor.data.zero_()
-    fresh.load_state_dict(load_file(file))
+    if format == "keras":
+        state = keras_weights.state_of(keras_file.read(file), fresh)
+    else:
+        state = load_file(file)
+    fresh.load_state_dict(state)
     return torch.inference_mode()(Exported(fresh, model, False))
 
 

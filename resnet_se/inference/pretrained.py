@@ -27,6 +27,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision.transforms.v2.functional import resize
 
+import resnet_se.config.compose  # noqa: F401  registers the resolvers of conf/
 from resnet_se.config import CONF
 from resnet_se.config.recipe import Recipe, load_recipe, with_present_targets
 from resnet_se.config.targets import build_network, located, value_below

@@ -1,4 +1,4 @@
-"""Weights of Keras in a network of PyTorch.
+"""Weights of Keras in a network of PyTorch, and the other way.
 
 A file keeps layers by class and position, conv2d, conv2d_1, …, and kernels as
 (h, w, in, out).  They are matched with a `ResNet` by the order of the graph and by
@@ -18,6 +18,15 @@ from torch import Tensor, nn
 
 from resnet_se.runs.keras_file import KINDS, KerasFile, Layer
 from resnet_se.utils.errors import UserError
+
+KERAS_NAMES = {
+    nn.Conv2d: "conv2d",
+    nn.BatchNorm2d: "batch_normalization",
+    nn.Linear: "dense",
+}
+# Axes by the number of them: (out, in, h, w) to (h, w, in, out), and back.
+TO_KERAS = {4: (2, 3, 1, 0), 2: (1, 0), 1: (0,)}
+FROM_KERAS = {4: (3, 2, 0, 1), 2: (1, 0), 1: (0,)}
 
 
 def state_of(file: KerasFile, net: nn.Module) -> dict[str, Tensor]:
@@ -67,6 +76,46 @@ def state_of(file: KerasFile, net: nn.Module) -> dict[str, Tensor]:
     return state
 
 
+def write(path: Path, net: nn.Module) -> None:
+    """Write a `ResNet`'s weights as Keras 3's `save_weights` does (`.weights.h5`).
+
+    They load into the same network built in Keras, whose padding and epsilon the file
+    does not hold (experiments/keras/network.py builds it).
+
+    Raises:
+        UserError: h5py is missing, or a layer is none that Keras's files have here.
+    """
+    try:
+        import h5py
+    except ImportError:
+        raise UserError(
+            "format=keras: h5py is not installed; uv sync --extra keras"
+        ) from None
+    counts: dict[str, int] = {}
+    with h5py.File(path, "w") as file:
+        for name, module in net.named_modules():
+            tensors = [
+                tensor
+                for key, tensor in module.state_dict().items()
+                if "." not in key and key != "num_batches_tracked"
+            ]
+            if not tensors:
+                continue
+            stem = next(
+                (KERAS_NAMES[c] for c in KERAS_NAMES if isinstance(module, c)), ""
+            )
+            if not stem:
+                raise UserError(
+                    f"format=keras: {name} ({type(module).__name__}) has no counterpart"
+                )
+            number = counts[stem] = counts.get(stem, -1) + 1
+            group = f"layers/{stem}_{number}" if number else f"layers/{stem}"
+            for i, tensor in enumerate(tensors):
+                values = tensor.float().cpu().numpy()
+                values = values.transpose(TO_KERAS[values.ndim])
+                file[f"{group}/vars/{i}"] = np.ascontiguousarray(values)
+
+
 def _paired(
     path: Path, words: str, own: list[tuple[str, Any]], found: list[Layer]
 ) -> dict[str, Layer]:
@@ -103,7 +152,7 @@ def _tensors(
     state = {}
     # PyTorch's order as Keras's: weight, bias, running mean, running variance.
     for (key, shape), array in zip(expected.items(), layer.arrays, strict=True):
-        moved = {4: (3, 2, 0, 1), 2: (1, 0), 1: (0,)}[len(array.shape)]
+        moved = FROM_KERAS[len(array.shape)]
         got = tuple(array.shape[axis] for axis in moved)
         if got != shape:
             raise UserError(

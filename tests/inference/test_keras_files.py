@@ -13,7 +13,7 @@ import torch
 import resnet_se
 from resnet_se.models.resnet import ResNet
 from resnet_se.runs import keras_file
-from resnet_se.runs.keras_weights import state_of
+from resnet_se.runs.keras_weights import state_of, write
 from resnet_se.utils.errors import UserError
 
 h5py = pytest.importorskip("h5py")
@@ -78,6 +78,48 @@ def test_a_preset_takes_the_files_padding_and_epsilon(tmp_path):
         resnet_se.load(FIXTURES / FILES[0], model="se_resnet20")
     net = loaded(FILES[0]).net
     assert {m.eps for m in net.modules() if hasattr(m, "running_var")} == {1e-3}
+
+
+# --- written -----------------------------------------------------
+
+
+def arrays_of(path):
+    arrays = {}
+    with h5py.File(path) as file:
+        file["layers"].visititems(
+            lambda name, item: (
+                arrays.update({name: item[()]}) if hasattr(item, "dtype") else None
+            )
+        )
+    return arrays
+
+
+def test_what_is_written_is_kerass_own_file(tmp_path):
+    path = tmp_path / "ours.weights.h5"
+    write(path, loaded(FILES[1]).net)
+    ours, kerass = arrays_of(path), arrays_of(FIXTURES / FILES[1])
+    assert ours.keys() == kerass.keys()
+    for name, values in kerass.items():
+        assert ours[name].dtype == values.dtype
+        assert np.array_equal(ours[name], values), name
+
+
+def test_a_layer_that_keras_has_not_is_not_written(tmp_path):
+    net = torch.nn.Sequential(torch.nn.LayerNorm(4))
+    with pytest.raises(UserError, match=r"format=keras: 0 \(LayerNorm\) has no"):
+        write(tmp_path / "own.weights.h5", net)
+
+
+def test_an_exported_run_is_read_again(finished, command, tmp_path):
+    options = ("format=keras", "out=ours.weights.h5", "images=40")
+    assert command("export", f"run={finished.folder}", *options) == 0
+    model = resnet_se.load(finished.folder)
+    arguments = dict(model.config["model"])
+    del arguments["_target_"]
+    again = resnet_se.load(tmp_path / "ours.weights.h5", model=arguments)
+    x = torch.randn(4, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(again.net(x), model.net(x))
 
 
 # --- what cannot be read -----------------------------------------

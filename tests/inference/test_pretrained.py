@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -278,3 +280,12 @@ def test_a_network_of_no_name(copy, target):
     (copy / "config.yaml").write_text(yaml.safe_dump(cfg))
     with pytest.raises(UserError, match=r"model\._target_: expected"):
         resnet_se.load(copy)
+
+
+@pytest.mark.slow
+def test_a_preset_is_built_in_a_process_that_has_composed_nothing():
+    code = "import resnet_se; print(resnet_se.build('se_resnet20').num_layers)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "20"
