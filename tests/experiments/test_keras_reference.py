@@ -1,5 +1,6 @@
 """Figures of Keras in docs and conf are those of experiments/keras/reference.json."""
 
+import json
 from functools import partial
 from pathlib import Path
 
@@ -77,6 +78,14 @@ def test_rates():
     text = row_of("schedule_and_plateau")
     assert "1e-4 at epochs 150 and 249" in text
     assert f"{ours[150]:.1e} and {ours[249]:.1e}".replace("e-0", "e-") in text
+
+
+def test_round_trip():
+    text = (ROOT / "experiments" / "keras" / "round_trip.json").read_text()
+    for side in ("read", "written"):
+        difference = json.loads(text)[side]["largest_difference"]
+        assert difference < 1e-5
+        assert f"within {difference:g}" in PAGE
 
 
 def test_the_variance_of_batchnorm_is_biased_in_keras_3_alone():
