@@ -1,4 +1,4 @@
-"""Numbers measured in Keras itself (experiments/keras), by row of docs/keras.md."""
+"""Numbers measured in Keras itself (experiments/keras), by row of keras.md."""
 
 import json
 from pathlib import Path

@@ -16,6 +16,13 @@ from resnet_se.config import CONF
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
+PAGES = ROOT / "docs/pages"
+DOCUMENTS = [
+    README,
+    *(ROOT / f"{name}.md" for name in ("CONTRIBUTING", "CHANGELOG")),
+    *sorted(PAGES.glob("*.md")),
+    *sorted((ROOT / "experiments").rglob("*.md")),
+]
 
 
 @pytest.fixture(scope="module")
@@ -76,14 +83,39 @@ def test_the_notebook_cell_runs(text, finished, tmp_path, monkeypatch, capsys):
     assert row["test.acc"] == finished.result["test"]["acc"]
 
 
+def test_whether_se_helps_is_said_as_in_the_study(text):
+    """Whose page a test of its own holds to the records."""
+    study = (ROOT / "experiments/README.md").read_text()
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in study.splitlines()
+        if line.startswith("| SE ") and " cells " in line
+    ]
+    assert len(rows) == 2
+    said = " ".join(text.split())
+    for question, _, images, n, points, _, answer in rows:
+        line = f"* {question} ({images} images): {points} points (n = {n}), {answer}."
+        assert line in said
+    assert '"SE adds about 10 %" of accuracy does not survive' in study
+
+
+def test_tta_is_spelled_out_at_its_first_use(text):
+    body = text.replace("```", "")
+    assert body.index("TTA, test-time augmentation,") == body.index("TTA")
+
+
 def test_every_link_leads_to_a_file(text):
     links = re.findall(r"\]\(([^)]+)\)", text)
     assert len(links) >= 4
     for link in links:
-        assert (ROOT / link).is_file(), link
+        path, _, heading = link.partition("#")
+        assert (ROOT / path).is_file(), link
+        titles = re.findall(r"^#+ (.*)", (ROOT / path).read_text(), re.MULTILINE)
+        assert not heading or heading in [t.lower().replace(" ", "-") for t in titles]
 
 
-def test_every_choice_of_a_group_is_in_the_table(text):
+def test_every_choice_of_a_group_is_in_the_table():
+    text = (PAGES / "configuration.md").read_text()
     rows = {
         row.split("|")[1].split("`")[1]: row
         for row in text.splitlines()
@@ -94,7 +126,16 @@ def test_every_choice_of_a_group_is_in_the_table(text):
         assert choices <= set(re.findall(r"`(\w+)`", rows[group])), group
 
 
-def test_every_command_named_is_one(text):
-    named = set(re.findall(r"python -m resnet_se\.(\w+)", text))
-    assert named <= set(COMMANDS)
-    assert len(text.splitlines()) <= 200
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.stem)
+def test_every_command_named_is_one(path):
+    text = path.read_text()
+    typed = re.findall(r"^uv run resnet-se ([a-z]+)", text, re.MULTILINE)
+    named = re.findall(r"`(?:uv run )?resnet-se ([a-z]+)", text)
+    assert {*typed, *named} <= {*COMMANDS, "help"}
+    assert set(re.findall(r"-m resnet_se\.(\w+)", text)) <= {"train", "COMMAND"}
+
+
+def test_the_readme_is_short(text):
+    assert len(text.splitlines()) <= 130
+    assert text.count("![") == 1
+    assert "resnet-se train experiment=e14_final --cfg job" in text

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -84,3 +85,36 @@ def test_what_contributing_names_is_there():
         assert name in COMMANDS, name
     packages = {path.parent.name for path in ROOT.glob("resnet_se/*/__init__.py")}
     assert packages <= set(re.findall(r"^\| `(\w+)/`", text, re.MULTILINE))
+
+
+def modules() -> set[str]:
+    """Dotted names of the package's modules that hold anything; `__main__` aside."""
+    names = set()
+    for path in ROOT.glob("resnet_se/*/**/*.py"):
+        if path.read_text(encoding="utf-8").strip():
+            parts = path.relative_to(ROOT).with_suffix("").parts
+            names.add(".".join(part for part in parts if part != "__init__"))
+    packages = {path.parent.name for path in ROOT.glob("resnet_se/*/__init__.py")}
+    return names - {f"resnet_se.{package}" for package in packages}
+
+
+def test_the_reference_has_every_module():
+    pages = (ROOT / "docs/pages/reference").glob("*.md")
+    text = "\n".join(page.read_text() for page in pages)
+    documented = re.findall(r"^::: (.*)", text, re.MULTILINE)
+    assert len(documented) == len(set(documented))
+    assert set(documented) == modules()
+
+
+@pytest.mark.slow
+def test_the_documentation_builds_without_a_warning(tmp_path):
+    line = [sys.executable, "-m", "mkdocs", "build", "--strict"]
+    line += ["--config-file", "docs/mkdocs.yml", "--site-dir", str(tmp_path / "site")]
+    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    page = (tmp_path / "site/reference/models/index.html").read_text()
+    assert 'id="resnet_se.models.resnet.ResNet"' in page
+    sources = {path.stem for path in (ROOT / "docs/pages").glob("*.md")} - {"index"}
+    assert {
+        path.parent.name for path in (tmp_path / "site").glob("*/index.html")
+    } >= sources

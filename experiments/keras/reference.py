@@ -1,4 +1,4 @@
-"""Measures in Keras itself what the table of docs/keras.md says of it.
+"""Measures in Keras itself what the table of docs/pages/keras.md says of it.
 
     python experiments/keras/reference.py             # Keras 3, with its backend
     python experiments/keras/reference.py --tf-keras  # tf_keras, in TensorFlow's place

@@ -268,7 +268,7 @@ def _check_reading(values: Mapping[str, Any]) -> None:
         raise UserError(
             "reading=keras: it sets padding and initialisation of this package's "
             f"ResNet, which {model['_target_']} has in its own way; write "
-            "reading=pytorch, and its other options one by one (docs/keras.md)"
+            "reading=pytorch, and its other options one by one (docs/pages/keras.md)"
         )
 
 

@@ -1,6 +1,6 @@
 """Parts of one's own, `experiments/own`, from another folder and with the wheel alone.
 
-The README's section is that folder, line by line; its lines are typed here as they
+The page own-parts is that folder, line by line; its lines are typed here as they
 stand, with settings of seconds after them.
 """
 
@@ -51,7 +51,7 @@ for words in json.loads(sys.argv[2]):
     print("$", *words, flush=True)
     sys.argv[:] = words
     for i, word in enumerate(words):
-        if word.endswith("…"):  # the README's
+        if word.endswith("…"):  # the page's
             key, value = word.split("=")
             sys.argv[i] = f"{key}={glob(value[:-1] + '*')[0]}"
     try:
@@ -79,17 +79,16 @@ def start(own: Path, python: Path, code: str, *words: str) -> subprocess.Popen:
     )
 
 
-def readme_lines() -> list[list[str]]:
-    """The commands of the section *Your own parts*, as a shell splits them."""
-    text = (ROOT / "README.md").read_text()
-    section = text.split("## Your own parts")[1].split("\n## ")[0]
-    block = re.search(r"```sh\n(.*?)```", section, re.DOTALL)
+def page_lines() -> list[list[str]]:
+    """The commands of the page *Your own parts*, as a shell splits them."""
+    text = (ROOT / "docs/pages/own-parts.md").read_text()
+    block = re.search(r"```sh\n(.*?)```", text, re.DOTALL)
     lines = [shlex.split(line, comments=True) for line in block[1].splitlines()]
     return [line for line in lines if line[0] == "resnet-se"]
 
 
 def in_seconds(line: list[str]) -> list[str]:
-    """A line of the README with settings that make it short."""
+    """A line of the page with settings that make it short."""
     if line[1] != "train" or any(word.startswith("experiment=") for word in line):
         return line
     keys = {word.split("=")[0] for word in line}
@@ -101,8 +100,8 @@ def in_seconds(line: list[str]) -> list[str]:
     return [*line, *(f"{k}={v}" for k, v in SECONDS.items() if k not in skipped)]
 
 
-def test_the_readmes_lines_as_they_stand(own, fresh_python):
-    lines = readme_lines()
+def test_the_pages_lines_as_they_stand(own, fresh_python):
+    lines = page_lines()
     assert len(lines) == 11
     timm = next(line for line in lines if "model._target_=timm.create_model" in line)
     lines = [in_seconds(line) for line in lines]

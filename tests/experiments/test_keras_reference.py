@@ -13,7 +13,7 @@ from resnet_se.training.schedules import Schedule, multistep
 from tests.keras_reference import KERAS, TF_KERAS
 
 ROOT = Path(__file__).parents[2]
-PAGE = (ROOT / "docs" / "keras.md").read_text()
+PAGE = (ROOT / "docs/pages/keras.md").read_text()
 
 
 def row_of(name: str) -> str:

@@ -299,9 +299,10 @@ def test_a_rank_on_a_full_disk_fails_the_run_and_says_why(run_dirs, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_readmes_torchrun_on_two_nodes_trains_one_run(run_dirs, tmp_path):
+def test_the_documented_torchrun_on_two_nodes_trains_one_run(run_dirs, tmp_path):
     """As it stands there, but for the host and a device a node: here on loopback."""
-    text = (Path(__file__).parents[2] / "README.md").read_text().replace("\\\n", " ")
+    page = Path(__file__).parents[2] / "docs/pages/many-devices.md"
+    text = page.read_text().replace("\\\n", " ")
     (line,) = re.findall(r"^torchrun .*", text, re.MULTILINE)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
