@@ -229,6 +229,44 @@ def test_comparisons_show_power_and_are_counted(text_of):
     assert "- of 1 comparison: 1 better\n- 1 comparison of too few seeds" in text
 
 
+def test_the_page_begins_with_the_answers_and_then_what_is_open(text_of):
+    runs = [record("a", s, range(80 + 2 * s)) for s in range(3)]
+    runs += [record("b", s, range(2 * s), against=against("a")) for s in range(3)]
+    runs += [record("c", 0, range(9), against=against("a"))]
+    text, _ = text_of(*runs)
+    order = [
+        "## Decided: 1 of 2 comparisons",
+        "- better: what of a? (b − a), +20.00 points [+",
+        "A study of this shape (2 recipes, ",
+        "## Open: 1 comparison",
+        "- what of a? (c − a), ",
+        "one seed decides nothing of a recipe: three of each can",
+        "## In short",
+        "## cifar10",
+    ]
+    places = [text.index(words) for words in order]
+    assert places == sorted(places)
+
+
+def test_a_diverged_seed_is_named_counted_and_decides_nothing(text_of, capsys):
+    runs = [record("a", s, range(80 + 2 * s)) for s in range(4)]
+    errors = (82, 84, 83, 360)
+    runs += [
+        record("b", s, range(n), against=against("a")) for s, n in enumerate(errors)
+    ]
+    runs += [record("c", s, range(40 + s), against=against("a")) for s in range(4)]
+    text, status = text_of(*runs)
+    assert status == 1
+    named = "far from the others of its recipe: b seed 3: 10.00 per cent, 69.1 points"
+    assert named in text
+    assert named in capsys.readouterr().err
+    assert "- 1 seed far from the others of the recipe" in text
+    b, c = rows_of(text, "### Comparisons")
+    assert b["verdict"] == "not decided"
+    assert b["difference [interval]"].startswith("−")  # it counts
+    assert c["verdict"] == "better"  # by the noise of the others
+
+
 def test_a_users_own_sweep_is_compared(text_of):
     runs = [
         swept(s, range(n), model=m, optimizer__lr=lr)

@@ -83,6 +83,10 @@ BROKEN = {
     "no history": broken(lambda r: r.update(history={"epoch": 3})),
     "fewer classes": broken(lambda r: r["data"].update(classes=["ant"])),
     "a setting of no keys": broken(lambda r: r.update(setting=[1])),
+    "not a number": broken(lambda r: r["val"].update(loss=float("nan"))),
+    "infinity": broken(lambda r: r["train"].update(seconds=float("inf"))),
+    "beyond all images": broken(lambda r: r["val"].update(acc=94.1)),
+    "below none": broken(lambda r: r["test"].update(acc_tta=-0.1)),
     "against a word": broken(lambda r: r.update(against=["e02"])),
 }
 
@@ -113,6 +117,21 @@ def test_copies_are_counted_once_and_conflicts_are_told_from_them(plant):
     assert len(loaded.runs) == 1
     copies = [(run.path[-15:-12], conflict) for run, _, conflict in loaded.duplicates]
     assert copies == [("001", False), ("002", True)]
+
+
+def test_the_runs_own_directory_wins_over_a_copy(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = record("a", 0, range(9))
+    home = Path("runs") / "z" / f"seed0-{run['config_hash']}" / "result.json"
+    copy = Path("runs") / "a copy" / "result.json"
+    for path, of in ((home, run), (copy, record("a", 0, range(12)))):
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps(of))
+    loaded = load(["runs"])
+    assert [r.path for r in loaded.runs] == [home.as_posix()]
+    ((other, kept, conflict),) = loaded.duplicates
+    assert (other.path, kept.path) == (copy.as_posix(), home.as_posix())
+    assert conflict
 
 
 def test_what_cannot_matter_is_not_a_setting():

@@ -36,7 +36,7 @@ def differences(
             f"once; the band is ±{100 * equivalence:g} points{shown_of(shown, ordered)}"
         )
         if family.apart:
-            caption += "; dashed: too few seeds to decide"
+            caption += "; dashed: too few seeds to decide, and cut at the edge"
         yield "differences", caption, effects(shown, equivalence)
     whole = [c.pairs for c in family.comparisons]
     cells = [c for c in family.cells if c.pairs not in whole]
@@ -58,31 +58,48 @@ def mark(c: Comparison, equivalence: float) -> tuple[str, str]:
 
 
 def effects(comparisons: list[Comparison], equivalence: float) -> Figure:
-    """Draw differences with their intervals, beside zero."""
-    figure, axis = subplots(figsize=(9, 1.4 + 0.34 * len(comparisons)))
-    named: set[str] = set()
+    """Draw differences with their intervals beside zero, each below its name.
+
+    The axis ends where the intervals of the family do; longer ones are cut there.
+    """
+    figure, axis = subplots(figsize=(6.4, 1.1 + 0.36 * len(comparisons)))
+    shown = set()
     for i, c in enumerate(comparisons):
         sign, colour = mark(c, equivalence)
         low, high = (100 * v for v in c.interval)
         style = "-" if c.in_family else "--"
         axis.plot([low, high], [i, i], style, color=colour, lw=2)
-        verdict = c.verdict(equivalence).partition(",")[0]
-        label = None if verdict in named else verdict
-        axis.plot(100 * c.mean, i, sign, color=colour, ms=7, label=label, ls="none")
-        named.add(verdict)
+        words = c.verdict(equivalence).partition(",")[0].partition(" (")[0]
+        label = None if words in shown else words
+        axis.plot(100 * c.mean, i, sign, color=colour, ms=6, label=label, ls="none")
+        shown.add(words)
     axis.axvline(0, color="black", lw=1)
     axis.axvspan(-100 * equivalence, 100 * equivalence, color=GREY, alpha=0.15, lw=0)
     # A typed `_target_` is longer than what it stands beside; `a − b` stays together.
     names = [
-        fill(f"{c.question}   {c.name.replace(' ', NBSP)} {c.where}".strip(), 64)
+        fill(f"{c.question}   {c.name.replace(' ', NBSP)} {c.where}".strip(), 92)
         for c in comparisons
     ]
-    axis.set_yticks(range(len(comparisons)), names, parse_math=False)
-    axis.set_ylim(len(comparisons) - 0.4, -0.6)
+    places = [i - 0.12 for i in range(len(comparisons))]
+    axis.set_yticks(places, names, parse_math=False)
+    for text in axis.get_yticklabels():
+        text.set(ha="left", va="bottom", fontsize=8)
+    axis.tick_params(axis="y", length=0, pad=-4)
+    axis.set_ylim(len(comparisons) - 0.4, -1)
+    axis.set_xlim(*_ends(comparisons, equivalence))
     axis.set_xlabel("difference of test accuracy, percentage points")
     axis.grid(axis="x", alpha=0.3)
-    figure.legend(loc="outside lower center", ncols=2, frameon=False)
+    figure.legend(loc="outside lower center", ncols=3, frameon=False)
     return figure
+
+
+def _ends(comparisons: list[Comparison], equivalence: float) -> tuple[float, float]:
+    """Return the ends of the axis: all means, and the intervals of the family."""
+    family = [c for c in comparisons if c.in_family] or comparisons
+    values = [v for c in family for v in c.interval] + [c.mean for c in comparisons]
+    low, high = min(*values, -equivalence), max(*values, equivalence)
+    room = 0.04 * (high - low)
+    return 100 * (low - room), 100 * (high + room)
 
 
 def by_length(comparisons: list[Comparison]) -> list[list[Comparison]]:

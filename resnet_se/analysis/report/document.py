@@ -40,6 +40,7 @@ from resnet_se.analysis.report.text import NONE, Block, Table, count, markdown
 from resnet_se.utils.errors import UserError
 from resnet_se.utils.files import atomic_file
 
+FOREST = "differences"  # the picture of all comparisons
 METHOD = (
     "Accuracies are per cent of the test images, of the checkpoint with the best "
     "validation loss. Comparisons are of plain predictions, without TTA, with all "
@@ -77,13 +78,15 @@ def document(
     counted = f"{count(len(loaded.runs), 'finished run')} of "
     counted += f"{count(len(experiments), 'experiment')}, made by "
     named, noted = problems(loaded, compared), notes(loaded, compared)
-    drawn = [list(figures(*pair, equivalence)) for pair in compared]
+    drawn = [
+        _pictures(figures(*pair, equivalence), _suffix(i))
+        for i, pair in enumerate(compared)
+    ]
     blocks: list[Block] = []
     for i, (section, family) in enumerate(compared):
         prefix = f"{section.name}: " if len(compared) > 1 else ""
         blocks += answers(family, equivalence, prefix)
-        forest = [of for of in drawn[i] if of[0] == "differences"]
-        blocks += _pictures(forest, _suffix(i))
+        blocks += [block for block in drawn[i] if block.name.startswith(FOREST)]
         blocks += still_open(family, equivalence, prefix, _suffix(i))
     blocks.append(_head("In short"))
     blocks.append(Block("p", f"{counted}`resnet-se report` from `result.json` alone."))
@@ -92,7 +95,7 @@ def document(
         text = f"Missing, failed, mixed: {count(len(named + noted), 'note')}"
         blocks.append(Block("notes", text, named + noted))
     for i, (section, family) in enumerate(compared):
-        rest = [of for of in drawn[i] if of[0] != "differences"]
+        rest = [block for block in drawn[i] if not block.name.startswith(FOREST)]
         blocks += _section_blocks(section, family, equivalence, _suffix(i), rest)
     claims = claim_rows(compared, equivalence)
     if claims:
@@ -128,7 +131,7 @@ def _section_blocks(
     family: Family,
     equivalence: float,
     suffix: str,
-    drawn: list[Drawn],
+    pictures: list[Block],
 ) -> list[Block]:
     d, images = section.data, section.images
     tested = "" if images == d["test"] else f", {images:,} of them tested"
@@ -156,10 +159,10 @@ def _section_blocks(
     ]
     blocks += [Block("table", table=table) for table in tables if table is not None]
     blocks.append(_head("Figures", "h3", suffix=suffix))
-    return blocks + _pictures(drawn, suffix)
+    return blocks + pictures
 
 
-def _pictures(drawn: list[Drawn], suffix: str) -> list[Block]:
+def _pictures(drawn: Iterable[Drawn], suffix: str) -> list[Block]:
     return [
         Block("figure", caption, name=f"{name}{suffix}", svg=draw(figure))
         for name, caption, figure in drawn

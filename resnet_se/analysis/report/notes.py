@@ -65,9 +65,10 @@ def reliability(family: Family) -> str:
         return ""
     deviations = sorted(r.study.variance**0.5 for r in family.study.values())
     low, high = points(deviations[0])[1:], points(deviations[-1])[1:]
+    span = low if low == high else f"{low} to {high}"
     return (
         f"A study of this shape ({count(len(deviations), 'recipe')}, deviations of "
-        f"{low} to {high} points from seed to seed) in which nothing differs shows any "
+        f"{span} points from seed to seed) in which nothing differs shows any "
         f"false better or worse in {100 * rates.false:.1f} % of "
         f"{rates.studies:,} simulated cases; {100 * rates.coverage:.1f} % of its "
         f"single 95 % intervals hold."

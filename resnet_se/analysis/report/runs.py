@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -83,6 +84,12 @@ class Run:
     @property
     def title(self) -> str:
         return f"{self.experiment} seed {self.seed} ({self.config_hash})"
+
+    @property
+    def at_home(self) -> bool:
+        """It lies in the run directory that its seed and hash name."""
+        home = f"seed{self.seed}-{self.config_hash}"
+        return self.folder is not None and self.folder.name == home
 
     @cached_property
     def labels(self) -> np.ndarray:
@@ -223,6 +230,7 @@ def read(path: Path) -> dict[str, Any]:
                 raise UserError("history: columns of numbers expected")
         if record["status"] == "finished":
             check_fields(record, FINISHED)
+            _check_numbers(record)
             _check_predictions(record["test"], len(record["data"]["classes"]))
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
@@ -230,6 +238,16 @@ def read(path: Path) -> dict[str, Any]:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
         raise UserError(f"{path}: not a result ({reason})") from None
     return record
+
+
+def _check_numbers(record: dict[str, Any]) -> None:
+    """Raise UserError unless the record's numbers are finite, accuracies in 0..1."""
+    for part in ("val", "test", "train", "model"):
+        for key, value in record[part].items():
+            if isinstance(value, float) and not isfinite(value):
+                raise UserError(f"{part}.{key}: a finite number expected, got {value}")
+            if key in ("acc", "acc_tta") and value is not None and not 0 <= value <= 1:
+                raise UserError(f"{part}.{key}: 0 to 1 expected, got {value}")
 
 
 def _check_predictions(test: dict[str, Any], num_classes: int) -> None:
@@ -275,6 +293,10 @@ def load(paths: Iterable[str]) -> Loaded:
         if same is run:
             loaded.runs.append(run)
         else:
+            if run.at_home and not same.at_home:  # the run's own folder, not a copy
+                place = next(i for i, r in enumerate(loaded.runs) if r is same)
+                loaded.runs[place] = first[identity] = run
+                run, same = same, run
             conflict = (run.val, run.test) != (same.val, same.test)
             loaded.duplicates.append((run, same, conflict))
     return loaded

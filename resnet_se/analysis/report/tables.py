@@ -131,10 +131,10 @@ def apart_table(family: Family, equivalence: float) -> Table:
 def _comparison_row(c: Comparison, equivalence: float) -> dict[str, str]:
     row = {
         "question": c.question,
-        "comparison": c.label,
-        "n": c.seeds,
         "difference [interval]": gain(c.mean, c.interval),
         "verdict": c.verdict(equivalence),
+        "comparison": c.label,
+        "n": c.seeds,
         "p": p_value(c.p) if c.n > 1 else f"{p_value(c.p)} (images)",
         "detects": NONE,
         f"seeds for {100 * equivalence:g}": NONE,
