@@ -44,6 +44,9 @@ def export(cfg: DictConfig) -> list[Row]:
         f"{torch.get_num_threads()} threads; a row is compared with the one above it",
         soft_wrap=True,
     )
+    warning = exporting.where_int8_does_not_pay(rows)
+    if warning:
+        Console().print(warning, soft_wrap=True, highlight=False)
     return rows
 
 

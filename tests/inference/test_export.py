@@ -198,7 +198,30 @@ def test_int8_and_mean_gates_say_what_they_cost(command, run, tmp_path, capsys):
     assert "60 test images" in said, "all of them"
     assert len(re.findall(r"\d\d\.\d\d%", said)) >= 5
     assert b"QuantizeLinear" in (tmp_path / "a.onnx").read_bytes()
+    assert _zero_points(tmp_path / "a.onnx") == {"uint8"}
     assert [path.name for path in tmp_path.iterdir()] == ["a.onnx"]
+
+
+def _zero_points(file: Path) -> set[str]:
+    """The types that activations are quantised to."""
+    import onnx
+
+    graph = onnx.load(file).graph
+    constants = {t.name: onnx.numpy_helper.to_array(t) for t in graph.initializer}
+    nodes = [node for node in graph.node if node.op_type == "QuantizeLinear"]
+    return {str(constants[node.input[2]].dtype) for node in nodes}
+
+
+def test_where_int8_is_not_faster_is_said():
+    row = export.Row("onnx", 1.0, 0.9, 1.0, 0.0, (0.5, 90.0))
+    same = row._replace(name="onnx, int8", milliseconds=(0.4, 80.0))
+    assert export.where_int8_does_not_pay([row, same]) is None
+    assert export.where_int8_does_not_pay([row]) is None
+    slower = same._replace(milliseconds=(0.58, 80.0))
+    message = export.where_int8_does_not_pay([row, slower])
+    assert message is not None
+    assert f"batch {export.BATCHES[0]}: 0.58 ms, 0.50 in float32" in message
+    assert f"batch {export.BATCHES[1]}" not in message
 
 
 @pytest.mark.parametrize(
