@@ -91,6 +91,7 @@ FINISHED = {
     (int, NONE): _words("best_epoch? data.batch_size?"),
     (list,): _words("data.classes"),
 }
+SHARES = ("val.acc", "test.acc", "test.acc_tta", "test.ece")  # in 0..1
 STATUSES = ("running", "finished", "failed", "interrupted", "pruned")
 
 
@@ -213,9 +214,22 @@ def check_finished(record: dict[str, Any], path: Path) -> None:
     """A finished run's record has all that is read of one; else raises UserError."""
     try:
         check_fields(record, EVERY)
-        check_fields(record, FINISHED)
+        check_figures(record)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
+
+
+def check_figures(record: dict[str, Any]) -> None:
+    """A finished run's figures are there, and can be: else raises UserError."""
+    check_fields(record, FINISHED)
+    for path in SHARES:
+        part, key = path.split(".")
+        value = record.get(part, {}).get(key)
+        if value is None:  # `FINISHED` says what must be there
+            continue
+        real = isinstance(value, NUMBER) and not isinstance(value, bool)
+        if not (real and 0 <= value <= 1):
+            raise UserError(f"{path}: a share in 0..1 expected, got {value!r}")
 
 
 def check_fields(record: dict[str, Any], kinds: dict[tuple, list[str]]) -> None:
@@ -231,6 +245,9 @@ def check_fields(record: dict[str, Any], kinds: dict[tuple, list[str]]) -> None:
             if not isinstance(value, types) or isinstance(value, bool):
                 names = " or ".join(kind.__name__ for kind in types)
                 raise UserError(f"{path.rstrip('?')}: {names} expected, got {value!r}")
+            if isinstance(value, float) and not math.isfinite(value):
+                raise UserError(f"{path.rstrip('?')}: a finite number expected, got "
+                                f"{value!r}")  # fmt: skip
 
 
 def short(value: float | None) -> float | None:
