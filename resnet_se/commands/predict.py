@@ -124,7 +124,7 @@ def _classify(
                 rows = zip(batch.pictures, order.tolist(), values.tolist(), strict=True)
                 for picture, best, chances in rows:
                     names = [model.classes[i] for i in best[:top]]
-                    write(picture.name, names, chances[:top])
+                    write(printable(picture.name), names, chances[:top])
                     if picture.folder in number:
                         confusion[number[picture.folder] * k + best[0]] += 1
             done += len(batch.pictures)
@@ -134,6 +134,13 @@ def _classify(
 
 
 # --- output ------------------------------------------------------
+
+
+def printable(name: str) -> str:
+    """Return a file's name as text; one that is not UTF-8 is escaped, one to one."""
+    escaped = name.replace("\\", r"\\").encode("utf-8", "backslashreplace").decode()
+    surrogates = any("\ud800" <= c <= "\udfff" for c in name)
+    return escaped if surrogates or r"\ud" in name else name
 
 
 @contextmanager

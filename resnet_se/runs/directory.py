@@ -109,7 +109,8 @@ def tracked_status(
         with suppress(OSError):  # a full disk must not hide what happened
             _write(run_dir, outcome)
             if not stopped and not error_file.exists():  # else a rank's: it says more
-                error_file.write_text(traceback.format_exc())
+                trace = traceback.format_exc()  # may name files that are not UTF-8
+                error_file.write_text(trace, "utf-8", "backslashreplace")
         if stopped:
             raise KeyboardInterrupt from None
         raise

@@ -44,6 +44,17 @@ def tests(exhibit: ModelPanel) -> panels.TestSet:
     return find_test_set([exhibit.model])[0]
 
 
+@needs_gradio
+@pytest.mark.parametrize("number", [1, 40, 41])
+def test_a_page_of_any_number_of_images(tests, number):
+    from resnet_se.commands.demo.page import _gallery
+
+    some = tests._replace(images=tests.images[:number], labels=tests.labels[:number])
+    _, slider = _gallery(some, "")
+    assert slider.minimum < slider.maximum  # a page with another does not start
+    assert slider.visible == (number > 40)
+
+
 # --- answers -----------------------------------------------------
 
 

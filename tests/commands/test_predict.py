@@ -262,3 +262,28 @@ def test_memory_does_not_grow_with_the_files(finished: Run, tmp_path):
                 model.probabilities(torch.from_numpy(batch.pixels))
         peaks.append(peak_memory_mb(cpu))
     assert peaks[1] < peaks[0] + 60
+
+
+def test_names_that_are_not_utf8_are_escaped_one_to_one(
+    command, finished: Run, tmp_path
+):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    names = [
+        b"plain.png",
+        b"caf\xe9.png",
+        b"caf\\udce9.png",
+        b"b\\c.png",
+        "ü.png".encode(),
+    ]
+    for seed, name in enumerate(names):
+        noise(seed=seed).save(tmp_path / "x.png")
+        os.rename(tmp_path / "x.png", os.fsencode(folder) + b"/" + name)
+    for out in ("x.csv", "x.jsonl"):
+        run = f"run='{finished.folder}'"
+        assert command("predict", run, f"inputs='{folder}'", f"out={out}") == 0
+    shown = {Path(row["path"]).name for row in rows_of(tmp_path / "x.csv")}
+    text = (tmp_path / "x.jsonl").read_text(encoding="utf-8")
+    again = {Path(json.loads(line)["path"]).name for line in text.splitlines()}
+    expected = {"plain.png", r"caf\udce9.png", r"caf\\udce9.png", r"b\c.png", "ü.png"}
+    assert shown == again == expected

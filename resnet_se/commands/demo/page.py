@@ -143,7 +143,8 @@ def _gallery(
         elem_classes="gallery",
     )
     pages = -(-len(tests.labels) // SHOWN)
-    page = gr.Slider(1, pages, 1, step=1, label=f"page of {pages}", visible=pages > 1)
+    last = max(pages, 2)  # a slider from 1 to 1 is none
+    page = gr.Slider(1, last, 1, step=1, label=f"page of {pages}", visible=pages > 1)
     return gallery, page
 
 
