@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from resnet_se.commands.app import run_command
-from resnet_se.config.build import build_datamodule, build_module, saved_run
+from resnet_se.config.build import build_module, run_data, saved_run
 from resnet_se.config.schema import PRECISION
 from resnet_se.runs.record import read_result
 from resnet_se.training.evaluation import load_weights, score
@@ -49,8 +49,8 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
         views = OmegaConf.to_container(cfg.tta, resolve=True) if cfg.tta else None
         recipe = replace(recipe, values={**recipe.values, "tta": views})
 
-    data = build_datamodule(recipe, training=False)
-    data.setup()
+    trained_on = result.get("data", {}).get("fingerprint")
+    data = run_data(run_dir, trained_on, recipe=recipe)
     model = build_module(recipe, data.num_classes, training=False)
     ckpt = run_dir / "checkpoints" / f"{cfg.ckpt}.ckpt"
     trainer = L.Trainer(

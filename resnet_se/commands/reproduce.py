@@ -22,7 +22,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from resnet_se.config.recipe import load_recipe
+from resnet_se.config.compose import quoted
 from resnet_se.runs.record import read_result
 from resnet_se.utils.errors import UserError
 from resnet_se.utils.system import environment
@@ -42,13 +42,29 @@ def command_of(run_dir: Path, record: dict[str, Any], runs_dir: Path) -> list[st
         o for o in record["overrides"] if not o.startswith("trainer.precision=")
     ]
     overrides += [f"trainer.precision={record['hardware']['precision']}"]
-    overrides += [f"runs_dir={runs_dir}", "plots=false", "logger=none"]
-    root = load_recipe(run_dir)["data"]["source"].get("root")
-    if root is not None:
-        overrides.append(f"data.source.root={root}")
+    overrides += [f"runs_dir={quoted(str(runs_dir))}", "plots=false", "logger=none"]
+    overrides += _data_of(run_dir, record, runs_dir)
     if not any(o.startswith("seed=") for o in overrides):
         overrides.append(f"seed={record['seed']}")
     return [sys.executable, "-m", "resnet_se.train", *overrides]
+
+
+def _data_of(run_dir: Path, record: dict[str, Any], runs_dir: Path) -> list[str]:
+    """Return the overrides that have the run's own images, wherever they lie now.
+
+    Raises:
+        UserError: they are not there: others reproduce nothing.
+    """
+    from resnet_se.config.build import run_data
+
+    source = run_data(run_dir, record["data"].get("fingerprint")).source
+    if record["data"].get("fallback"):  # it had none, and is to find none again
+        nowhere = quoted(str(runs_dir / "no data"))
+        return [f"data.source.root={nowhere}", "++data.source.download=false"]
+    if not hasattr(source, "root"):
+        return []
+    return [f"data.source.root={quoted(str(Path(source.root).resolve()))}",
+            "data.fallback=null"]  # fmt: skip
 
 
 def digits(a: float | None, b: float | None) -> str:

@@ -22,6 +22,7 @@ from omegaconf import DictConfig
 
 from resnet_se.commands.app import filter_warnings, run_command
 from resnet_se.commands.sweep.multirun import JobResult, recorded
+from resnet_se.config.compose import quoted
 from resnet_se.config.messages import explain
 from resnet_se.config.schema import HASH_RULES, UNRECORDED
 from resnet_se.config.validate import validate
@@ -248,6 +249,8 @@ def _train_in_ranks(run: Run, outcome: Outcome) -> None:
     overrides = [o for o in run.recipe.overrides if "trainer.precision=" not in o]
     # All have the same.
     overrides.append(f"trainer.precision={run.environment.precision}")
+    # A time in it (`${now:}`) would be another in each of them.
+    overrides.append(f"runs_dir={quoted(str(run.recipe['runs_dir']))}")
     try:
         processes = distributed.local_processes(run.recipe.trainer)
         name = run.directory.name.partition("+")[0]

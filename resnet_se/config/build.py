@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,18 +13,25 @@ import torch
 from torch import nn
 
 from resnet_se.config.recipe import Recipe, check_saved, load_recipe
-from resnet_se.config.targets import build_network, build_target
+from resnet_se.config.targets import (
+    build_network,
+    build_target,
+    located,
+    signature_of,
+)
 from resnet_se.data.augmentation.pipeline import Augmentation
 from resnet_se.data.datamodule import ImageDataModule
+from resnet_se.data.image_set import DataNotFound
 from resnet_se.models.layers import sync_batchnorm
 from resnet_se.training.callbacks.checkpointing import CheckpointFiles
 from resnet_se.training.callbacks.sam import SAM
 from resnet_se.training.loop import Job
+from resnet_se.training.metrics import direction
 from resnet_se.training.mixing import Mixing
-from resnet_se.training.module import METRICS, Classifier, Criterion, cross_entropy
+from resnet_se.training.module import Classifier, Criterion, cross_entropy
 from resnet_se.training.param_groups import make_optimizer
 from resnet_se.utils import distributed
-from resnet_se.utils.errors import UserError, nearest
+from resnet_se.utils.errors import UserError
 
 if TYPE_CHECKING:
     from resnet_se.config.settle import Run
@@ -126,27 +134,59 @@ def build_datamodule(recipe: Recipe, training: bool = True) -> ImageDataModule:
 
 
 def run_data(
-    run_dir: Path, fingerprint: str | None = None, training: bool = False
+    run_dir: Path,
+    fingerprint: str | None = None,
+    training: bool = False,
+    recipe: Recipe | None = None,
 ) -> ImageDataModule:
-    """The data of a run that has been trained, read.
+    """The data of a run that has been trained, read, found by their content.
+
+    They are looked for where they were and, if they have moved, below RESNET_SE_DATA;
+    what is neither is downloaded, where the run may.  Never a fallback.
 
     Args:
         fingerprint: of the pixels it was trained on, where they must be the same.
         training: as `build_datamodule`.
+        recipe: the run's, where it has been read.
 
     Raises:
         UserError: no run directory, the data are not there, or are others.
     """
-    recipe = load_recipe(run_dir)
-    data = build_datamodule(recipe, training)
-    data.setup()
-    images = data.images
-    if fingerprint and images is not None and images.fingerprint != fingerprint:
-        raise UserError(
-            f"{run_dir}: trained on data with fingerprint {fingerprint}, these have "
-            f"{images.fingerprint}"
+    recipe = recipe or load_recipe(run_dir)
+    problems: list[UserError] = []
+    for source in _places(recipe["data"]["source"]):
+        recipe = recipe.replaced("data", source=source, fallback=None)
+        data = build_datamodule(recipe, training)
+        try:
+            data.setup()
+        except UserError as error:
+            problems.append(error)
+            continue
+        found = data.images.fingerprint
+        if not fingerprint or found == fingerprint:
+            return data
+        problems.append(
+            UserError(
+                f"{run_dir}: trained on data with fingerprint {fingerprint}, these "
+                f"have {found}"
+            )
         )
-    return data
+    # Others' data say more than none.
+    raise next((p for p in problems if not isinstance(p, DataNotFound)), problems[-1])
+
+
+def _places(source: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """A saved source, the same below RESNET_SE_DATA, and with leave to download."""
+    moved = os.environ.get("RESNET_SE_DATA")
+    if "root" not in source:
+        return [source]
+    places = [dict(source)]
+    if moved and Path(moved).resolve() != Path(source["root"]).resolve():
+        places.append({**source, "root": moved})
+    if not source.get("download"):
+        return places
+    # Nothing is downloaded that lies in the next place.
+    return [{**place, "download": False} for place in places] + [source]
 
 
 # --- trainer -----------------------------------------------------
@@ -169,12 +209,14 @@ def build_trainer(
     options = dict(recipe.trainer)
     precision = precision or str(options["precision"])
     callbacks = [
-        build_target(f"callbacks.{name}", node)
+        build_target(f"callbacks.{name}", _directed(f"callbacks.{name}", node))
         for name, node in recipe["callbacks"].items()
         if node is not None
     ]
     for callback in callbacks:
-        _check_callback(callback, options.get("accumulate_grad_batches", 1), precision)
+        if isinstance(callback, SAM):
+            accumulate = options.get("accumulate_grad_batches", 1)
+            callback.check_trainer(accumulate, precision)
     mixed = precision.endswith("-mixed")
     if mixed and options.get("gradient_clip_val") and recipe["optimizer"].get("fused"):
         raise UserError(
@@ -200,15 +242,21 @@ def build_trainer(
     )
 
 
-def _check_callback(callback: L.Callback, accumulate: int, precision: str) -> None:
-    monitor = getattr(callback, "monitor", None)
-    if monitor is not None and monitor not in METRICS:
-        raise UserError(
-            f"{type(callback).__name__}.monitor: {monitor!r} is never logged; "
-            f"{nearest(monitor, METRICS)}"
-        )
-    if isinstance(callback, SAM):
-        callback.check_trainer(accumulate, precision)
+def _directed(path: str, node: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The node of a callback with the `mode` of the metric that it monitors.
+
+    Raises:
+        UserError: no metric of a training, or a mode that is not its own.
+    """
+    if not isinstance(node, Mapping) or node.get("monitor") is None:
+        return node
+    mode = direction(node["monitor"], node.get("mode"), path)
+    target = located(f"{path}._target_", node["_target_"])
+    try:
+        takes = "mode" in signature_of(target, node).parameters
+    except (TypeError, ValueError):  # Python cannot tell
+        takes = False
+    return {**node, "mode": mode} if takes else node
 
 
 # --- the whole ---------------------------------------------------

@@ -11,10 +11,12 @@ from typing import Any
 
 from hydra import compose
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.types import Quote, QuotedString
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 
 from resnet_se.config import CONF
 from resnet_se.config.recipe import RUN_DIR
+from resnet_se.training.metrics import METRICS
 
 # --- resolvers ---------------------------------------------------
 
@@ -46,6 +48,11 @@ def _reduction(ratio: int, *, _root_: DictConfig) -> int:
     return max(1, round(ratio * _root_.budget.get("width", 1.0)))
 
 
+def _direction(metric: str) -> str | None:
+    """`${direction:METRIC}`: `min` or `max`, whichever is better, or null."""
+    return METRICS.get(metric, "min")  # a name that is none is told when it is built
+
+
 def _typed() -> str:
     """`${typed:}`: six hex digits of the command line, alike when it is typed again."""
     words = sorted(word for word in sys.argv[1:] if word not in ("-m", "--multirun"))
@@ -53,6 +60,7 @@ def _typed() -> str:
 
 
 OmegaConf.register_new_resolver("depths", _depths, replace=True)
+OmegaConf.register_new_resolver("direction", _direction, replace=True)
 OmegaConf.register_new_resolver("epochs", _epochs, replace=True)
 OmegaConf.register_new_resolver("pid", os.getpid, replace=True, use_cache=True)
 OmegaConf.register_new_resolver("reduction", _reduction, replace=True)
@@ -81,6 +89,11 @@ def compose_job(overrides: list[str]) -> DictConfig:
     with open_dict(cfg):
         del cfg.hydra
     return cfg
+
+
+def quoted(value: str) -> str:
+    """A text as the value of an override, in quotes, whatever is in it."""
+    return str(QuotedString(text=value, quote=Quote.single).with_quotes())
 
 
 def own_conf() -> list[str]:

@@ -55,7 +55,9 @@ EQUIVALENTS = {
     "callbacks=early_stopping": _DEFAULT,
     "callbacks=model_checkpoint": _DEFAULT,
     "callbacks=rich_progress_bar": _DEFAULT,
-    "callbacks.model_checkpoint": "write callbacks.checkpoint.monitor=…",
+    "callbacks.model_checkpoint": (
+        "write +callbacks.checkpoint.monitor=val/acc; the direction is the metric's"
+    ),
     "optimized_metric": "write hydra.sweeper.metric=val/acc",
     "logger=many_loggers": "write logger=many",
     "logger=neptune": (

@@ -92,6 +92,7 @@ TRAIN: dict[str, Key] = {
     "callbacks.pruner": Key(recorded=False),
     # Its metric is hashed, which decides on what is tested.
     "callbacks.checkpoint.every_n_steps": Key(hashed=False),
+    "callbacks.checkpoint.mode": Key(idle="min"),
     "model.drop_path": Key(idle=0.0),
     "model.zero_init": Key(idle=False),
     "model.activation": Key(idle="relu"),

@@ -99,6 +99,8 @@ def check_keys(cfg: DictConfig, command: str = "train") -> dict[str, Any]:
             _check_values({group: node}, TRAIN)
     if command == "train":
         _check_top_level(cfg)
+    elif command in COMMANDS:
+        _check_known(cfg, command)
     values = plain_values(cfg)
     _check_values(values, COMMANDS.get(command, {}))
     if command == "train":
@@ -115,12 +117,25 @@ def _check_values(values: Mapping[str, Any], keys: Mapping[str, Any]) -> None:
             check_value(path, owner[key], known.hint)
 
 
-def _check_top_level(cfg: DictConfig) -> None:
-    primary, groups = _top_level()
+def _check_known(cfg: DictConfig, command: str) -> set[str]:
+    """Return the keys that a command reads at the top level; refuse any other."""
+    primary, groups = _top_level(command)
     known = (primary.keys() | groups.keys()) - NO_KEYS
     for key in cfg:
         if key not in known:
-            raise UserError(f"unknown key {key!r}; {nearest(str(key), known)}")
+            of_run = command != "train" and key in set().union(*_top_level("train"))
+            hint = (
+                f"{command} takes it from the run"
+                if of_run
+                else nearest(str(key), known)
+            )
+            raise UserError(f"unknown key {key!r}; {hint}")
+    return known
+
+
+def _check_top_level(cfg: DictConfig) -> None:
+    primary, groups = _top_level("train")
+    known = _check_known(cfg, "train")
     if cfg.get("run_dir"):
         raise UserError("run_dir: train names it; runs_dir=… says where runs lie")
     for key in sorted(known):
@@ -135,18 +150,24 @@ def _check_top_level(cfg: DictConfig) -> None:
 
 
 @functools.cache
-def _top_level() -> tuple[dict[str, Any], dict[str, list[str]]]:
-    """Keys of the top level with their defaults, and {group: its choices}."""
-    primary = OmegaConf.load(CONF / "train.yaml")
+def _top_level(command: str) -> tuple[dict[str, Any], dict[str, list[str]]]:
+    """Keys of a command's top level with their defaults, and {group: its choices}."""
+    primary = OmegaConf.load(CONF / f"{command}.yaml")
     assert isinstance(primary, DictConfig)
-    groups = {
+    groups: dict[str, list[str]] = {}
+    if "train" in primary.defaults:  # it starts from that
+        base, groups = _top_level("train")
+        primary = OmegaConf.unsafe_merge(base, primary)
+    groups |= {
         str(key): sorted(path.stem for path in (CONF / str(key)).glob("*.yaml"))
         for entry in primary.pop("defaults")
         if isinstance(entry, DictConfig)
         for key in entry
         if not str(key).startswith("override")
     }
-    return {str(key): value for key, value in primary.items()}, groups
+    values = OmegaConf.to_container(primary)
+    assert isinstance(values, dict)
+    return {str(key): value for key, value in values.items()}, groups
 
 
 def _check_groups(values: Mapping[str, Any]) -> None:

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
+import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from PIL import Image
 
-from resnet_se.commands.reproduce import differences, digits, weights_agree
+from resnet_se.commands.reproduce import command_of, differences, digits, weights_agree
 from resnet_se.runs import checkpoint
+from resnet_se.runs.record import read_result
+from resnet_se.utils.errors import UserError
+from tests.conftest import TINY, call, records
 
 
 @pytest.mark.parametrize(
@@ -76,3 +83,62 @@ def test_deterministic_weights_are_the_same_twice_and_with_any_workers(
     torch.use_deterministic_algorithms(False)
     other = next(tmp_path.glob("other/*/seed*"))
     assert weights_agree(a, other).startswith("differ")
+
+
+@pytest.fixture
+def own_images(train, tmp_path):
+    """A run on images in `my data, v2 (x)`, and that folder."""
+    folder = tmp_path / "my data, v2 (x)"
+    rng = np.random.default_rng(0)
+    for label in ("cat", "dog"):
+        (folder / label).mkdir(parents=True)
+        for i in range(40):
+            pixels = rng.integers(0, 255, (32, 32, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / label / f"{i}.png")
+    given = [o for o in TINY if not o.startswith("data")]
+    root = f"data.source.root='{folder}'"
+    more = ("data=image_folder", root, "data.batch_size=16", "data.num_workers=0")
+    assert call(tmp_path, "train", *given, *more, "trainer.max_epochs=1") == 0
+    ((run_dir, _),) = records(tmp_path).items()
+    return run_dir, folder
+
+
+def test_data_that_have_moved_are_found_by_their_content(
+    own_images, command, monkeypatch, capsys
+):
+    run_dir, folder = own_images
+    moved = folder.rename(folder.with_name("moved"))
+    monkeypatch.delenv("RESNET_SE_DATA", raising=False)
+    assert command("evaluate", f"run={run_dir}") == 2
+    assert "Traceback" not in capsys.readouterr().err
+    monkeypatch.setenv("RESNET_SE_DATA", str(moved))
+    assert command("evaluate", f"run={run_dir}") == 0
+    record = read_result(run_dir)
+    line = command_of(run_dir, record, folder.parent / "again")
+    assert f"data.source.root='{moved}'" in line
+    (moved / "cat/0.png").unlink()  # other data
+    assert command("evaluate", f"run={run_dir}") == 2
+    assert "trained on data with fingerprint" in capsys.readouterr().err
+    with pytest.raises(UserError, match="trained on data with fingerprint"):
+        command_of(run_dir, record, folder.parent / "again")
+
+
+def test_a_fallback_reproduces_nothing(own_images, monkeypatch):
+    run_dir, folder = own_images
+    record = read_result(run_dir)
+    config = yaml.safe_load((run_dir / "config.yaml").read_text())
+    config["data"]["fallback"] = {"_target_": "resnet_se.data.synthetic.Synthetic"}
+    (run_dir / "config.yaml").write_text(yaml.safe_dump(config))
+    folder.rename(folder.with_name("moved"))
+    monkeypatch.delenv("RESNET_SE_DATA", raising=False)
+    with pytest.raises(UserError, match="nothing is there"):
+        command_of(run_dir, record, folder.parent / "again")
+
+
+def test_overrides_of_any_folder_are_read_as_they_were_meant(own_images):
+    run_dir, folder = own_images
+    line = command_of(run_dir, read_result(run_dir), folder.parent / "a b, (c)")
+    parser = OverridesParser.create()
+    parsed = {o.key_or_group: o.value() for o in parser.parse_overrides(line[3:])}
+    assert parsed["data.source.root"] == str(folder)
+    assert parsed["runs_dir"] == str(folder.parent / "a b, (c)")

@@ -22,6 +22,7 @@ from resnet_se.config.compose import plain_values
 from resnet_se.config.recipe import RUN_DIR, load_recipe, saved_config
 from resnet_se.config.schema import HASH_RULES
 from resnet_se.config.settle import resolve_precision
+from resnet_se.config.targets import value_below
 from resnet_se.runs.run_hash import (
     Environment,
     canonical,
@@ -148,7 +149,7 @@ def test_settings_that_came_later_do_nothing_unless_used(plain, base):
         assert key not in base
         earlier, changed = plain(), plain()
         group, _, name = key.rpartition(".")
-        nodes = [p[group] if group else p for p in (earlier, changed)]
+        nodes = [value_below(p, group) if group else p for p in (earlier, changed)]
         assert nodes[0].pop(name) == off
         assert setting(earlier, HERE) == base
         nodes[1][name] = "on"
@@ -172,7 +173,7 @@ CHANGES = {
     "trainer.max_epochs=3": "trainer.max_epochs",
     "trainer.limit_train_batches=2": "trainer.limit_train_batches",
     "+trainer.gradient_clip_val=1": "trainer.gradient_clip_val",
-    "+callbacks.checkpoint.monitor=val/acc": "callbacks.checkpoint.monitor",
+    "+callbacks.checkpoint.monitor=val/acc": "callbacks.checkpoint",
     "callbacks.early_stopping.patience=3": "callbacks.early_stopping.patience",
     "callbacks.early_stopping=null": "callbacks.early_stopping",
     "callbacks.checkpoint=null": "callbacks.checkpoint",

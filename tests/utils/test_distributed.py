@@ -1,6 +1,7 @@
 """One run on several processes: the same images, figures and directory."""
 
 import csv
+import json
 import os
 import re
 import resource
@@ -334,3 +335,10 @@ def test_the_documented_torchrun_on_two_nodes_trains_one_run(run_dirs, tmp_path)
     (start,) = re.findall(f"{message}(.*)", "".join(printed))  # rank 0's alone
     lr = result["setting"]["optimizer.lr"]
     assert start == f"{lr:g}, 2 × {lr / 2:g} (trainer.scale_lr)"
+
+
+def test_all_ranks_of_a_debugging_run_have_its_directory(train, tmp_path):
+    # `runs_dir` holds the second at which each process would have resolved it.
+    assert train("trainer=ddp_sim", "debug=fast") == 0
+    (record,) = tmp_path.glob("debug/*/*/*/result.json")
+    assert json.loads(record.read_text())["hardware"]["world_size"] == 2

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from resnet_se.config.build import build_datamodule
+from resnet_se.config.build import run_data
 from resnet_se.config.recipe import Recipe
 from resnet_se.inference.pretrained import Pretrained
 from resnet_se.models.resnet import ResNet
@@ -69,16 +69,14 @@ def find_test_set(models: Sequence[Pretrained]) -> tuple[TestSet | None, str]:
     for model in models:
         if bundle.is_bundle(model.source):
             continue
-        data = build_datamodule(Recipe(model.config), training=False)
+        recipe = Recipe(model.config)
         try:
-            data.setup()
+            data = run_data(model.source, model.fingerprint, recipe=recipe)
         except (UserError, OSError) as error:
             reason = str(error)
             continue
-        if data.images.fingerprint == model.fingerprint:
-            images, labels = data.test_part
-            return TestSet(images, labels, data.images.classes, model.fingerprint), ""
-        reason = f"the data of {model.source} are other than it was trained on"
+        images, labels = data.test_part
+        return TestSet(images, labels, data.images.classes, model.fingerprint), ""
     return None, reason
 
 

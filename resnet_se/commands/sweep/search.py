@@ -69,7 +69,7 @@ class OptunaSearch(Sweeper):
 
     Args:
         n_trials: in all, failed ones and those of earlier starts included.
-        metric: a key of `METRICS`.
+        metric: one of `METRICS`.
         max_batch_size: trials launched at once.
         pruner: `halving`, `hyperband`, or None: every trial has all its epochs.
         min_epochs: that a trial has before it may be stopped, >= 1; None: a 27th of
