@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from resnet_se.analysis.calibration import BINS, fit_temperature, reliability
+from resnet_se.analysis.calibration import fit_temperature
 from resnet_se.analysis.canvas import (
     BLUE,
     COLOURS,
@@ -27,6 +27,7 @@ from resnet_se.analysis.canvas import (
     confusion,
     subplots,
 )
+from resnet_se.training.reliability import BINS, reliability
 
 SHOWN_CLASSES = 40  # bars of a picture
 SHEET = (8, 5)  # training images, epochs of their augmentation

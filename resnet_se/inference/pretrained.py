@@ -112,11 +112,18 @@ class Pretrained(nn.Module):
 
     @torch.inference_mode()
     def probabilities(self, images: Tensor, tta: TTA | None = None) -> Tensor:
-        """Compute probabilities (B, K), the mean over the views of `tta`."""
+        """Compute probabilities (B, K), the mean over the views of `tta`.
+
+        Raises:
+            UserError: the network gives no finite numbers.
+        """
         x = self.preprocess(images.to(self.mean.device))
-        if tta is not None:
-            return tta(self.net, x)
-        return self.net(x).float().softmax(dim=1)
+        p = tta(self.net, x) if tta is not None else self.net(x).float().softmax(dim=1)
+        if not p.isfinite().all():
+            raise UserError(
+                f"{self.source}: the network gives no finite numbers for these pictures"
+            )
+        return p
 
     def views(self, tta: TTAChoice) -> TTA | None:
         """Return the views of `tta`: true is the run's own, a text one of `conf/tta`.

@@ -4,7 +4,7 @@ A checkpoint is torch's own zip file, loadable with `weights_only=True`.  Its zi
 comment holds the SHA-256 of everything before it, so that no flipped byte goes unseen.
 A run keeps three under `checkpoints/`:
 
-    best.ckpt       of the lowest validation loss
+    best.ckpt       of the best epoch, by default that of the lowest validation loss
     last.ckpt       of the last epoch, or step where one was asked for
     previous.ckpt   what `last.ckpt` was before, until the next one is on disk
 """
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 DATA = "ImageDataModule"  # the data module's part of a checkpoint
+OPTIMIZER = "optimizer"  # the name of its class
 BEST, LAST, PREVIOUS = "best.ckpt", "last.ckpt", "previous.ckpt"
 
 MARK = b"sha256:"
@@ -187,10 +188,10 @@ def read_own(path: Path, run: str | None) -> dict[str, Any]:
 
 
 def check(checkpoint: dict[str, Any], path: Path, model: nn.Module) -> None:
-    """Refuse a checkpoint of another architecture, naming where it differs.
+    """Refuse a checkpoint of another architecture or without numbers, saying where.
 
     Raises:
-        UserError: its tensors are not the model's.
+        UserError: its tensors are not the model's, or hold NaN or infinities.
     """
     loaded = checkpoint["state_dict"]
     own = model.state_dict()
@@ -201,3 +202,6 @@ def check(checkpoint: dict[str, Any], path: Path, model: nn.Module) -> None:
                 f"{path}: a checkpoint of another architecture: {name} expected "
                 f"{a or 'nowhere'}, got {b or 'nothing'}"
             )
+        tensor = loaded[name]
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise UserError(f"{path}: {name} holds values that are no finite numbers")

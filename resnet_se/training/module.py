@@ -1,13 +1,11 @@
-"""The Lightning module: one loss, its metrics, the optimizer and the schedule.
-
-`METRICS` are the names that are logged, and all that a callback can monitor.
-"""
+"""The Lightning module: one loss, its metrics, the optimizer and the schedule."""
 
 from __future__ import annotations
 
 import copy
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
 
 import lightning as L
@@ -16,32 +14,31 @@ import torch.nn.functional as F
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
-from torchmetrics.functional.classification import (
-    multiclass_accuracy,
-    multiclass_calibration_error,
-)
+from torchmetrics.functional.classification import multiclass_accuracy
 
 from resnet_se.models.tta import TTA
+from resnet_se.runs.checkpoint import OPTIMIZER
 from resnet_se.training.mixing import Mixing
-from resnet_se.training.param_groups import check_state, l2_penalty
+from resnet_se.training.param_groups import (
+    check_donor,
+    check_state,
+    l2_penalty,
+    set_anew,
+)
+from resnet_se.training.reliability import reliability
 from resnet_se.training.schedules import Schedule
 from resnet_se.utils import lightning_private as internals
-from resnet_se.utils.distributed import gather_rows, sum_over_ranks
+from resnet_se.utils.distributed import (
+    gather_rows,
+    is_connected,
+    is_leader,
+    sum_over_ranks,
+)
 from resnet_se.utils.errors import UserError
 from resnet_se.utils.random_streams import derive_seed
 
-METRICS = (
-    "train/loss",
-    "train/acc",
-    "train/lr",
-    "val/loss",
-    "val/acc",
-    "test/loss",
-    "test/acc",
-    "test/acc_tta",
-    "test/ece",
-)
 INIT_IMAGES = 2000  # training images that a whitening stem is computed from
+NO_SUMS = torch.zeros(3, dtype=torch.float64)
 
 # Images (B, 3, H, W), logits (B, K), soft targets (B, K) → the mean loss.
 Criterion = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -101,11 +98,13 @@ class Classifier(L.LightningModule):
         self.seed = seed
         self.criterion = criterion
         self.initialised = initialised
+        self.continues_other = False  # from a checkpoint that another run has written
         # By batch index, on the device: reading a value would wait for it, and summing
         # them up in each step costs more.
         self.train_batches: dict[int, BatchFigures] = {}
-        self.sums_before_resume = torch.zeros(3)  # the resumed epoch's `_sums`
+        self.sums_before_resume = NO_SUMS  # the resumed epoch's `_sums`
         self.val_batches: list[BatchFigures] = []
+        self.val_loss: float | None = None  # of the present epoch's last validation
         self.outputs: list[dict[str, Tensor]] = []
         self.predictions: dict[str, Tensor] = {}  # of the test
         self.val_predictions: dict[str, Tensor] = {}  # of a validation outside a fit
@@ -116,14 +115,24 @@ class Classifier(L.LightningModule):
         self.initialised = True
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return float32 logits (B, K) of normalised images (B, 3, H, W)."""
+        """Return float32 logits (B, K) of normalised images (B, 3, H, W).
+
+        A test computes in float32 whatever the precision of the training: logits of
+        eight significant bits tie, and a tie goes to the lower class.
+        """
         images = images.to(memory_format=self.memory_format)
         if self.training:
             return self.net(images).float()
         # Evaluation is a small part of the time; its batch sizes differ, and each would
         # be compiled anew.
-        with torch.compiler.set_stance("force_eager"):
+        with torch.compiler.set_stance("force_eager"), self._test_precision():
             return self.net(images).float()
+
+    def _test_precision(self) -> AbstractContextManager[Any]:
+        attached = self._trainer is not None  # else `trainer` raises
+        if attached and self.trainer.state.fn == TrainerFn.FITTING:
+            return nullcontext()
+        return torch.autocast(self.device.type, enabled=False)
 
     # --- training ----------------------------------------------------
 
@@ -139,20 +148,36 @@ class Classifier(L.LightningModule):
         if self.trainer.ckpt_path is not None:
             assert self.make_optimizer is not None  # a fit has one
             fresh = self.make_optimizer(copy.deepcopy(self.net))
-            check_state(self.trainer.optimizers[0], fresh)
+            optimizer = self.trainer.optimizers[0]
+            if self.continues_other:
+                set_anew(optimizer, fresh)
+                cast(Schedule, self.lr_schedulers()).set_rates()
+            check_state(optimizer, fresh)  # takes a step of `fresh`
 
     def on_train_epoch_start(self) -> None:
         self.train_batches = {}
-        self.sums_before_resume = torch.zeros(3)
+        self.sums_before_resume = NO_SUMS
+
+    def on_train_epoch_end(self) -> None:
+        # An epoch counts once, however often it was validated, and before its
+        # checkpoint is written.
+        if self.val_loss is not None:
+            cast(Schedule, self.lr_schedulers()).observe(self.val_loss)
+            self.val_loss = None
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         done = internals.batches_done(self.trainer)
         if 0 < done < self.trainer.num_training_batches:
-            checkpoint["epoch_so_far"] = self._train_sums().cpu()
+            checkpoint["epoch_so_far"] = self._train_sums()
+        checkpoint[OPTIMIZER] = type(self.trainer.optimizers[0]).__name__
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if "epoch_so_far" in checkpoint:
-            self.sums_before_resume = checkpoint["epoch_so_far"]
+            self.sums_before_resume = checkpoint["epoch_so_far"].double()
+        self.continues_other = internals.is_of_another_run(self.trainer, checkpoint)
+        if self.continues_other and self.make_optimizer is not None:
+            fresh = self.make_optimizer(copy.deepcopy(self.net))
+            check_donor(checkpoint, fresh)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         # Dropout and mixing are the same after a resume, and in a batch's two passes
@@ -186,11 +211,10 @@ class Classifier(L.LightningModule):
             )
 
     def _train_sums(self) -> Tensor:
-        sums = _sums(list(self.train_batches.values()))
-        return sums + self.sums_before_resume.to(sums.device)
+        return _sums(list(self.train_batches.values()), self.sums_before_resume)
 
     def _log_epoch(self, part: str, sums: Tensor, **more: float) -> None:
-        loss, acc, _ = sums / sums[2]
+        loss, acc, _ = (sums / sums[2]).float()
         values: dict[str, Tensor | float] = {f"{part}/loss": loss, f"{part}/acc": acc}
         values |= more
         self.log_dict(values, prog_bar=True, on_step=False, on_epoch=True)
@@ -217,8 +241,7 @@ class Classifier(L.LightningModule):
             self._stop_if_diverged("validation", [b[0] for b in self.val_batches])
             # What checkpoint, plateau and early stopping watch.
             sums[0] += l2_penalty(self.trainer.optimizers[0]) * sums[2]
-            schedule = cast(Schedule, self.lr_schedulers())
-            schedule.observe(float(sums[0] / sums[2]))
+            self.val_loss = float((sums[0] / sums[2]).float())
         else:
             self.val_predictions = _on_cpu(self._all_outputs())
         self._log_epoch("val", sums)
@@ -239,9 +262,7 @@ class Classifier(L.LightningModule):
         figures = {
             "test/loss": F.cross_entropy(logits, labels),
             "test/acc": _accuracy(logits, labels),
-            "test/ece": multiclass_calibration_error(
-                logits, labels, self.num_classes, n_bins=15
-            ),
+            "test/ece": reliability(logits, labels).ece,
         }
         if "tta" in outputs:
             figures["test/acc_tta"] = _accuracy(outputs["tta"], labels)
@@ -253,9 +274,12 @@ class Classifier(L.LightningModule):
     def _all_outputs(self) -> dict[str, Tensor]:
         """Return the outputs of all batches on all ranks, in the images' order."""
         parts, self.outputs = self.outputs, []
-        return {
+        outputs = {
             k: gather_rows(torch.cat([part[k] for part in parts])) for k in parts[0]
         }
+        if not outputs["logits"].isfinite().all():
+            raise Diverged("test: the network gives no finite logits for some images")
+        return outputs
 
     # --- optimizer ---------------------------------------------------
 
@@ -280,14 +304,29 @@ def _figures(loss: Tensor, logits: Tensor, labels: Tensor) -> BatchFigures:
     return loss.detach(), correct, len(labels)
 
 
-def _sums(batches: list[BatchFigures]) -> Tensor:
-    """Return loss × images, correct predictions and images (3,), over all ranks."""
+def _sums(batches: list[BatchFigures], before: Tensor = NO_SUMS) -> Tensor:
+    """Return loss × images, correct predictions and images (3,), over all ranks.
+
+    In float64 on the CPU, one batch after the other from `before` on, so that an epoch
+    cut in two has the same sums.
+    """
     losses, correct, sizes = zip(*batches, strict=True)
-    weights = torch.tensor(sizes, device=losses[0].device)
-    # Not a product of matrices, which autocast would round to three digits.
-    loss = (torch.stack(losses).float() * weights.float()).sum()
-    sums = [loss, torch.stack(correct).sum().float(), weights.sum().float()]
-    return sum_over_ranks(torch.stack(sums))
+    device = losses[0].device
+    values = zip(
+        torch.stack(losses).float().tolist(),
+        torch.stack(correct).tolist(),
+        sizes,
+        strict=True,
+    )
+    # What came before is in the sum of all ranks; one of them adds it.
+    start = before.tolist() if is_leader() else NO_SUMS.tolist()
+    sums = [*start]
+    for loss, hits, size in values:
+        sums = [sums[0] + loss * size, sums[1] + hits, sums[2] + size]
+    if not is_connected():
+        return torch.tensor(sums, dtype=torch.float64)
+    on_device = torch.tensor(sums, dtype=torch.float64, device=device)
+    return sum_over_ranks(on_device).cpu()
 
 
 def _accuracy(scores: Tensor, labels: Tensor) -> Tensor:

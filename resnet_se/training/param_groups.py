@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from resnet_se.runs.checkpoint import OPTIMIZER
 from resnet_se.utils.errors import UserError, nearest
 from resnet_se.utils.validation import NonNegative, Positive, validated
 
@@ -80,11 +81,13 @@ def make_optimizer(
         groups[0]["l2"] = weight_decay / 2
     make: Any = cls  # each optimizer of torch has a signature of its own
     try:
-        optimizer = make(groups, lr=lr, **options)
+        optimizer: Optimizer = make(groups, lr=lr, **options)
     except (TypeError, ValueError) as error:
         raise UserError(f"optimizer: {cls.__name__}: {error}") from None
     if epsilon == "outside" and isinstance(optimizer, torch.optim.Adam):
         optimizer.register_step_pre_hook(_EpsilonOutside(optimizer))
+    if cls is torch.optim.SGD:
+        _begin_momentum(optimizer)
     return optimizer
 
 
@@ -114,6 +117,64 @@ def l2_penalty(optimizer: Optimizer) -> float:
             squares = torch.stack([p.float().square().sum() for p in group["params"]])
             total += group["l2"] * float(squares.sum())
     return total
+
+
+def _begin_momentum(optimizer: Optimizer) -> None:
+    """Give a fused SGD every buffer from the start, or where that differs, no fusing.
+
+    torch's kernel fails where one parameter has its first gradient later than another
+    (a block that stochastic depth leaves out), and a first step that a scaler skips
+    leaves its buffers unwritten memory.  A buffer of zeros makes the same first step,
+    but with dampening, which torch leaves out of it.
+    """
+    for group in optimizer.param_groups:
+        if group["fused"] and group["momentum"]:
+            if group["dampening"]:
+                group["fused"] = False
+                continue
+            for p in group["params"]:
+                optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
+
+
+def check_donor(checkpoint: dict[str, Any], fresh: Optimizer) -> None:
+    """Refuse another run's checkpoint whose optimizer is of another class.
+
+    Args:
+        fresh: the optimizer that is to take over its state.
+
+    Raises:
+        UserError: its class, its parameters or its state are other than `fresh`'s.
+    """
+    states = checkpoint.get("optimizer_states") or [None]
+    own = type(fresh).__name__
+    donor = checkpoint.get(OPTIMIZER, own)
+    hint = "to start from its weights alone: ckpt_path=null init_from=…"
+    if donor != own:
+        raise UserError(f"ckpt_path: its optimizer is {donor}, not {own}; {hint}")
+    groups = states[0]["param_groups"] if isinstance(states[0], dict) else []
+    sizes = [len(group["params"]) for group in groups]
+    expected = [len(group["params"]) for group in fresh.param_groups]
+    # Of an earlier version, whose checkpoints do not name the class, its settings tell;
+    # `initial_lr` is the schedule's.
+    keys = {key for group in groups for key in group} - {"initial_lr"}
+    foreign = keys - {key for group in fresh.param_groups for key in group}
+    foreign = set() if OPTIMIZER in checkpoint else foreign
+    if sizes != expected or foreign:
+        why = (
+            f"no {own} has {min(foreign)}"
+            if foreign
+            else f"groups of {sizes} parameters, not {expected}"
+        )
+        raise UserError(f"ckpt_path: another optimizer's state: {why}; {hint}")
+
+
+def set_anew(optimizer: Optimizer, fresh: Optimizer) -> None:
+    """Set the settings of every group to those of `fresh`; the state stays.
+
+    A checkpoint's settings come with its state: those asked for would be forgotten.
+    """
+    for group, asked in zip(optimizer.param_groups, fresh.param_groups, strict=True):
+        group |= {key: value for key, value in asked.items() if key != "params"}
 
 
 def check_state(optimizer: Optimizer, fresh: Optimizer) -> None:

@@ -176,6 +176,13 @@ class Schedule(LRScheduler):
         factor = self.factor(self.last_epoch)
         return [base * factor for base in self.base_lrs]
 
+    def set_rates(self) -> None:
+        """Set the optimizer's rates to those of the present step."""
+        self._last_lr = self.get_lr()
+        groups = self.optimizer.param_groups
+        for group, base, lr in zip(groups, self.base_lrs, self._last_lr, strict=True):
+            group["lr"], group["initial_lr"] = lr, base
+
     def observe(self, val_loss: float) -> None:
         """Show the plateau rule an epoch's validation loss."""
         if self._plateau:

@@ -32,6 +32,12 @@ def epochs_done(trainer: L.Trainer) -> int:
     return processed
 
 
+def is_of_another_run(trainer: L.Trainer, checkpoint: dict[str, Any]) -> bool:
+    """Return True for a checkpoint that the trainer's files say another run wrote."""
+    own = getattr(trainer.strategy.checkpoint_io, "run", None)
+    return bool(checkpoint.get("run", own) != own)
+
+
 def make_loaders(trainer: L.Trainer) -> None:
     """Make the training loader, so that `num_training_batches` is known.
 

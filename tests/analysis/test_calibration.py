@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torchmetrics.functional.classification import multiclass_calibration_error
 
-from resnet_se.analysis.calibration import fit_temperature, reliability
+from resnet_se.analysis.calibration import fit_temperature
+from resnet_se.training.reliability import reliability
 
 
 @pytest.mark.parametrize("scale", [0.1, 1, 30])
@@ -19,6 +20,14 @@ def test_ece_is_torchmetrics(scale):
     expected = multiclass_calibration_error(logits, labels, 10, n_bins=15)
     assert found.ece == pytest.approx(float(expected), abs=1e-6)
     assert float(found.share.sum()) == pytest.approx(1)
+
+
+def test_a_confidence_of_one_is_in_the_highest_bin():
+    logits = torch.tensor([[1000.0, 0.0], [3.0, 0.0]])  # 1 and 0.9526
+    found = reliability(logits, torch.tensor([0, 1]))
+    assert float(found.share[-1]) == 1
+    expected = abs(0.5 - (1 + float(torch.tensor(3.0).sigmoid())) / 2)
+    assert found.ece == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1, 3])

@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 
 from resnet_se.training.module import Classifier
+from resnet_se.training.schedules import Schedule
 from tests.conftest import TINY, call
 
 
@@ -265,14 +266,94 @@ def test_a_killed_process_is_resumed_by_the_same_command(tmp_path, train, run_di
     assert [int(row["epoch"]) for row in epochs_of(run_dir)] == list(range(30))
 
 
+def test_a_continued_run_has_the_settings_that_were_asked_for(
+    finished, train, run_dirs
+):
+    donor = finished.folder / "checkpoints/last.ckpt"
+    # A rate at which nothing beats the donor's best.
+    asked = ("optimizer.lr=1e-9", "optimizer.weight_decay=0.25", "trainer.max_epochs=3")
+    assert train(*asked, f"ckpt_path={donor}") == 0
+    run_dir, result = only(run_dirs())
+    assert result["status"] == "finished"
+    assert result["best_epoch"] == 2  # of its own epochs the best
+    assert float(epochs_of(run_dir)[2]["train/lr"]) == pytest.approx(1e-9)
+    (state,) = last_checkpoint(run_dir)["optimizer_states"]
+    assert {group["weight_decay"] for group in state["param_groups"]} == {0.25}
+    assert {group["lr"] for group in state["param_groups"]} == {1e-9}
+    # The first step already had the rate: the weights are the donor's.
+    before = torch.load(donor, weights_only=True)["state_dict"]
+    after = last_state(run_dir)
+    torch.testing.assert_close(after["net.head.weight"], before["net.head.weight"])
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["named", "by its state"])
+def test_another_class_of_optimizer_takes_over_no_state(
+    finished, train, tmp_path, capsys, known
+):
+    donor = torch.load(finished.folder / "checkpoints/last.ckpt", weights_only=True)
+    if not known:  # of an earlier version
+        del donor["optimizer"]
+    torch.save(donor, tmp_path / "donor.ckpt")
+    assert train("optimizer=adamw", f"ckpt_path={tmp_path}/donor.ckpt") == 2
+    error = capsys.readouterr().err
+    assert "ckpt_path: " in error
+    assert "init_from=" in error
+    assert "Traceback" not in error
+
+
 # --- what is tested ----------------------------------------------
+
+# The rate leaps up in the end, so that the best is not the last epoch's.
+WORSE_AT_LAST = (
+    "trainer.max_epochs=6", "scheduler=multistep", "scheduler.decay.milestones=[4]",
+    "scheduler.decay.gamma=100", "scheduler.warmup_epochs=0",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("metric", ["val/acc", "train/acc", "val/loss"])
+def test_the_epoch_that_is_kept_is_the_best_of_any_metric(train, run_dirs, metric):
+    assert train(*WORSE_AT_LAST, f"+callbacks.checkpoint.monitor={metric}") == 0
+    run_dir, result = only(run_dirs())
+    column = [float(epoch[metric]) for epoch in epochs_of(run_dir)]
+    best = min(column) if metric.endswith("loss") else max(column)
+    assert result["best_epoch"] == column.index(best)
+    assert min(column) < max(column)
+
+
+def test_validations_within_an_epoch_may_be_the_best_and_count_once(
+    train, run_dirs, monkeypatch
+):
+    observed, validated = [], []
+    observe, log = Schedule.observe, Classifier._log_epoch
+    note = lambda self, loss: (observed.append(loss), observe(self, loss))  # noqa: E731
+    monkeypatch.setattr(Schedule, "observe", note)
+
+    def logged(self, part, sums, **more):
+        if part == "val" and self.trainer.state.fn == "fit":
+            validated.append(float((sums[0] / sums[2]).float()))
+        log(self, part, sums, **more)
+
+    monkeypatch.setattr(Classifier, "_log_epoch", logged)
+    # The rate leaps up in the middle of the second epoch.
+    leap = ("scheduler=multistep", "scheduler.decay.milestones=[1.5]",
+            "scheduler.decay.gamma=20", "scheduler.warmup_epochs=0")  # fmt: skip
+    assert train(*leap, "+trainer.val_check_interval=0.5") == 0
+    assert len(validated) == 4
+    assert observed == validated[1::2]
+    _, result = only(run_dirs())
+    assert result["val"]["loss"] == pytest.approx(min(validated), rel=1e-5)
+    assert result["best_epoch"] == validated.index(min(validated)) // 2
+
+
+def test_an_epoch_without_validation_shows_none(train, run_dirs, capsys):
+    assert train("+trainer.check_val_every_n_epoch=2") == 0
+    lines = [x for x in capsys.readouterr().out.splitlines() if x.startswith("epoch ")]
+    assert ["val" in line for line in lines] == [False, True]
 
 
 def test_what_was_averaged_is_validated_kept_and_tested(train, command, run_dirs):
-    # The lowest accuracy is kept, so that it is not the last epoch's.
-    worst = ("+callbacks.checkpoint.monitor=val/acc", "trainer.max_epochs=6")
     averaged = ("callbacks=ema", "callbacks.weight_average.decay=0.5")
-    assert train(*worst, *averaged) == 0
+    assert train(*WORSE_AT_LAST, *averaged) == 0
     run_dir, result = only(run_dirs())
     best = epochs_of(run_dir)[result["best_epoch"]]
     assert result["best_epoch"] < 5
@@ -310,6 +391,10 @@ def test_compiled_training_is_the_same_within_rounding(train, run_dirs):
     compiled = last_state(run_dir)
     assert list(compiled) == list(state)
     torch.testing.assert_close(compiled, state, rtol=1e-2, atol=1e-3)
+
+
+def last_checkpoint(run_dir: Path) -> dict:
+    return torch.load(run_dir / "checkpoints/last.ckpt", weights_only=True)
 
 
 def last_state(run_dir: Path) -> dict[str, torch.Tensor]:

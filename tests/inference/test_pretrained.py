@@ -289,3 +289,17 @@ def test_a_preset_is_built_in_a_process_that_has_composed_nothing():
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "20"
+
+
+def test_weights_that_are_no_numbers_are_refused(copy):
+    path = copy / "checkpoints/best.ckpt"
+    saved = torch.load(path, weights_only=True)
+    saved["state_dict"]["net.head.weight"].fill_(float("nan"))
+    checkpoint.write(path, saved)
+    with pytest.raises(UserError, match="holds values that are no finite"):
+        resnet_se.load(copy)
+
+
+def test_probabilities_that_are_no_numbers_are_refused(model):
+    with pytest.raises(UserError, match="gives no finite numbers"):
+        model.probabilities(torch.full((1, 3, 32, 32), float("nan")))

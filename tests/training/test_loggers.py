@@ -24,7 +24,8 @@ from omegaconf import OmegaConf
 from resnet_se.config import CONF
 from resnet_se.config.validate import validate
 from resnet_se.training import loggers
-from resnet_se.training.module import METRICS, Classifier
+from resnet_se.training.metrics import METRICS
+from resnet_se.training.module import Classifier
 
 KEY = "5ec2e7" * 8  # of the length that wandb wants
 

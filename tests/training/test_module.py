@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import lightning as L
 import pytest
 import torch
@@ -53,7 +55,7 @@ def test_figures_of_uneven_batches_are_torchmetrics():
         batches.append(_figures(value, logits, labels))
     sums = _sums(batches)
     torch.testing.assert_close(
-        sums[:2] / sums[2], torch.stack([loss.compute(), acc.compute()])
+        (sums[:2] / sums[2]).float(), torch.stack([loss.compute(), acc.compute()])
     )
 
 
@@ -218,6 +220,60 @@ def test_the_average_is_the_one_computed_by_hand(build):
 def test_a_decay_that_averages_nothing_is_refused(decay):
     with pytest.raises(UserError, match="decay"):
         WeightAverage(decay)
+
+
+def test_sums_of_an_epoch_cut_in_two_are_those_of_the_whole():
+    torch.manual_seed(0)
+    batches = [(torch.rand(()) * 7, torch.tensor(n), n) for n in range(3, 400)]
+    whole = _sums(batches)
+    for cut in range(1, len(batches), 11):
+        assert torch.equal(_sums(batches[cut:], _sums(batches[:cut])), whole)
+
+
+class Softmaxed(torch.nn.Module):
+    """A network whose logits are probabilities."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, images):
+        return self.net(images).softmax(dim=1)
+
+
+def test_logits_that_look_like_probabilities_are_logits(build):
+    data, model, trainer = build()
+    model.net = Softmaxed(model.net)
+    (figures,) = trainer.test(model, datamodule=data, verbose=False)
+    logits, labels = model.predictions["logits"], model.predictions["labels"]
+    assert 0 <= logits.min() <= logits.max() <= 1
+    # One bin holds all: softmax of 10 numbers in 0 … 1 is at most e / (e + 9).
+    confidence = logits.double().softmax(1).amax(1)
+    edges = torch.linspace(0, 1, 16, dtype=torch.float64)
+    expected = 0.0
+    for low, high in pairwise(edges):
+        inside = (confidence > low) & (confidence <= high)
+        if inside.any():
+            right = (logits.argmax(1) == labels)[inside].double()
+            expected += abs(float((right - confidence[inside]).sum())) / len(labels)
+    assert figures["test/ece"] == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_test_computes_in_float32(build):
+    data, model, trainer = build("trainer.precision=bf16-mixed")
+    trainer.test(model, datamodule=data, verbose=False)
+    logits = model.predictions["logits"]
+    assert not torch.equal(logits, logits.bfloat16().float())
+    data, model, trainer = build("trainer.precision=32-true")
+    trainer.test(model, datamodule=data, verbose=False)
+    assert torch.equal(model.predictions["logits"], logits)
+
+
+def test_a_test_without_numbers_is_none(build):
+    data, model, trainer = build()
+    model.net.head.weight.data[3] = float("inf")
+    with pytest.raises(Diverged, match="no finite logits"):
+        trainer.test(model, datamodule=data, verbose=False)
 
 
 def test_sums_keep_float32_under_autocast():

@@ -74,3 +74,42 @@ def test_options_reach_the_optimizer():
 def test_impossible_optimizer_is_refused(options, words):
     with pytest.raises(UserError, match=words):
         make_optimizer(nn.Linear(2, 2), SGD, **options)
+
+
+@pytest.mark.parametrize("dampening", [0.0, 0.5])
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_a_gradient_may_come_later_than_the_others(dampening, nesterov):
+    if nesterov and dampening:
+        return
+    more = {"dampening": dampening, "nesterov": nesterov}
+    weights = []
+    for fused in (False, True):
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+        optimizer = make_optimizer(
+            net, torch.optim.SGD, lr=0.1, momentum=0.9, fused=fused, **more
+        )
+        for step in range(3):
+            optimizer.zero_grad()
+            part = net[1] if step == 0 else net  # the first layer is left out at first
+            part(torch.ones(2, 4 if step == 0 else 3)).sum().backward()
+            optimizer.step()
+        weights.append([p.detach().clone() for p in net.parameters()])
+    torch.testing.assert_close(*weights)
+
+
+def test_a_first_step_that_a_scaler_skips_leaves_no_trace():
+    net = nn.Linear(3, 2)
+    optimizer = make_optimizer(net, torch.optim.SGD, lr=0.1, momentum=0.9, fused=True)
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    before = net.weight.detach().clone()
+    scaler.scale(net(torch.full((1, 3), 3e38)).sum() * 10).backward()  # overflows
+    scaler.step(optimizer)
+    scaler.update()
+    assert torch.equal(net.weight, before)
+    for state in optimizer.state.values():
+        assert not state["momentum_buffer"].any()
+    optimizer.zero_grad()
+    scaler.scale(net(torch.ones(1, 3)).sum()).backward()
+    scaler.step(optimizer)
+    torch.testing.assert_close(net.weight, before - 0.1)

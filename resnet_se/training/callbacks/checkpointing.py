@@ -8,8 +8,11 @@ from typing import Any
 import lightning as L
 from lightning.fabric.plugins.io import CheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.trainer.states import TrainerFn
 
 from resnet_se.runs import checkpoint as checkpoint_files
+from resnet_se.training.metrics import Mode, direction
+from resnet_se.utils import lightning_private as internals
 from resnet_se.utils.validation import Count, Natural, Text, check_value, validated
 
 
@@ -44,11 +47,13 @@ class Checkpoints(Checkpoint):
 
     Args:
         dirpath: the folder of both.
-        monitor: the metric, one of `module.METRICS`; smaller is better.
+        monitor: the metric, one of `metrics.MONITORED`.
+        mode: the direction in which it improves, which the metric knows.
         every_n_steps: write `last.ckpt` after so many optimizer steps as well.
 
     Raises:
-        UserError: `every_n_steps` is below 1.
+        UserError: `every_n_steps` is below 1; the metric is none of a training, or the
+            mode not its own.
     """
 
     @validated
@@ -57,12 +62,16 @@ class Checkpoints(Checkpoint):
         dirpath: Text,
         monitor: str = "val/loss",
         every_n_steps: Count | None = None,
+        mode: Mode | None = None,
     ):
         self.dirpath = Path(dirpath)
         self.monitor = monitor
+        self.mode = direction(monitor, mode, "callbacks.checkpoint")
         self.every_n_steps = every_n_steps
         self.best_score: float | None = None
         self.best_epoch: int | None = None
+        self.validated_at = -1  # steps
+        self.begins = False  # from another run's checkpoint
 
     def setup(self, *_: Any, **__: Any) -> None:
         self.dirpath.mkdir(parents=True, exist_ok=True)  # fails before training
@@ -70,11 +79,18 @@ class Checkpoints(Checkpoint):
     def state_dict(self) -> dict[str, Any]:
         return {"best_score": self.best_score, "best_epoch": self.best_epoch}
 
+    def on_load_checkpoint(
+        self, trainer: L.Trainer, module: Any, checkpoint: dict[str, Any]
+    ) -> None:
+        # The best that another run had is none of this one's files.
+        self.begins = internals.is_of_another_run(trainer, checkpoint)
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
         check_value("Checkpoints.best_score", state["best_score"], float | None)
         check_value("Checkpoints.best_epoch", state["best_epoch"], Natural | None)
-        self.best_score = state["best_score"]
-        self.best_epoch = state["best_epoch"]
+        if not self.begins:
+            self.best_score = state["best_score"]
+            self.best_epoch = state["best_epoch"]
 
     def is_best(self, checkpoint: dict[str, Any]) -> bool:
         """Return true for the best checkpoint, of this start or an earlier one.
@@ -84,7 +100,13 @@ class Checkpoints(Checkpoint):
         """
         state = checkpoint.get("callbacks", {}).get(self.state_key, {})
         own = state.get("best_epoch") == checkpoint["epoch"]
-        return own and state["best_score"] <= self.best_score
+        # Not worse than this start's best.
+        return own and not self._improves(self.best_score, state["best_score"])
+
+    def _improves(self, score: float | None, other: float | None) -> bool:
+        if score is None or other is None:
+            return score is not None
+        return score < other if self.mode == "min" else score > other
 
     def on_train_batch_end(
         self, trainer: L.Trainer, module: Any, outputs: Any, batch: Any, index: int
@@ -96,10 +118,24 @@ class Checkpoints(Checkpoint):
             trainer.save_checkpoint(self.dirpath / checkpoint_files.LAST)
 
     def on_train_epoch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        of_these = self.validated_at == trainer.global_step
+        if of_these or not self.monitor.startswith("val/"):
+            self._keep_if_best(trainer)
+        trainer.save_checkpoint(self.dirpath / checkpoint_files.LAST)
+
+    def on_validation_end(self, trainer: L.Trainer, *_: Any) -> None:
+        """Note of which weights the figures are; in mid-epoch they may be the best."""
+        if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
+            return
+        self.validated_at = trainer.global_step
+        done = internals.batches_done(trainer)
+        stepped = done % trainer.accumulate_grad_batches == 0
+        within = 0 < done < trainer.num_training_batches
+        if within and stepped and self.monitor.startswith("val/"):
+            self._keep_if_best(trainer)
+
+    def _keep_if_best(self, trainer: L.Trainer) -> None:
         score = trainer.callback_metrics.get(self.monitor)
-        if score is not None and (
-            self.best_score is None or float(score) < self.best_score
-        ):
+        if score is not None and self._improves(float(score), self.best_score):
             self.best_score, self.best_epoch = float(score), trainer.current_epoch
             trainer.save_checkpoint(self.dirpath / checkpoint_files.BEST)
-        trainer.save_checkpoint(self.dirpath / checkpoint_files.LAST)

@@ -31,8 +31,17 @@ def progress() -> ProgressBar:
 
 
 def _brief(trainer: L.Trainer) -> dict[str, str]:
-    """Return the last epoch's metrics that fit into a line of 80 columns."""
-    last = trainer.callback_metrics
+    """Return the last epoch's metrics that fit into a line of 80 columns.
+
+    Those of a validation only in an epoch that has one.
+    """
+    every = trainer.check_val_every_n_epoch or 1
+    validated = (trainer.current_epoch + 1) % every == 0
+    last = {
+        name: value
+        for name, value in trainer.callback_metrics.items()
+        if validated or not name.startswith("val/")
+    }
     return {name: format(float(last[m]), form) for name, m, form in BRIEF if m in last}
 
 

@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Any, Literal
 import lightning as L
 
 from resnet_se.training.callbacks.history import History
+from resnet_se.training.metrics import direction
 from resnet_se.utils.errors import UserError
 from resnet_se.utils.validation import Count, Natural, Text, validated
 
 if TYPE_CHECKING:
     import optuna
 
-METRICS = {"val/acc": "maximize", "val/loss": "minimize"}
+METRICS = ("val/acc", "val/loss")
 Rule = Literal["halving", "hyperband"]
 FACTOR = 3  # one trial of so many continues from a rung, to so many times its epochs
 
@@ -62,7 +63,7 @@ def open_study(
     return optuna.create_study(
         storage=optuna.storages.JournalStorage(backend),
         study_name=folder.name,
-        direction=METRICS[metric],
+        direction=f"{direction(metric)}imize",
         pruner=pruner,
         load_if_exists=True,
     )
