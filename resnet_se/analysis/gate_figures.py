@@ -4,6 +4,7 @@
 entry of its `runs`:
 
     experiment, seed, config_hash, label, note
+    static          every gate is a constant: nothing varies from image to image
     data            fingerprint; `images` of the test set looked at; `means_over` how
                     many validation images the means are of
     blocks          from the input on: name, stage, channels, `mean` of the gates,
@@ -79,6 +80,9 @@ def ablation_rows(entry: dict[str, Any]) -> list[dict[str, str]]:
             row[f"{place}, points"] = gain(a["difference"], a["difference_interval"])
         rows.append(row)
     return rows
+
+
+STATIC = "every gate is a learned constant: nothing varies from image to image"
 
 
 def latency_text(entry: dict[str, Any]) -> str:

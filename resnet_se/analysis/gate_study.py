@@ -93,6 +93,7 @@ def study_gates(
     stages = se_gates.stages(model.net)
     entry = {
         **_identity(model),
+        "static": se_gates.all_static(model.net),
         "data": {
             "fingerprint": model.fingerprint,
             "images": len(test.images),
@@ -125,7 +126,11 @@ def _identity(model: Pretrained) -> dict[str, Any]:
     settings = model.config.get("model", {})
     about = [
         f"{word} {settings[key]}"
-        for key, word in (("reduction", "r ="), ("se_position", "SE"))
+        for key, word in (
+            ("attention", "attention"),
+            ("reduction", "r ="),
+            ("se_position", "SE"),
+        )
         if settings.get(key) is not None
     ]
     return {

@@ -2,9 +2,9 @@
 
     resnet-se export run=DIR format=onnx|torch|safetensors|keras [out=PATH]
 
-`fold=true` folds BatchNorm away, `gates=mean` the SE gates too, `int8=true` quantises.
-Each step is compared with the network on real test images, and timed
-(`inference.export`).
+`fold=true` folds BatchNorm and static gates away, `gates=mean` SE gates too,
+`int8=true` quantises.  Each step is compared with the network on real test images, and
+timed (`inference.export`).
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from resnet_se.config.build import run_data
 from resnet_se.inference import export as exporting
 from resnet_se.inference.export import Options, Row
 from resnet_se.inference.pretrained import read
+from resnet_se.models.se_gates import all_static
 
 
 def export(cfg: DictConfig) -> list[Row]:
@@ -35,6 +36,12 @@ def export(cfg: DictConfig) -> list[Row]:
     model = read(cfg.run)
     if model.note:
         print(f"note: {model.note}")
+    if options.gates == "mean" and all_static(model.net):
+        print(
+            "note: gates=mean: nothing to do, every gate of this network is a constant "
+            "already; it is folded as by fold=true"
+        )
+        options = options._replace(gates="free", fold=True)
     data = run_data(model.source, model.fingerprint)
     out = Path(cfg.out or f"{model.default_name}{exporting.SUFFIXES[options.format]}")
     rows = exporting.export_network(model, data, options, out)

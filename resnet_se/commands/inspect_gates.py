@@ -17,7 +17,12 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from resnet_se.analysis.gate_figures import ablation_rows, latency_text, share_rows
+from resnet_se.analysis.gate_figures import (
+    STATIC,
+    ablation_rows,
+    latency_text,
+    share_rows,
+)
 from resnet_se.analysis.gate_study import (
     GateStudy,
     study_gates,
@@ -81,6 +86,8 @@ def _print_entry(entry: dict[str, Any], console: Console) -> None:
         f"{entry['data']['images']:,} test images",
         soft_wrap=True,
     )
+    if entry["static"]:
+        console.print(STATIC, soft_wrap=True)
     for rows in (share_rows(entry), ablation_rows(entry)):
         table = Table(box=box.SIMPLE, padding=(0, 1, 0, 0))
         for i, column in enumerate(rows[0]):

@@ -104,6 +104,7 @@ TRAIN: dict[str, Key] = {
     "augment.zoom_axes": Key(idle=1),
     "augment.whole_shifts": Key(idle=True),
     "augment.affine": Key(idle="torchvision"),
+    "model.attention": Key(idle=None),
     "augment.erase": Key(idle=0),
     "augment.policy": Key(idle=None),
     "mixing.probability": Key(idle=1.0),

@@ -25,6 +25,7 @@ from resnet_se.data.datamodule import ImageDataModule
 from resnet_se.data.normalisation import normalise
 from resnet_se.inference.pretrained import Pretrained
 from resnet_se.models.fusion import fold_batchnorm, mean_gates, with_mean_gates
+from resnet_se.models.se_gates import all_static
 from resnet_se.runs import keras_file, keras_weights
 from resnet_se.utils.errors import UserError, nearest
 from resnet_se.utils.files import writing
@@ -50,7 +51,7 @@ class Options(NamedTuple):
     Attributes:
         format: a key of `SUFFIXES`.
         preprocess: it takes uint8 images, and normalises them inside.
-        fold: BatchNorm is folded into the convolutions.
+        fold: BatchNorm and static gates are folded into the convolutions.
         gates: `mean` sets each SE gate to its mean over validation images.
         int8: 8-bit weights and activations; ONNX alone.
         opset: of ONNX.
@@ -263,7 +264,8 @@ def _transformed(
     compare("network", net)
     if options.fold or options.gates == "mean":
         net = fold_batchnorm(model.net)
-        compare("BatchNorm folded", net)
+        static = ", static gates" if all_static(model.net) else ""
+        compare(f"BatchNorm{static} folded", net)
     if options.gates == "mean":
         images = model.preprocess(data.val_part[0]).split(256)
         gates = mean_gates(model.net, images)

@@ -32,7 +32,7 @@ def forward_macs(net: nn.Module, size: int = 32, in_channels: int = 3) -> int:
     Those of convolutions and linear layers, counted on the `meta` device, where the
     operators run without computing.
     """
-    shadow = copy.deepcopy(net).to("meta").eval()
+    shadow = copy.deepcopy(net).to("meta").eval().requires_grad_(False)
     with FlopCounterMode(display=False) as counter:
         shadow(torch.empty(1, in_channels, size, size, device="meta"))
     return counter.get_total_flops() // 2  # a multiply and an add are two FLOPs

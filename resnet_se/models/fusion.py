@@ -1,20 +1,21 @@
-"""Folding for inference: BatchNorm and mean SE gates become weights of convolutions.
+"""Folding for inference: BatchNorm and constant gates become weights of convolutions.
 
 In eval mode BatchNorm is an affine map of each channel, y = s x + t.  After a
 convolution it is one with other weights (Jacob et al. 2018, arXiv 1712.05877, §3.2);
-past a max-pooling in between as well, where s > 0.  An SE gate set to its mean over
-images is such a map without t.
+past a max-pooling in between as well, where s > 0.  A static gate, and an SE gate set
+to its mean over images, is such a map without t: of the convolution before it or, there
+being none, of the one after it.
 """
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from resnet_se.models.attention import StaticExcite
 from resnet_se.models.se_gates import gate_values, with_modules
 from resnet_se.utils.errors import UserError
 
@@ -51,18 +52,31 @@ def with_mean_gates(net: nn.Module, gates: Mapping[str, Tensor]) -> nn.Module:
     return with_modules(net, {name: ChannelScale(gate) for name, gate in gates.items()})
 
 
+@torch.no_grad()
+def with_constant_gates(net: nn.Module) -> nn.Module:
+    """Return a copy whose static gates multiply by the constants that they are."""
+    gates = {
+        name: ChannelScale(module.constant_gate())
+        for name, module in net.named_modules()
+        if isinstance(module, StaticExcite)
+    }
+    return with_modules(net, gates)
+
+
 def fold_batchnorm(net: nn.Module) -> nn.Module:
-    """Return a copy in eval mode with BatchNorm and constant scales folded away.
+    """Return a copy in eval mode with BatchNorm and constant gates folded away.
 
     The function is the same but for rounding.  Layers are folded that follow a
-    convolution in an `nn.Sequential`; others stay.
+    convolution in an `nn.Sequential`, and constant gates that precede one; of the
+    others BatchNorm stays and a gate becomes a `ChannelScale`.
 
     Raises:
         UserError: there is nothing to fold.
     """
-    net = copy.deepcopy(net).eval()
+    static = sum(isinstance(module, StaticExcite) for module in net.modules())
+    net = with_constant_gates(net).eval()
     sequences = [m for m in net.modules() if isinstance(m, nn.Sequential)]
-    if not sum([_fold(sequence) for sequence in sequences]):
+    if not static + sum([_fold(sequence) for sequence in sequences]):
         raise UserError(
             "fold: no BatchNorm follows a convolution in an nn.Sequential here"
         )
@@ -95,4 +109,21 @@ def _fold(sequence: nn.Sequential) -> int:
         if conv and isinstance(module, nn.BatchNorm2d | ChannelScale):
             sequence.set_submodule(name, nn.Identity())
             count += 1
+    return count + _fold_forwards(sequence)
+
+
+def _fold_forwards(sequence: nn.Sequential) -> int:
+    """Fold constant gates into the convolution right after them; return their number.
+
+    Padding with zeros does not hinder it: zero times a gate is zero.
+    """
+    count = 0
+    scale: tuple[str, ChannelScale] | None = None
+    for name, module in list(sequence.named_children()):
+        if isinstance(module, nn.Conv2d) and module.groups == 1 and scale:
+            module.weight.mul_(scale[1].gate[None, :, None, None])
+            sequence.set_submodule(scale[0], nn.Identity())
+            count += 1
+        if not isinstance(module, nn.Identity):
+            scale = (name, module) if isinstance(module, ChannelScale) else None
     return count

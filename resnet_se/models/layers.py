@@ -1,7 +1,7 @@
-"""Layers of residual networks: Squeeze-and-Excitation, blocks, stem, BatchNorm.
+"""Layers of residual networks: blocks, stem, BatchNorm.
 
 * Basic block, 3×3 convolutions: He et al. 2016, arXiv 1512.03385, §4.2
-* Squeeze-and-Excitation and its positions: Hu et al. 2018, arXiv 1709.01507, §3, §6.5
+* Positions of a channel gate (`attention`): Hu et al. 2018, arXiv 1709.01507, §6.5
 * Whitening stem, max-pooling after a convolution: Jordan 2024, arXiv 2404.00498, §3
 * Stochastic depth: Huang et al. 2016, arXiv 1603.09382
 """
@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from resnet_se.models.attention import channel_gate
 from resnet_se.utils.distributed import is_connected
-from resnet_se.utils.errors import UserError
 
 SEPosition = Literal["standard", "pre", "post", "identity"]
 SE_POSITIONS = get_args(SEPosition)
@@ -26,41 +26,6 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "relu": functools.partial(nn.ReLU, inplace=True),
     "gelu": nn.GELU,
 }
-
-
-class SqueezeExcite(nn.Module):
-    """Rescale each channel by a gate computed from all of them (Hu et al. 2018, §3).
-
-    z = mean over H, W of x;  x ← x · s σ(W₂ relu(W₁ z)), W₁: C → C/reduction, W₂: back.
-    The scale s is 1 in the paper; with 2 a block begins as about the identity.
-
-    Raises:
-        UserError: the reduction is not in 1..C.
-    """
-
-    def __init__(self, channels: int, reduction: int, scale: float = 1.0):
-        super().__init__()
-        if not 1 <= reduction <= channels:
-            raise UserError(
-                f"reduction: expected 1..{channels} (the block's width), "
-                f"got {reduction}"
-            )
-        self.squeeze = nn.Linear(channels, channels // reduction)
-        self.excite = nn.Linear(channels // reduction, channels)
-        self.scale = scale
-
-    def gate(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) → (B, C), in (0, s)."""
-        # The gradient of `x.mean((2, 3))` is not channels-last as x's others are, and
-        # the mean of a bf16 tensor copies it to float32 on a CPU; a sum accumulates in
-        # float32 without the copy (experiments/benchmark).
-        z = x.permute(0, 2, 3, 1).sum(dim=(1, 2)) / x[0, 0].numel()  # (B, C)
-        gate = self.excite(F.relu(self.squeeze(z))).sigmoid()  # (B, C)
-        return gate if self.scale == 1 else gate * self.scale
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) → (B, C, H, W)."""
-        return x * self.gate(x)[:, :, None, None]
 
 
 class SameConv2d(nn.Conv2d):
@@ -97,12 +62,18 @@ class LayerFactory:
     residual: bool = True
     gate_scale: float = 1.0
     padding: str = "symmetric"
+    attention: str | None = None  # None: `se` where there is a reduction
+
+    def __post_init__(self) -> None:
+        if self.attention is None:
+            name = "none" if self.reduction is None else "se"
+            object.__setattr__(self, "attention", name)
 
     def se(self, position: str, channels: int) -> nn.Module:
-        """An SE block where this is its position, else the identity."""
-        if self.reduction is None or self.se_position != position:
+        """A channel gate where this is its position, else the identity."""
+        if self.attention == "none" or self.se_position != position:
             return nn.Identity()
-        return SqueezeExcite(channels, self.reduction, self.gate_scale)
+        return channel_gate(self.attention, channels, self.reduction, self.gate_scale)
 
     def act(self) -> nn.Module:
         return ACTIVATIONS[self.activation]()

@@ -18,6 +18,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from resnet_se.models.attention import Attention
 from resnet_se.models.layers import (
     BasicBlock,
     LayerFactory,
@@ -38,11 +39,13 @@ class ResNet(nn.Module):
         depths: blocks in each stage.
         widths: channels of each stage; the stem has `widths[0]`.
         strides: stride of each stage's first block.
-        reduction: SE reduction ratio r of every block, or None for no SE.
-        se_position: where in a block the SE block stands (`layers.ResidualBlock`).
-        gate_scale: factor of the SE blocks' gates; with 2 they begin at about one.
+        attention: each block's channel gate (`models.attention`); None: `se` where
+            there is a reduction, else `none`.
+        reduction: ratio r of the widths in a gate of `se` or `static`.
+        se_position: where in a block the gate stands (`layers.ResidualBlock`).
+        gate_scale: factor of the gates; with 2 they begin at about one.
         residual: whether blocks have shortcuts.
-        activation: `relu` or `gelu`, everywhere but within SE blocks.
+        activation: `relu` or `gelu`, everywhere but within gates.
         conv_bias: biases on all convolutions (the paper has them; He et al. do not).
         bn_momentum: weight of the new batch in BatchNorm's running statistics;
             Keras's default 0.99 is 0.01 here.
@@ -95,6 +98,7 @@ class ResNet(nn.Module):
         gate_scale: Positive = 1.0,
         padding: Literal["symmetric", "same"] = "symmetric",
         init: Literal["he", "glorot"] = "he",
+        attention: Attention | None = None,
         num_classes: Annotated[int, Field(ge=2)] = 10,
         in_channels: Count = 3,
     ):
@@ -106,13 +110,16 @@ class ResNet(nn.Module):
         if identity_init and init != "he":
             reason = f"init={init}, which sets the same weights"
             raise UserError(f"identity_init: expected false with {reason}, got true")
-        if not residual:
-            identity = reduction is not None and se_position == "identity"
-            _check_plain(drop_path, zero_init, identity)
+        if attention in ("se", "static") and reduction is None:
+            expected = f"an integer >= 1 with attention={attention}"
+            raise UserError(f"reduction: expected {expected}, got null")
         layers = LayerFactory(
             reduction, se_position, conv_bias, bn_momentum, bn_eps, bn_scale,
-            activation, residual, gate_scale, padding,
+            activation, residual, gate_scale, padding, attention,
         )  # fmt: skip
+        if not residual:
+            identity = layers.attention != "none" and se_position == "identity"
+            _check_plain(drop_path, zero_init, identity)
         self.depths = tuple(depths)
         self.num_layers = 1 + 2 * sum(depths) + 1  # stem, two a block, head
         self.stem: nn.Module

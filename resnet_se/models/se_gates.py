@@ -1,10 +1,11 @@
-"""The gates of a trained SE network: values, replacement, moments; Grad-CAM.
+"""The channel gates of a trained network: values, replacement, moments; Grad-CAM.
 
 * gates by class, and accuracy without them: Hu et al. 2018, arXiv 1709.01507, §7
 * Grad-CAM: Selvaraju et al. 2017, arXiv 1610.02391, §3
 
 Axes: N images, B of a batch, C channels of a block, K classes.  A gate (N, C) holds the
-factors of an SE block's channels for each image.  Networks are in eval mode.
+factors of the channels for each image, of an SE block or another kind of channel gate.
+Networks are in eval mode.
 """
 
 from __future__ import annotations
@@ -18,21 +19,27 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from resnet_se.models.layers import SqueezeExcite
+from resnet_se.models.attention import ChannelGate, StaticExcite
 from resnet_se.models.resnet import ResNet
 from resnet_se.utils.errors import UserError
 
 
-def se_blocks(net: nn.Module) -> dict[str, SqueezeExcite]:
-    """Return {name: SE block}, from the input to the output.
+def se_blocks(net: nn.Module) -> dict[str, ChannelGate]:
+    """Return {name: SE block, or another channel gate}, from the input to the output.
 
     Raises:
         UserError: there are none.
     """
-    blocks = {n: m for n, m in net.named_modules() if isinstance(m, SqueezeExcite)}
+    blocks = {n: m for n, m in net.named_modules() if isinstance(m, ChannelGate)}
     if not blocks:
         raise UserError("this network has no SE blocks, and so no gates to look at")
     return blocks
+
+
+def all_static(net: nn.Module) -> bool:
+    """Return True where every gate is a constant, and there are gates."""
+    blocks = [m for m in net.modules() if isinstance(m, ChannelGate)]
+    return bool(blocks) and all(isinstance(m, StaticExcite) for m in blocks)
 
 
 class Stage(NamedTuple):
@@ -179,7 +186,8 @@ class MomentShares(NamedTuple):
     def between_classes(self) -> float:
         """The share of the variance over images, Σ_c Var(g_c), between classes."""
         varying = self.per_class + self.residual
-        return self.per_class / varying if varying > 0 else float("nan")
+        # Below, the rounding of a mean in float64 is all that varies.
+        return self.per_class / varying if varying > 1e-20 else float("nan")
 
 
 def moment_shares(

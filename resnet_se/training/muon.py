@@ -17,7 +17,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from resnet_se.models.layers import SqueezeExcite
+from resnet_se.models.attention import ChannelGate
 from resnet_se.utils.errors import UserError
 from resnet_se.utils.system import has_bf16
 from resnet_se.utils.validation import (
@@ -149,7 +149,7 @@ def make_muon(
         weight_decay: L2 of everything else; divided by the factor on the rate, so that
             all shrink alike.
         bias_lr: factor on the rate for biases of BatchNorm and of convolutions.
-        se_lr: factor for the two layers of SE blocks.
+        se_lr: factor for all that channel gates learn.
         head_lr: factor for other linear layers.
 
     Raises:
@@ -180,7 +180,7 @@ def _kinds(net: nn.Module) -> tuple[list[nn.Parameter], ...]:
         found = (m for m in net.modules() if isinstance(m, kind))
         return {p for module in found for p in module.parameters()}
 
-    gates, linear = inside(SqueezeExcite), inside(nn.Linear)
+    gates, linear = inside(ChannelGate), inside(nn.Linear)
     kinds: tuple[list[nn.Parameter], ...] = ([], [], [], [], [])
     for name, parameter in net.named_parameters():
         if not parameter.requires_grad:

@@ -19,6 +19,7 @@ from resnet_se.analysis.report.runs import load
 from resnet_se.analysis.report.significance import images_only
 from resnet_se.data.loaders import stratified_split
 from resnet_se.data.synthetic import Synthetic
+from resnet_se.inference import export
 from resnet_se.runs import checkpoint
 from resnet_se.utils.random_streams import stream
 from tests.conftest import Run, call
@@ -196,6 +197,32 @@ def test_a_network_without_gates_is_told_so(train, run_dirs, command, capsys):
     capsys.readouterr()
     assert command("inspect", f"run={run}") == 2
     assert "this network has no SE blocks" in capsys.readouterr().err
+
+
+def test_of_a_static_network_nothing_varies(
+    train, run_dirs, command, capsys, monkeypatch
+):
+    monkeypatch.setattr(gate_study, "milliseconds", lambda nets, images: [2.0, 1.0])
+    assert train("model.attention=static", "trainer.max_epochs=1") == 0
+    (run,) = run_dirs()
+    capsys.readouterr()
+    assert command("inspect", f"run={run}") == 0
+    assert "nothing varies from image to image" in capsys.readouterr().out
+    (found,) = json.loads((run / "inspect/inspect.json").read_text())["runs"]
+    assert found["static"] is True
+    for part in (*found["blocks"], *found["stages"], found["all"]):
+        assert part["std_images"] == pytest.approx(0, abs=1e-12)
+        assert part["shares"]["constant"] == pytest.approx(1)
+        assert part["shares"]["between_classes"] is None
+    for row in found["ablations"]:  # their mean, their class's, another's: themselves
+        assert row["difference"] == 0 or row["gates"] == "one"
+    # And an export sets them to their mean by folding alone.
+    monkeypatch.setattr(export, "BATCHES", (1,))
+    monkeypatch.setattr(export, "milliseconds", lambda forwards, images: [1.0])
+    assert command("export", f"run={run}", "format=torch", "gates=mean") == 0
+    printed = capsys.readouterr().out
+    assert "gates=mean: nothing to do" in printed
+    assert "BatchNorm, static gates folded" in printed
 
 
 def test_no_run_at_all(command, capsys):

@@ -14,8 +14,8 @@ from torch import nn
 
 import resnet_se
 from resnet_se.inference import export
+from resnet_se.models.attention import SqueezeExcite
 from resnet_se.models.fusion import fold_batchnorm, mean_gates, with_mean_gates
-from resnet_se.models.layers import SqueezeExcite
 from resnet_se.models.resnet import POOLING, ResNet
 from resnet_se.utils.errors import UserError
 from resnet_se.utils.system import milliseconds

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.optim import SGD
 
-from resnet_se.models.layers import SqueezeExcite
+from resnet_se.models.attention import SqueezeExcite
 from resnet_se.models.resnet import ResNet
 from resnet_se.training.muon import Muon, make_muon, orthogonalized
 from resnet_se.training.schedules import Schedule

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from resnet_se.analysis.canvas import draw
 from resnet_se.analysis.gate_figures import (
+    STATIC,
     ablation_rows,
     ablations,
     latency_text,
@@ -73,6 +74,7 @@ def blocks(runs: Sequence[Run]) -> list[Block]:
         result.append(Block("table", table=Table(caption, cells, left)))
     facts = [
         f"{e['label']}: {e['data']['images']:,} test images; {latency_text(e)}"
+        + (f"; {STATIC}" if e.get("static") else "")
         for e in entries
     ]
     result.append(Block("ul", items=facts))
