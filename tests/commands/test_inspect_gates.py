@@ -222,7 +222,8 @@ def test_of_a_static_network_nothing_varies(
     assert command("export", f"run={run}", "format=torch", "gates=mean") == 0
     printed = capsys.readouterr().out
     assert "gates=mean: nothing to do" in printed
-    assert "BatchNorm, static gates folded" in printed
+    assert "BatchNorm, static" in printed  # the table breaks the line here
+    assert "gates folded" in printed
 
 
 def test_no_run_at_all(command, capsys):
