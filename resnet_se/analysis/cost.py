@@ -47,8 +47,8 @@ def measure(run: Run) -> Cost:
         len(data.train_dataloader()), recipe.trainer["limit_train_batches"]
     )
     epochs = recipe.trainer["max_epochs"]
-    optimizer = model.make_optimizer(model.net)
-    model.make_schedule(optimizer, steps, epochs)  # checks itself
+    optimizer = model.new_optimizer(model.net)
+    model.new_schedule(optimizer, steps, epochs)  # checks itself
     images = data.train_part[0][: data.batch_size].to(device)
     labels = data.train_part[1][: data.batch_size].to(device)
 

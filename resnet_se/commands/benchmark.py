@@ -25,7 +25,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import repeat
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 import torch.distributed as dist
@@ -49,11 +49,12 @@ from resnet_se.config.recipe import Recipe
 from resnet_se.config.schema import COMMANDS
 from resnet_se.config.settle import settle
 from resnet_se.config.validate import validate
-from resnet_se.data.datamodule import ImageDataModule
+from resnet_se.data.datamodule import Engine, ImageDataModule
 from resnet_se.models.complexity import network_summary
 from resnet_se.training import loop
 from resnet_se.training.module import Classifier
 from resnet_se.utils import distributed, system
+from resnet_se.utils import lightning_private as internals
 from resnet_se.utils.console import console
 from resnet_se.utils.errors import UserError
 
@@ -69,7 +70,7 @@ class Variant:
 
     name: str
     trainer: bool = True
-    engine: str = "batched"
+    engine: Engine = "batched"
     channels_last: bool = True
     precision: str = "32-true"
     compile: str = "off"
@@ -110,7 +111,7 @@ def training_step(
 ) -> Callable[[Batch], None]:
     """A step of `model` with a new optimizer, alone or in a group of processes."""
     model.to(device).train()  # a Trainer leaves it on the CPU
-    optimizer = model.make_optimizer(model.net)
+    optimizer = model.new_optimizer(model.net)
     forward = DistributedDataParallel(model) if several else model
 
     def step(batch: Batch) -> None:
@@ -161,7 +162,7 @@ class Runner:
             trainer = build.build_trainer(self.recipe, precision=variant.precision)
             trainer.limit_train_batches = watch.warmup + watch.steps
             trainer.limit_val_batches = 0
-            trainer.callbacks.append(watch)
+            internals.callbacks(trainer).append(watch)
             trainer.fit(model, datamodule=self.data)
         else:
             step = training_step(model, self.device, variant.precision)
@@ -169,7 +170,7 @@ class Runner:
         model.zero_grad()  # the others need the memory
         return self.data.batch_size / watch.seconds
 
-    def load(self, engine: str) -> float:
+    def load(self, engine: Engine) -> float:
         """Images per second of loading and augmentation alone."""
         watch, batches = self._start(engine)
         return self.data.batch_size / watch.time(batches, self._on_device)
@@ -183,7 +184,7 @@ class Runner:
         with autocast(self.device, self.recipe.trainer["precision"]):
             return n / Stopwatch(self.device, self.steps).time(repeat(images), model)
 
-    def _start(self, engine: str) -> tuple[Stopwatch, Iterable[Batch]]:
+    def _start(self, engine: Engine) -> tuple[Stopwatch, Iterable[Batch]]:
         """Warms up until what the loader's workers have prefetched is used up."""
         self.data = self.data.with_engine(engine)
         batches = self.data.training_batches(self.device)
@@ -217,7 +218,7 @@ def training_cases(runner: Runner) -> dict[str, Case]:
         about = asdict(way)
         trained[letter] = Case("images/s", partial(runner.train, way, about), about)
     cases |= {k: v for k, v in trained.items() if v.about["compile"] == "off"}
-    for engine in ("torchvision", "batched"):
+    for engine in get_args(Engine)[::-1]:
         cases[f"data, {engine}"] = Case("images/s", partial(runner.load, engine), {})
     for n in (1, 128, 1024):
         sample = partial(runner.infer, ways["f"], n)

@@ -199,6 +199,8 @@ def _publish(job: Job, outcome: Outcome, plots: bool) -> None:
     from resnet_se.training import loggers
     from resnet_se.training.mixing import Mixing
 
+    assert outcome.data is not None  # it was trained and tested
+    assert outcome.train is not None
     module, data = job.module, job.data
     folder = job.directory / "plots"
     tested = {
@@ -208,7 +210,6 @@ def _publish(job: Job, outcome: Outcome, plots: bool) -> None:
         "classes": outcome.data["classes"],
     }
     if plots:
-        val = {f"val_{name}": rows for name, rows in module.val_predictions.items()}
         try:
             run_figures.save_run_plots(
                 folder,
@@ -216,8 +217,9 @@ def _publish(job: Job, outcome: Outcome, plots: bool) -> None:
                 best_epoch=outcome.best_epoch,
                 soft_targets=module.mixing != Mixing(),
                 augmented=data.augmented(*run_figures.SHEET),
+                val_labels=module.val_predictions.get("labels"),
+                val_logits=module.val_predictions.get("logits"),
                 **tested,
-                **val,
             )
         except OSError:
             raise

@@ -74,10 +74,14 @@ OmegaConf.register_new_resolver("widths", _widths, replace=True)
 
 def plain_values(cfg: DictConfig) -> dict[str, Any]:
     """A composed configuration as plain values, `RUN_DIR` for its run directory."""
-    cfg = OmegaConf.create(OmegaConf.to_container(cfg))
-    if "run_dir" in cfg:
-        cfg.run_dir = RUN_DIR
-    plain = OmegaConf.to_container(cfg, resolve=True)
+    copied = as_mapping(OmegaConf.to_container(cfg))
+    if "run_dir" in copied:
+        copied["run_dir"] = RUN_DIR
+    return as_mapping(OmegaConf.to_container(OmegaConf.create(copied), resolve=True))
+
+
+def as_mapping(plain: object) -> dict[str, Any]:
+    """Return the plain values of a DictConfig, whose keys are names."""
     assert isinstance(plain, dict)
     return {str(key): value for key, value in plain.items()}
 

@@ -40,10 +40,10 @@ def explain(error: BaseException, config_name: str = "train") -> str:
 
     Where another framework's habit was typed, it names the equivalent here.
     """
-    said = _explain(error, config_name)
-    typed = re.match(TYPED, said)
+    message = _explain(error, config_name)
+    typed = re.match(TYPED, message)
     meant = equivalent_of(next(filter(None, typed.groups()))) if typed else None
-    return f"{said.partition(';')[0]}; {meant}" if meant else said
+    return f"{message.partition(';')[0]}; {meant}" if meant else message
 
 
 def _explain(error: BaseException, config_name: str) -> str:
@@ -68,17 +68,17 @@ def _explain(error: BaseException, config_name: str) -> str:
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
     if isinstance(error, OmegaConfBaseException):
-        said = str(error).strip().splitlines()[0]
-        key = error.full_key
-        return f"{key}: {said}" if key and key not in said else said
+        message = str(error).strip().splitlines()[0]
+        place = error.full_key
+        return f"{place}: {message}" if place and place not in message else message
     if NO_CHOICE in str(error):
         return _explain_group()
     if twice := re.search(TWICE, str(error)):
-        key = twice[1] or twice[2]
-        return f"{key}: there is one already; write {key}=… without the +"
+        name = twice[1] or twice[2]
+        return f"{name}: there is one already; write {name}=… without the +"
     if isinstance(error, OverrideParseException):
-        said = [line for line in str(error).splitlines() if "http" not in line]
-        return f"{error.override}: {' '.join(said)}"
+        lines = [line for line in str(error).splitlines() if "http" not in line]
+        return f"{error.override}: {' '.join(lines)}"
     override = re.search(r"Could not override '([^']+)'", str(error))
     if isinstance(error, ConfigCompositionException) and override:
         key = re.search(r"full_key: (\S+)", str(error))

@@ -103,6 +103,7 @@ def check_kind(path: str, node: Node) -> None:
         key = "path"
     name = node.get(key)
     check_value(f"{path}.{key}", name, str)
+    assert isinstance(name, str)
     if not _fits(where[1], name, f"{path}.{key}"):
         raise UserError(f"{path}.{key}: expected {where[1].words}, got {name!r}")
 

@@ -21,7 +21,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from resnet_se.config import CONF
-from resnet_se.config.compose import plain_values
+from resnet_se.config.compose import as_mapping, plain_values
 from resnet_se.config.recipe import Recipe
 from resnet_se.config.schema import COMMANDS, NULLABLE, TRAIN
 from resnet_se.config.targets import (
@@ -224,7 +224,8 @@ def _without_stale_keys(
                 for key in stale:
                     unresolved = value_below(raw, f"{path}.{key}")
                     if key in node and unresolved == old[key]:
-                        del node[key]  # type: ignore[attr-defined]
+                        assert isinstance(node, dict)
+                        del node[key]
     return values
 
 
@@ -263,8 +264,7 @@ def _preset(folders: Sequence[Path], group: str, choice: str | None) -> dict[str
     for folder in folders:
         path = folder / group / f"{choice}.yaml"
         if path.is_file():
-            own = OmegaConf.to_container(OmegaConf.load(path))
-            assert isinstance(own, dict)
+            own = as_mapping(OmegaConf.to_container(OmegaConf.load(path)))
             bases = [b for b in own.pop("defaults", []) if b != "_self_"]
             merged = [
                 _preset(folders, *_base(base, group))
@@ -272,7 +272,7 @@ def _preset(folders: Sequence[Path], group: str, choice: str | None) -> dict[str
                 if isinstance(base, str)
             ]
             whole = OmegaConf.unsafe_merge(*merged, own)
-            return OmegaConf.to_container(whole)  # type: ignore[return-value]
+            return as_mapping(OmegaConf.to_container(whole))
     return {}
 
 

@@ -196,5 +196,6 @@ def _imported(source: bytes) -> list[str]:
     except (SyntaxError, ValueError):  # importing it says more
         return []
     names = [a.name for n in nodes if isinstance(n, ast.Import) for a in n.names]
-    names += [n.module for n in nodes if isinstance(n, ast.ImportFrom) and not n.level]
+    absolute = [n for n in nodes if isinstance(n, ast.ImportFrom) and not n.level]
+    names += [n.module for n in absolute if n.module]
     return [name.partition(".")[0] for name in names]

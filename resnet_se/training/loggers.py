@@ -22,10 +22,10 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
-from lightning.pytorch.utilities import rank_zero_only
 from PIL import Image
 from torch import Tensor
 
+from resnet_se.utils import lightning_private as internals
 from resnet_se.utils.errors import UserError
 from resnet_se.utils.files import atomic_file
 
@@ -76,7 +76,7 @@ class WandbRun(WandbLogger):
     ):
         self.uploads_model = log_model  # Lightning would upload last.ckpt as well
         run = None
-        if rank_zero_only.rank == 0:  # type: ignore[attr-defined]  # Lightning sets it
+        if internals.rank() == 0:
             run = _start(Path(run_dir), project, tags, group, offline)
             run.define_metric("trainer/global_step")
             run.define_metric("*", step_metric="trainer/global_step", step_sync=True)

@@ -26,6 +26,7 @@ from resnet_se.training.callbacks.pruning import Pruner
 from resnet_se.training.evaluation import load_weights, save_predictions, score
 from resnet_se.training.module import Classifier
 from resnet_se.utils import distributed
+from resnet_se.utils import lightning_private as internals
 from resnet_se.utils.console import console, print_devices, print_header
 from resnet_se.utils.errors import UserError, nearest
 from resnet_se.utils.system import (
@@ -68,8 +69,7 @@ class Job:
     @property
     def history(self) -> History | None:
         """The callback that keeps a row an epoch, if there is one."""
-        callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
-        return next((c for c in callbacks if isinstance(c, History)), None)
+        return internals.callback(self.trainer, History)
 
 
 def fit(job: Job, outcome: Outcome) -> None:
@@ -105,8 +105,8 @@ def fit(job: Job, outcome: Outcome) -> None:
         logger.log_hyperparams({**job.hyperparameters, **outcome.identity})
     _train(job, resume_from)
     outcome.train = _training_figures(job, compile_seconds)
-    callbacks = trainer.callbacks  # type: ignore[attr-defined]
-    if any(isinstance(c, Pruner) and c.pruned for c in callbacks):
+    pruner = internals.callback(trainer, Pruner)
+    if pruner is not None and pruner.pruned:
         outcome.train["stopped"] = outcome.status = "pruned"
         return
     best = best_checkpoint(job)
@@ -326,8 +326,7 @@ def best_checkpoint(job: Job) -> Path | None:
     Raises:
         UserError: there was a best one, and its file has gone or is another's.
     """
-    callbacks = job.trainer.callbacks  # type: ignore[attr-defined]
-    rule = next((c for c in callbacks if isinstance(c, Checkpoints)), None)
+    rule = internals.callback(job.trainer, Checkpoints)
     path = job.directory / "checkpoints" / checkpoint.BEST
     if path.is_file():
         loaded = checkpoint.read_own(path, job.name)

@@ -16,6 +16,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torchmetrics.functional.classification import multiclass_accuracy
 
+from resnet_se.data.datamodule import ImageDataModule
 from resnet_se.models.tta import TTA
 from resnet_se.runs.checkpoint import OPTIMIZER
 from resnet_se.training.mixing import Mixing
@@ -141,13 +142,12 @@ class Classifier(L.LightningModule):
         init = getattr(self.net, "init_from_images", None)
         resumed = self.trainer.ckpt_path is not None or self.initialised
         if callable(init) and not resumed:
-            trainer: Any = self.trainer  # Lightning declares no `datamodule`
-            init(trainer.datamodule.first_images(INIT_IMAGES))
+            data = internals.datamodule(self.trainer, ImageDataModule)
+            init(data.first_images(INIT_IMAGES))
 
     def on_train_start(self) -> None:
         if self.trainer.ckpt_path is not None:
-            assert self.make_optimizer is not None  # a fit has one
-            fresh = self.make_optimizer(copy.deepcopy(self.net))
+            fresh = self.new_optimizer(copy.deepcopy(self.net))
             optimizer = self.trainer.optimizers[0]
             if self.continues_other:
                 set_anew(optimizer, fresh)
@@ -283,16 +283,26 @@ class Classifier(L.LightningModule):
 
     # --- optimizer ---------------------------------------------------
 
-    def configure_optimizers(self) -> OptimizerLRScheduler:
+    def new_optimizer(self, net: nn.Module) -> torch.optim.Optimizer:
+        """Return a new optimizer of `net`'s parameters; what is fitted has one."""
         assert self.make_optimizer is not None
+        return self.make_optimizer(net)
+
+    def new_schedule(
+        self, optimizer: torch.optim.Optimizer, steps: int, epochs: int | None
+    ) -> Schedule:
+        """Return a new schedule of `epochs` of `steps`; what is fitted has one."""
         assert self.make_schedule is not None
-        optimizer = self.make_optimizer(self.net)
+        return self.make_schedule(optimizer, steps, epochs)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        optimizer = self.new_optimizer(self.net)
         trainer = self.trainer
         internals.make_loaders(trainer)
         steps = math.ceil(
             trainer.num_training_batches / trainer.accumulate_grad_batches
         )
-        schedule = self.make_schedule(optimizer, steps, trainer.max_epochs)
+        schedule = self.new_schedule(optimizer, steps, trainer.max_epochs)
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": schedule, "interval": "step"},

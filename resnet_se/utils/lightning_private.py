@@ -5,9 +5,51 @@ A test calls each of them, so that an upgrade that removes one fails there.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 import lightning as L
+from lightning.pytorch.utilities import rank_zero_only
+
+C = TypeVar("C", bound=L.Callback)
+D = TypeVar("D", bound=L.LightningDataModule)
+
+
+def callbacks(trainer: L.Trainer) -> list[L.Callback]:
+    """Return the trainer's callbacks, in their order; the list itself.
+
+    The attribute is documented, but set from outside the class, so that no type checker
+    sees it; `datamodule` and `rank` likewise.
+    """
+    attached: list[L.Callback] = vars(trainer)["callbacks"]
+    return attached
+
+
+def callback(trainer: L.Trainer, kind: type[C]) -> C | None:
+    """Return the trainer's first callback of a kind, or None."""
+    return next((c for c in callbacks(trainer) if isinstance(c, kind)), None)
+
+
+def datamodule(trainer: L.Trainer, kind: type[D]) -> D:
+    """Return the data module of the loop that runs.
+
+    Raises:
+        TypeError: it is of another kind, or nothing runs.
+    """
+    data = vars(trainer)["datamodule"]
+    if not isinstance(data, kind):
+        raise TypeError(f"datamodule: expected {kind.__name__}, got {data!r}")
+    return data
+
+
+def max_epochs(trainer: L.Trainer) -> int:
+    """Return how many epochs there are to be, which a trainer may leave open."""
+    assert trainer.max_epochs is not None  # the configuration's are a number
+    return trainer.max_epochs
+
+
+def rank() -> int:
+    """Return this process's rank, which Lightning settles before a process group is."""
+    return int(getattr(rank_zero_only, "rank", 0))
 
 
 def batches_done(trainer: L.Trainer) -> int:

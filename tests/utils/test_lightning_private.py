@@ -5,6 +5,7 @@ from __future__ import annotations
 import lightning as L
 import pytest
 import torch
+from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from resnet_se.utils import lightning_private as internals
@@ -95,3 +96,46 @@ def test_note_sigterm(trainer):
     with pytest.raises(SIGTERMException):
         trainer.fit(Line(stop))
     assert trainer.global_step == 2  # the step under way was finished, no other begun
+
+
+class Named(L.Callback):
+    """A callback to be found."""
+
+
+def test_callbacks_are_the_trainers_own_list(trainer):
+    first, second = Named(), Named()
+    internals.callbacks(trainer).extend([first, second])
+    assert trainer.callbacks[-2:] == [first, second]
+    assert internals.callback(trainer, Named) is first
+    assert internals.callback(trainer, L.pytorch.callbacks.EarlyStopping) is None
+
+
+class Lines(L.LightningDataModule):
+    def train_dataloader(self):
+        return Line().train_dataloader()
+
+
+def test_the_data_module_of_the_loop_that_runs(trainer):
+    data = Lines()
+    line = Line(lambda trainer: internals.datamodule(trainer, Lines))
+    trainer.fit(line, datamodule=data)
+    assert {id(found) for found in line.recorded} == {id(data)}
+
+
+def test_another_data_module_is_refused(trainer):
+    class Others(L.LightningDataModule):
+        pass
+
+    with pytest.raises(TypeError, match="expected Lines, got None"):
+        internals.datamodule(trainer, Lines)
+    with pytest.raises(TypeError, match=r"expected Others, got <.*Lines"):
+        trainer.fit(
+            Line(lambda trainer: internals.datamodule(trainer, Others)),
+            datamodule=Lines(),
+        )
+
+
+def test_rank(monkeypatch):
+    assert internals.rank() == 0
+    monkeypatch.setattr(rank_zero_only, "rank", 3)
+    assert internals.rank() == 3

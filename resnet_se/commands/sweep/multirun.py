@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 from unittest.mock import patch
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import JobReturn
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -187,7 +188,7 @@ class SweepTable(Callback):
         self.dry = slurm_scripts() if config.launcher.get("dry_run") else nullcontext()
         self.dry.__enter__()
 
-    def on_job_end(self, job_return: Any, **_: Any) -> None:
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **_: Any) -> None:
         # Hydra's sweeper keeps what each job returned to its end, 0.3 MB of them.
         job_return.cfg = job_return.hydra_cfg = None
 

@@ -29,11 +29,12 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import IntervalSweep, Override
 from hydra.core.plugins import Plugins
+from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, OmegaConf, read_write
+from omegaconf import DictConfig, ListConfig, OmegaConf, read_write
 
 from resnet_se.commands.sweep.multirun import (
     PRUNER,
@@ -41,7 +42,7 @@ from resnet_se.commands.sweep.multirun import (
     outcomes,
     print_outcomes,
 )
-from resnet_se.config.compose import plain_values
+from resnet_se.config.compose import as_mapping, plain_values
 from resnet_se.config.recipe import Recipe
 from resnet_se.training.callbacks.pruning import (
     FACTOR,
@@ -79,6 +80,9 @@ class OptunaSearch(Sweeper):
     Raises:
         UserError: a setting is wrong.
     """
+
+    config: DictConfig  # with `launcher`, from `setup` on
+    launcher: Launcher
 
     def __init__(
         self,
@@ -127,7 +131,7 @@ class OptunaSearch(Sweeper):
         if self.min_epochs is None:
             self.min_epochs = max(1, config.trainer.max_epochs // FACTOR**3)
         typed = [f"{key}={value}" for key, value in self.params.items()]
-        typed += OmegaConf.to_container(config.hydra.overrides.task)  # ${…} as it is
+        typed += _as_typed(config.hydra.overrides.task)
         parsed = OverridesParser.create(hydra_context.config_loader).parse_overrides(
             typed
         )
@@ -137,10 +141,10 @@ class OptunaSearch(Sweeper):
         if not searched:
             raise UserError("hydra.sweeper.params: nothing to search")
         self.space = {key: _distribution(o) for key, o in searched.items()}
-        self.fixed = [o.input_line for k, o in last.items() if k not in searched]
+        self.fixed = [_text(o) for k, o in last.items() if k not in searched]
         self.folder = Path(config.runs_dir) / "searches" / self._name(searched)
         # The launcher reads the configuration; the jobs compose theirs anew.
-        typed_to_hydra = OmegaConf.to_container(config.hydra.overrides.hydra)
+        typed_to_hydra = _as_typed(config.hydra.overrides.hydra)
         with read_write(config.hydra):
             config.hydra.sweep.dir = str(self.folder)
             config.hydra.overrides.hydra = [
@@ -152,13 +156,14 @@ class OptunaSearch(Sweeper):
 
     def _name(self, searched: Mapping[str, Override]) -> str:
         """`<experiment>-seed<k>-<hash>`; the hash: fixed settings, space, metric."""
-        cfg = OmegaConf.create(OmegaConf.to_container(self.config))
-        del cfg["hydra"]
+        plain = as_mapping(OmegaConf.to_container(self.config))
+        del plain["hydra"]
+        cfg = OmegaConf.create(plain)
         # What the machine and the data settle is a matter of each job.
         from resnet_se.config.settle import recipe_hash
 
         fixed = recipe_hash(Recipe(plain_values(cfg)))
-        space = {key: override.input_line for key, override in searched.items()}
+        space = {key: _text(override) for key, override in searched.items()}
         rule = [self.pruner, self.min_epochs] if self.pruner else []
         what = json.dumps([fixed, space, self.metric, *rule], sort_keys=True)
         experiment = self.config.hydra.runtime.choices.get("experiment") or "custom"
@@ -171,6 +176,7 @@ class OptunaSearch(Sweeper):
         Raises:
             Busy: another process is at this search.
         """
+        assert self.min_epochs is not None  # settled by `setup`
         with exclusive(self.folder):
             epochs = self.config.trainer.max_epochs
             study = open_study(
@@ -323,6 +329,19 @@ def _plot_importances(importances: Mapping[str, float], path: Path) -> None:
     figure.savefig(path, dpi=150)
 
 
+def _as_typed(overrides: ListConfig) -> list[str]:
+    """Return the texts of a list of overrides, `${…}` as it is."""
+    plain = OmegaConf.to_container(overrides)
+    assert isinstance(plain, list)
+    return [str(text) for text in plain]
+
+
+def _text(override: Override) -> str:
+    """Return an override that has been parsed as it was typed."""
+    assert override.input_line is not None
+    return override.input_line
+
+
 def _distribution(override: Override) -> BaseDistribution:
     """A sweep of Hydra's grammar as Optuna's distribution; choices as text."""
     distributions = import_optuna().distributions
@@ -330,6 +349,7 @@ def _distribution(override: Override) -> BaseDistribution:
         choices = list(override.sweep_string_iterator())
         return distributions.CategoricalDistribution(choices)
     sweep = override.value()
+    assert isinstance(sweep, IntervalSweep)
     low, high, log = sweep.start, sweep.end, "log" in sweep.tags
     try:
         if isinstance(low, int) and isinstance(high, int):

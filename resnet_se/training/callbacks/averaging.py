@@ -13,6 +13,8 @@ import torch
 from pydantic import Field
 from torch.optim.swa_utils import update_bn
 
+from resnet_se.data.datamodule import ImageDataModule
+from resnet_se.utils import lightning_private as internals
 from resnet_se.utils.validation import Unit, validated
 
 
@@ -57,9 +59,10 @@ class WeightAverage(L.Callback):
         ]
         self.step = trainer.global_step
 
-    def _averaged_epochs(self, trainer: Any) -> int:
+    def _averaged_epochs(self, trainer: L.Trainer) -> int:
         """Return how many epochs SWA averages, with the present one."""
-        return trainer.current_epoch + 1 - int(self.start * trainer.max_epochs)
+        first = int(self.start * internals.max_epochs(trainer))
+        return trainer.current_epoch + 1 - first
 
     def on_train_batch_end(
         self, trainer: L.Trainer, module: Any, outputs: Any, batch: Any, index: int
@@ -85,11 +88,12 @@ class WeightAverage(L.Callback):
         torch._foreach_copy_(self.weights, self.average)
         torch._foreach_copy_(self.average, trained)
 
-    def on_validation_epoch_start(self, trainer: Any, module: Any) -> None:
+    def on_validation_epoch_start(self, trainer: L.Trainer, module: Any) -> None:
         self._swap()
         swa = self.average and self.decay is None
         if swa and self._averaged_epochs(trainer) > 1:
-            images = trainer.datamodule.shuffled(self.BN_IMAGES)
+            data = internals.datamodule(trainer, ImageDataModule)
+            images = data.shuffled(self.BN_IMAGES)
             with torch.compiler.set_stance("force_eager"):
                 update_bn(images, module.net)
 

@@ -12,6 +12,8 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.trainer.states import TrainerFn
 
+from resnet_se.data.datamodule import ImageDataModule
+from resnet_se.utils import lightning_private as internals
 from resnet_se.utils.files import atomic_file
 from resnet_se.utils.validation import NonNegative, check_value
 
@@ -84,12 +86,13 @@ class History(L.Callback):
             self._validating += time.perf_counter() - self._validation_start
             self._validated = True
 
-    def on_train_epoch_end(self, trainer: Any, *_: Any) -> None:
+    def on_train_epoch_end(self, trainer: L.Trainer, *_: Any) -> None:
         elapsed, self._start = self._elapsed(), None
         self.seconds += elapsed
         self.train_seconds += elapsed - self._validating
-        batches = trainer.num_training_batches * trainer.world_size
-        self.images += batches * trainer.datamodule.batch_size
+        batches = int(trainer.num_training_batches) * trainer.world_size
+        data = internals.datamodule(trainer, ImageDataModule)
+        self.images += batches * data.batch_size
         metrics = {
             name: float(value)
             for name, value in trainer.callback_metrics.items()

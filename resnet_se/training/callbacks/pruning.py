@@ -16,6 +16,7 @@ import lightning as L
 
 from resnet_se.training.callbacks.history import History
 from resnet_se.training.metrics import direction
+from resnet_se.utils import lightning_private as internals
 from resnet_se.utils.errors import UserError
 from resnet_se.utils.validation import Count, Natural, Text, validated
 
@@ -100,23 +101,24 @@ class Pruner(L.Callback):
         self.pruned = False
         self._trial: Any = None  # opened by rank 0
 
-    def on_train_epoch_end(self, trainer: Any, *_: Any) -> None:
-        last = trainer.current_epoch + 1 >= trainer.max_epochs
+    def on_train_epoch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        last = trainer.current_epoch + 1 >= internals.max_epochs(trainer)
         stop = self._should_prune(trainer) if trainer.is_global_zero else False
         stop = trainer.strategy.broadcast(stop)
         if stop and not last:
             self.pruned = trainer.should_stop = True
 
-    def _should_prune(self, trainer: Any) -> bool:
+    def _should_prune(self, trainer: L.Trainer) -> bool:
         """Report the epochs that the study does not have, and return its decision."""
         if self._trial is None:
-            rungs = (self.least, trainer.max_epochs)
+            rungs = (self.least, internals.max_epochs(trainer))
             study = open_study(self.folder, self.metric, self.rule, *rungs)
             # Optuna has no public way from a trial's number to the trial.
             frozen = study.get_trials(deepcopy=False)[self.trial]
             self._trial = import_optuna().trial.Trial(study, frozen._trial_id)
             self._reported = set(frozen.intermediate_values)
-        history = next(c for c in trainer.callbacks if isinstance(c, History))
+        history = internals.callback(trainer, History)
+        assert history is not None  # it is in every training's callbacks
         for row in history.rows:
             step = int(row["epoch"]) + 1
             if step not in self._reported and self.metric in row:
