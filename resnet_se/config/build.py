@@ -180,7 +180,7 @@ def _places(source: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     moved = os.environ.get("RESNET_SE_DATA")
     if "root" not in source:
         return [source]
-    places = [dict(source)]
+    places: list[Mapping[str, Any]] = [dict(source)]
     if moved and Path(moved).resolve() != Path(source["root"]).resolve():
         places.append({**source, "root": moved})
     if not source.get("download"):

@@ -158,6 +158,7 @@ def _top_level(command: str) -> tuple[dict[str, Any], dict[str, list[str]]]:
     if "train" in primary.defaults:  # it starts from that
         base, groups = _top_level("train")
         primary = OmegaConf.unsafe_merge(base, primary)
+        assert isinstance(primary, DictConfig)
     groups |= {
         str(key): sorted(path.stem for path in (CONF / str(key)).glob("*.yaml"))
         for entry in primary.pop("defaults")

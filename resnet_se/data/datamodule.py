@@ -313,8 +313,8 @@ class ImageDataModule(L.LightningDataModule):
         # Not left to Lightning: a loader with workers begins before it says the epoch.
         size, repeats = len(self.train_part[0]), self.repeats
         order = size, self.batch_size, self.seed, *self._rank
-        options = {"repeats": repeats, "drop_last": self.drop_last}
-        sampler = ShuffledBatches(*order, **self._place, **options)
+        place = self._place["epoch"], self._place["done"]
+        sampler = ShuffledBatches(*order, *place, repeats, self.drop_last)
         if self.engine == "batched":
             part = self._placed_pair("train_part", device)
             statistics = self._placed_pair("statistics", device)

@@ -259,7 +259,7 @@ class Classifier(L.LightningModule):
         outputs = self._all_outputs()
         self.predictions = _on_cpu(outputs)
         labels, logits = outputs["labels"], outputs["logits"]
-        figures = {
+        figures: dict[str, Tensor | float] = {
             "test/loss": F.cross_entropy(logits, labels),
             "test/acc": _accuracy(logits, labels),
             "test/ece": reliability(logits, labels).ece,
