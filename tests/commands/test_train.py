@@ -346,9 +346,9 @@ def test_validations_within_an_epoch_may_be_the_best_and_count_once(
 
 
 def test_an_epoch_without_validation_shows_none(train, run_dirs, capsys):
-    assert train("+trainer.check_val_every_n_epoch=2") == 0
+    assert train("+trainer.check_val_every_n_epoch=2", "trainer.max_epochs=3") == 0
     lines = [x for x in capsys.readouterr().out.splitlines() if x.startswith("epoch ")]
-    assert ["val" in line for line in lines] == [False, True]
+    assert ["val" in line for line in lines] == [False, True, False]
 
 
 def test_what_was_averaged_is_validated_kept_and_tested(train, command, run_dirs):

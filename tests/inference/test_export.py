@@ -138,7 +138,9 @@ def test_forwards_are_timed_in_turns():
 @pytest.fixture
 def run(finished: Run, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setattr(export, "BATCHES", (1, 2))
-    monkeypatch.setattr(export, "milliseconds", lambda forwards, images: [1.0])
+    monkeypatch.setattr(
+        export, "milliseconds", lambda forwards, _: [1.0] * len(forwards)
+    )
     return f"run={finished.folder}"
 
 
@@ -199,6 +201,7 @@ def test_int8_and_mean_gates_say_what_they_cost(command, run, tmp_path, capsys):
     assert len(re.findall(r"\d\d\.\d\d%", said)) >= 5
     assert b"QuantizeLinear" in (tmp_path / "a.onnx").read_bytes()
     assert _zero_points(tmp_path / "a.onnx") == {"uint8"}
+    assert _largest_weight(tmp_path / "a.onnx") <= 64  # seven bits: no sum overflows
     assert [path.name for path in tmp_path.iterdir()] == ["a.onnx"]
 
 
@@ -210,6 +213,13 @@ def _zero_points(file: Path) -> set[str]:
     constants = {t.name: onnx.numpy_helper.to_array(t) for t in graph.initializer}
     nodes = [node for node in graph.node if node.op_type == "QuantizeLinear"]
     return {str(constants[node.input[2]].dtype) for node in nodes}
+
+
+def _largest_weight(file: Path) -> int:
+    import onnx
+
+    tensors = map(onnx.numpy_helper.to_array, onnx.load(file).graph.initializer)
+    return max(int(abs(t.astype(int)).max()) for t in tensors if t.dtype == "int8")
 
 
 def test_where_int8_is_not_faster_is_said():
