@@ -1,4 +1,4 @@
-"""How far seeds of a recipe lie apart, estimated from all recipes of a study.
+"""The spread of a recipe's seeds, estimated from all recipes of a study.
 
 - Each variance is shrunk towards that of all, the more the more alike they are (Smyth,
   Statistical Applications in Genetics and Molecular Biology 3 (2004) 3: limma).
