@@ -73,6 +73,7 @@ class LayerFactory:
         """A channel gate where this is its position, else the identity."""
         if self.attention == "none" or self.se_position != position:
             return nn.Identity()
+        assert self.attention is not None  # settled above
         return channel_gate(self.attention, channels, self.reduction, self.gate_scale)
 
     def act(self) -> nn.Module:
