@@ -361,8 +361,14 @@ def build_target(path: str, node: Any, **arguments: Any) -> Any:
         raise UserError(f"{path}: expected a mapping with a _target_, got {node!r}")
     for inner, target in targets(node, path):
         check_kind(inner, target)
-    plain = node if isinstance(node, DictConfig) else OmegaConf.create(dict(node))
-    return instantiate(plain, _convert_="all", **arguments)
+    if not isinstance(node, DictConfig):
+        nested: Any = dict(node)
+        for part in reversed(path.split(".")):  # an error names the whole key
+            nested = {part: nested}
+        node = OmegaConf.create(nested)
+        for part in path.split("."):
+            node = node[part]
+    return instantiate(node, _convert_="all", **arguments)
 
 
 def build_network(node: Any, num_classes: int) -> Any:

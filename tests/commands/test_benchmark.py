@@ -209,7 +209,7 @@ def test_one_device_against_two(command):
 
 
 MISTAKES = {
-    "rounds=0": "rounds: expected 1..100, got 0",
+    "rounds=0": "rounds: expected an integer 1..100, got 0",
     "devices=100000": "devices: expected 1..",
     "batch_size=100": "batch_size: expected an epoch of 2 batches to warm up and 2 ",
     "out=occupied/figures.json": "out: cannot write",
