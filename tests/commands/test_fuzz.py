@@ -213,7 +213,7 @@ def read_as_record(content: bytes) -> None:
         assert len(loaded.runs) + len(loaded.problems) <= 2
         load_runs(folder, history=True, predictions=True)
         with suppress(UserError):
-            record._setting(str(folder / "run"))
+            record_command._setting(str(folder / "run"))
         with suppress(UserError):
             result = record.read_result(folder / "run")
             assert result is not None
