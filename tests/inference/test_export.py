@@ -237,12 +237,12 @@ def test_where_int8_is_not_faster_is_said():
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("format=onxx",), "format: unknown 'onxx'; did you mean 'onnx'?"),
-        (("gates=main",), "gates: unknown 'main'; did you mean 'mean'?"),
+        (("format=onxx",), "got 'onxx'; did you mean 'onnx'?"),
+        (("gates=main",), "got 'main'; did you mean 'mean'?"),
         (("opset=11",), "opset: expected 18.."),
         (("format=torch", "int8=true"), "int8: only of format=onnx"),
         (("format=safetensors", "fold=true"), "holds the weights as they are"),
-        (("format=torch", "images=0"), "images: expected at least 1, got 0"),
+        (("format=torch", "images=0"), "images: expected an integer >= 1, got 0"),
         (("format=safetensors", "out=file/a"), "out: cannot write file/a"),
     ],
 )
