@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from resnet_se.analysis.canvas import subplots
+
 HERE = Path(__file__).parent
 # Ours, on the JPEG copy of CIFAR-10: series → files, from experiments/.
 SERIES = {
@@ -68,12 +70,10 @@ def _images(run: dict[str, Any]) -> float:
 def draw(found: list[dict[str, Any]]) -> None:
     import matplotlib
 
-    matplotlib.use("svg")
     matplotlib.rcParams["svg.hashsalt"] = "flops"
-    from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(8, 4.8), layout="constrained")
-    colours = plt.get_cmap("tab10").colors
+    figure, axes = subplots(figsize=(8, 4.8))
+    colours = matplotlib.colormaps["tab10"].colors
     for (series, mark), colour in zip(
         zip(SERIES, "osDpdv<^", strict=True), colours, strict=False
     ):

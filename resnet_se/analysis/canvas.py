@@ -23,26 +23,28 @@ DIGITS = re.compile(r"(\.\d\d)\d+")  # a hundredth of a point is enough
 
 
 def draw(figure: Figure) -> str:
-    """Return the figure as SVG, the same text each time, and close it."""
-    import matplotlib.pyplot as plt
+    """Return the figure as SVG, the same text each time."""
+    import matplotlib
 
     out = io.StringIO()
     options: dict[Any, Any] = {"svg.hashsalt": "resnet-se", "svg.fonttype": "none"}
     options["font.sans-serif"] = ["DejaVu Sans", "Verdana"]  # named at each word
-    with plt.rc_context(options):
+    with matplotlib.rc_context(options):
         figure.savefig(out, format="svg", metadata={"Date": None})
-    plt.close(figure)
     return NUMBERS.sub(lambda m: DIGITS.sub(r"\1", m[0]), out.getvalue())
 
 
-def subplots(*shape: int, **options: Any) -> tuple[Figure, Any]:
-    """Return pyplot's figure and axes, for files only: no display is needed."""
-    import matplotlib
+def subplots(
+    *shape: int, figsize: tuple[float, float] | None = None, **options: Any
+) -> tuple[Figure, Any]:
+    """Return a figure and its axes, for files only.
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    pyplot would keep each figure until it is closed, and may ask for a display.
+    """
+    from matplotlib.figure import Figure
 
-    return plt.subplots(*shape, layout="constrained", **options)
+    figure = Figure(figsize=figsize, layout="constrained")
+    return figure, figure.subplots(*shape, **options)
 
 
 def shown_of(shown: Sequence[Any], known: Sequence[Any]) -> str:

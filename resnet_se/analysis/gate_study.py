@@ -322,8 +322,6 @@ def write_entries(out: Path, studies: Sequence[GateStudy]) -> None:
 
 def write_pictures(out: Path, studies: Sequence[GateStudy]) -> None:
     """Write the PNG files; raises UserError where `out` cannot be written."""
-    import matplotlib.pyplot as plt
-
     entries = [study.entry for study in studies]
     by_channel = [(s.entry["label"], s.classes, s.channels) for s in studies]
     pictures = {
@@ -337,4 +335,3 @@ def write_pictures(out: Path, studies: Sequence[GateStudy]) -> None:
     for name, figure in pictures.items():
         with writing(out):
             figure.savefig(out / f"{name}.png", dpi=120)
-        plt.close(figure)

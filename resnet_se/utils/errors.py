@@ -23,6 +23,7 @@ def nearest(name: str, choices: Iterable[str]) -> str:
     choices = sorted(choices)
     # A slip seldom hits the first letter: `loss` is not meant as `plots`.
     close = get_close_matches(name, [c for c in choices if c[:1] == name[:1]], n=1)
+    close = close or [c for c in choices if len(c) > 3 and c in name]
     close = close or get_close_matches(name, choices, n=1, cutoff=0.7)
     if close:
         return f"did you mean {close[0]!r}?"

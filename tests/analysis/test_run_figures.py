@@ -30,7 +30,6 @@ def test_confusion_shows_torchmetrics_matrix_in_per_cent_of_the_row():
     counts = multiclass_confusion_matrix(predicted, labels, 4)
     expected = 100 * counts / counts.sum(1, keepdim=True).clamp_min(1)
     assert numbers(figure) == expected.round().int().flatten().tolist()
-    plt.close(figure)
 
 
 def test_mistakes_are_the_surest_wrong_ones_in_order():
@@ -41,12 +40,10 @@ def test_mistakes_are_the_surest_wrong_ones_in_order():
     )
     titles = [axis.get_title() for axis in figure.axes if axis.get_title()]
     assert titles == ["cat (0.99)\ndog", "cat (0.88)\ndog", "dog (0.73)\ncat"]
-    plt.close(figure)
 
 
 def test_plots_are_written_whatever_the_classes_are_called(tmp_path):
     history = [{"epoch": 0, "train/loss": 2.0, "train/lr": 0.1, "val/acc": 0.5}]
-    before = plt.get_fignums()
     run_figures.save_run_plots(
         tmp_path,
         history=history,
@@ -60,7 +57,7 @@ def test_plots_are_written_whatever_the_classes_are_called(tmp_path):
     for name in PICTURES - {"augmented"}:
         with Image.open(tmp_path / f"{name}.png") as image:
             assert image.convert("L").getextrema() != (255, 255)
-    assert plt.get_fignums() == before  # nothing is left open
+    assert plt.get_fignums() == []  # pyplot would keep what is drawn
 
 
 def test_confusion_of_many_classes_fits_into_memory():
@@ -69,7 +66,6 @@ def test_confusion_of_many_classes_fits_into_memory():
         labels.numpy(), labels.flip(0).numpy(), [f"class {i}" for i in labels]
     )
     assert max(figure.get_size_inches()) <= 50  # 6000 pixels, 150 MB to draw on
-    plt.close(figure)
 
 
 # --- curves ------------------------------------------------------
@@ -89,7 +85,6 @@ def test_the_best_epoch_is_marked_where_it_is():
     for axis, value in zip(figure.axes, (1.5, 0.5), strict=False):
         (star,) = [line for line in axis.lines if line.get_marker() == "*"]
         assert (list(star.get_xdata()), list(star.get_ydata())) == ([2], [value])
-    plt.close(figure)
 
 
 def test_a_soft_training_loss_is_told_apart_and_a_long_one_smoothed():
@@ -101,7 +96,6 @@ def test_a_soft_training_loss_is_told_apart_and_a_long_one_smoothed():
     (bold,) = [x.get_ydata() for x in axis.lines if x.get_linestyle() == "--"]
     assert list(bold[:3]) == pytest.approx([4 / 3, 1.5, 1.4])
     assert list(bold[10:12]) == pytest.approx([1.4, 1.6])
-    plt.close(figure)
 
 
 def test_loss_axes_survive_what_diverged_and_say_so():
@@ -116,11 +110,9 @@ def test_loss_axes_survive_what_diverged_and_say_so():
     assert axis.get_ylabel() == "log axis, crosses: 3 above 15 or not finite"
     crosses = [line for line in axis.lines if line.get_marker() == "x"]
     assert list(crosses[0].get_xdata()) == [3, 4, 5]
-    plt.close(figure)
     calm = run_figures.curves(history([2.0, 1.5, 1.0]))
     assert calm.axes[0].get_yscale() == "linear"
     assert calm.axes[0].get_ylabel() == ""
-    plt.close(calm)
 
 
 # --- again -------------------------------------------------------
