@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import subprocess
 import sys
 import sysconfig
@@ -17,6 +18,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from filelock import FileLock
 from omegaconf import DictConfig
 
 from resnet_se.__main__ import MODULES
@@ -131,11 +133,16 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 @pytest.fixture(scope="session")
 def model_rows(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
-    """What `models --json` prints: every preset's counts."""
-    shown = io.StringIO()
-    with redirect_stdout(shown):
-        assert call(tmp_path_factory.mktemp("models"), "models", "--json") == 0
-    return json.loads(shown.getvalue())
+    """What `models --json` prints: every preset's counts, once for all workers."""
+    folder = tmp_path_factory.getbasetemp()
+    folder = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+    with FileLock(folder / "models.lock"):
+        if not (folder / "models.json").exists():
+            shown = io.StringIO()
+            with redirect_stdout(shown):
+                assert call(folder, "models", "--json") == 0
+            (folder / "models.json").write_text(shown.getvalue())
+    return json.loads((folder / "models.json").read_text())
 
 
 @pytest.fixture(scope="session")

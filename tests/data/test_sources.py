@@ -882,6 +882,7 @@ def test_a_missing_archive_is_not_downloaded_into_its_name(tmp_path):
     assert not (tmp_path / "typo.tar.xz").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not REAL_DATA, reason="RESNET_SE_DATA is not set")
 def test_real_cifar10_has_its_known_counts_and_moments(monkeypatch):
     if REAL_CACHE:

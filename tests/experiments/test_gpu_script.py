@@ -37,6 +37,7 @@ def test_steps_come_in_order_and_are_told_apart(script, tmp_path):
     assert alone == sorted(alone, reverse=True)
 
 
+@pytest.mark.slow
 def test_every_training_can_be_composed(script, tmp_path):
     trainings = [s for s in steps(script, tmp_path) if s.target == "resnet_se.train"]
     told = {tuple(a for a in s.arguments if "seed=" not in a) for s in trainings}

@@ -5,6 +5,7 @@ And what the directory of a run is called by it: earlier versions, other commits
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 import sys
@@ -145,9 +146,10 @@ def test_every_target_of_conf_has_a_canonical_name_of_its_own():
 
 
 def test_settings_that_came_later_do_nothing_unless_used(plain, base):
+    whole = plain()
     for key, off in HASH_RULES.idle.items():
         assert key not in base
-        earlier, changed = plain(), plain()
+        earlier, changed = copy.deepcopy(whole), copy.deepcopy(whole)
         group, _, name = key.rpartition(".")
         nodes = [value_below(p, group) if group else p for p in (earlier, changed)]
         assert nodes[0].pop(name) == off

@@ -337,6 +337,7 @@ def test_the_documented_torchrun_on_two_nodes_trains_one_run(run_dirs, tmp_path)
     assert start == f"{lr:g}, 2 × {lr / 2:g} (trainer.scale_lr)"
 
 
+@pytest.mark.slow
 def test_all_ranks_of_a_debugging_run_have_its_directory(train, tmp_path):
     # `runs_dir` holds the second at which each process would have resolved it.
     assert train("trainer=ddp_sim", "debug=fast") == 0
