@@ -6,7 +6,7 @@ Each function makes one figure of tensors on the CPU; `save_run_plots` writes th
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -282,3 +282,19 @@ def augmented_images(augmented: Tensor) -> Figure:
             axes[i][j].set_yticks([])
         axes[i][0].set_ylabel(f"epoch {i}" if i else "as it is", fontsize=8)
     return figure
+
+
+def draw_corruptions(by: Mapping[str, Mapping[str, Any]], path: Path) -> None:
+    """Draw the accuracy under each corruption (rows) at each severity, in per cent."""
+    severities = list(next(iter(by.values())))
+    share = np.array([[100 * by[n][s]["acc"] for s in severities] for n in by])
+    figure, axis = subplots(figsize=(5.5, 1.2 + 0.3 * len(by)))
+    axis.imshow(share, cmap="Blues", vmin=0, vmax=100, aspect="auto")
+    axis.set_xticks(range(len(severities)), severities)
+    axis.set_yticks(range(len(by)), [name.replace("_", " ") for name in by])
+    axis.set(xlabel="severity", title="accuracy, %")
+    for (i, j), value in np.ndenumerate(share):
+        shade = "white" if value > 60 else "black"
+        axis.text(j, i, f"{value:.1f}", ha="center", va="center", color=shade)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)

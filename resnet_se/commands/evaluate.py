@@ -1,13 +1,21 @@
-"""Tests the checkpoint of a run again, with its own or another test-time augmentation.
+"""Tests the checkpoint of a run again, on its own or on another test set.
 
     resnet-se evaluate run=DIR [tta=flip] [ckpt=last] [out=PATH]
+    resnet-se evaluate run=DIR data=cifar10_1 data.source.root=PATH
 
-The configuration and the data are the run's; nothing in its directory is changed.
+The first has the configuration and the data of the run, and changes nothing in its
+directory.  The second, for bundles too, writes `evaluations/<name>.json` beside the
+run, which the report and `load_runs` read; the names are those of `conf/test_set`.
 """
 
 from __future__ import annotations
 
+import os
+import re
+import sys
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,33 +23,41 @@ import lightning as L
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 
 from resnet_se.commands.app import run_command
 from resnet_se.config.build import build_module, run_data, saved_run
+from resnet_se.config.recipe import Recipe
 from resnet_se.config.schema import PRECISION
+from resnet_se.config.targets import build_target, check_targets, located, signature_of
+from resnet_se.data.test_sets.base import TestImages, TestSet, Trained, indices_of
+from resnet_se.inference.pretrained import Pretrained, read
+from resnet_se.inference.robustness import figures
+from resnet_se.runs.bundle import is_bundle
+from resnet_se.runs.checkpoint import LAST
 from resnet_se.runs.record import read_result
 from resnet_se.training.evaluation import load_weights, score
-from resnet_se.utils.errors import UserError, nearest
-from resnet_se.utils.files import write_json
+from resnet_se.utils.errors import UserError
+from resnet_se.utils.files import write_json, writing
+from resnet_se.utils.system import accelerator
 from resnet_se.utils.validation import check_value
-
-CHECKPOINTS = ("best", "last")
 
 
 def evaluate(cfg: DictConfig) -> dict[str, Any]:
     """Return the `val` and `test` fields of a run's checkpoint, measured anew.
+
+    With `data`, the figures on that test set instead (`inference.robustness`).
 
     Raises:
         UserError: no run there, another architecture, or other data than it was
             trained on.
     """
     run_dir = Path(cfg.run)
+    if cfg.get("data"):
+        return _on_test_set(cfg)
     result = read_result(run_dir)
     if result is None:
         raise UserError(f"run: expected a run directory, got {cfg.run!r}")
-    if cfg.ckpt not in CHECKPOINTS:
-        hint = nearest(str(cfg.ckpt), CHECKPOINTS)
-        raise UserError(f"ckpt: unknown {cfg.ckpt!r}; {hint}")
     precision = result.get("hardware", {}).get("precision")
     check_value("hardware.precision", precision, PRECISION)
     recipe = saved_run(run_dir)
@@ -100,8 +116,120 @@ def _print_table(title: str, now: dict[str, Any], then: dict[str, Any]) -> None:
     Console().print(table)
 
 
+# --- another test set --------------------------------------------
+
+
+def _on_test_set(cfg: DictConfig) -> dict[str, Any]:
+    """Write `evaluations/<name>.json`, and a picture of corruptions.
+
+    Raises:
+        UserError: as `load`; a test set that is not there or does not fit the network.
+    """
+    values: Any = OmegaConf.to_container(cfg.data, resolve=True)
+    check_targets(values, "data")
+    source = build_target("data.source", values["source"])
+    path = Path(cfg.run).expanduser()
+    is_run = (path / "config.yaml").is_file() and not is_bundle(path)
+    last = is_run and cfg.ckpt == "last"
+    model = read(path / "checkpoints" / LAST if last else path, bool(cfg.trust))
+    if model.note:
+        print(f"note: {model.note}", file=sys.stderr)
+    model.to(accelerator(cfg.accelerator))
+    if "tta" in cfg:
+        views = build_target("tta", cfg.tta) if cfg.tta else None
+    else:
+        views = model.views(model.config.get("tta") or False)
+    found = figures(model, test_parts(source, model, path), views)
+    name = source.key() + ("-last" if last else "")
+    record = {
+        "schema": 1,
+        "name": name,
+        "test_set": type(source).__name__,
+        "arguments": {
+            key: value
+            for key, value in values["source"].items()
+            if key not in ("_target_", "root")
+        },
+        "origin": getattr(source, "origin", ""),
+        "run": {
+            key: (model.record or {}).get(key)
+            for key in ("experiment", "seed", "config_hash")
+        },
+        "ckpt": cfg.ckpt,
+        "views": len(views.views) if views else None,
+        "hardware": {"accelerator": model.mean.device.type, "precision": "32-true"},
+        **found,
+    }
+    folder = path / "evaluations"
+    if not is_run:  # a bundle's files are fixed
+        folder = path.with_name(f"{path.name.removesuffix('.zip')}-evaluations")
+    out = Path(cfg.out) if cfg.out else folder / f"{name}.json"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_json(out, record)
+    if "by" in found:
+        from resnet_se.analysis.run_figures import draw_corruptions
+
+        with writing(out):
+            draw_corruptions(found["by"], out.with_suffix(".png"))
+    _print_figures(f"{cfg.run}, {name}", found)
+    print(out)
+    return record
+
+
+def test_parts(source: Any, model: Pretrained, path: Path) -> Iterable[TestImages]:
+    """Return the parts of a test set, or the test part of a source to train on."""
+    if isinstance(source, TestSet):
+        own = partial(_own_part, model, path)
+        return source.load(Trained(model.classes, model.size, own))
+    images = source.load()
+    index = indices_of(images.classes, model.classes)
+    return [TestImages(images.test_images, index[images.test_labels])]
+
+
+def _own_part(model: Pretrained, path: Path) -> tuple[Tensor, Tensor]:
+    """Return the run's own test images and labels; of a bundle, by RESNET_SE_DATA."""
+    values = dict(model.config)
+    source = values["data"]["source"]
+    target = located("data.source._target_", source["_target_"])
+    if "root" in signature_of(target, source).parameters:
+        # A bundle does not say where its maker's data lie.
+        source = {"root": os.environ.get("RESNET_SE_DATA", "data"), **source}
+    recipe = Recipe({"seed": 0, **values}).replaced("data", source=source)
+    return run_data(path, model.fingerprint, recipe=recipe).test_part
+
+
+def _print_figures(title: str, found: Mapping[str, Any]) -> None:
+    """Print the figures; of corruptions, accuracy by severity."""
+    low, high = found["acc_95"]
+    line = f"{found['acc']:.2%} [{low:.2%}, {high:.2%}] of {found['images']:,} images"
+    by = found.get("by")
+    if by is None:
+        more = f", TTA {found['acc_tta']:.2%}" if found["acc_tta"] is not None else ""
+        line += f"{more}, loss {found['loss']:.4f}, ECE {found['ece']:.4f}"
+        if people := found.get("people"):
+            line += (
+                f"; against people: cross-entropy {people['cross_entropy']:.4f}, "
+                f"their own entropy {people['entropy']:.4f}"
+            )
+        Console(highlight=False).print(f"{title}: {line}", soft_wrap=True)
+        return
+    table = Table(title=f"{title}: accuracy by severity")
+    table.add_column("corruption")
+    for severity in ("1", "2", "3", "4", "5", "mean"):
+        table.add_column(severity, justify="right")
+    for name, severities in by.items():
+        cells = [f"{f['acc']:.1%}" for f in severities.values()]
+        table.add_row(name, *cells, f"{found['by_corruption'][name]:.1%}")
+    console = Console(highlight=False)
+    console.print(table)
+    error = found["mean_corruption_error"]
+    console.print(f"mean corruption error {error:.2%}; {line}", soft_wrap=True)
+
+
 def main() -> None:
     """Console entry: `resnet-se evaluate …`."""
+    # To Hydra `data` is the group of data sets to train on.
+    sys.argv = [re.sub(r"^(\+?)data=", r"test_set@data=", word) for word in sys.argv]
     run_command(evaluate, "evaluate")
 
 

@@ -62,6 +62,7 @@ def _explain(error: BaseException, config_name: str) -> str:
             return f"launcher={name}: not installed; uv sync --extra {extra}"
         choices = [option for option in error.options or [] if option]
         hint = nearest(name, choices)
+        group = "data" if group == "test_set" else group  # as `evaluate` has it typed
         return f"{group or '--config-name'}={name}: no such choice; {hint}"
     if isinstance(error, OSError) and error.errno in NO_ROOM:
         return f"{error}; the same command goes on once the run directory has room"

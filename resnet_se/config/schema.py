@@ -149,6 +149,7 @@ COMMANDS: dict[str, dict[str, Key]] = {
         "ckpt": Key(Literal["best", "last"]),
         "accelerator": Key(_ACCELERATOR),
         "out": Key(Text | None),
+        "trust": Key(bool),
     },
     "predict": {
         "run": Key(Text),

@@ -159,13 +159,12 @@ def _top_level(command: str) -> tuple[dict[str, Any], dict[str, list[str]]]:
         base, groups = _top_level("train")
         primary = OmegaConf.unsafe_merge(base, primary)
         assert isinstance(primary, DictConfig)
-    groups |= {
-        str(key): sorted(path.stem for path in (CONF / str(key)).glob("*.yaml"))
-        for entry in primary.pop("defaults")
-        if isinstance(entry, DictConfig)
-        for key in entry
-        if not str(key).startswith("override")
-    }
+    for entry in primary.pop("defaults"):
+        for key in entry if isinstance(entry, DictConfig) else ():
+            folder, _, place = str(key).partition("@")  # `test_set@data`
+            if not folder.startswith("override"):
+                choices = sorted(path.stem for path in (CONF / folder).glob("*.yaml"))
+                groups[place or folder] = choices
     values = OmegaConf.to_container(primary)
     assert isinstance(values, dict)
     return {str(key): value for key, value in values.items()}, groups
