@@ -297,4 +297,3 @@ def draw_corruptions(by: Mapping[str, Mapping[str, Any]], path: Path) -> None:
         shade = "white" if value > 60 else "black"
         axis.text(j, i, f"{value:.1f}", ha="center", va="center", color=shade)
     figure.savefig(path, dpi=120)
-    plt.close(figure)

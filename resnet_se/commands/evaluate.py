@@ -30,11 +30,12 @@ from resnet_se.config.build import build_module, run_data, saved_run
 from resnet_se.config.recipe import Recipe
 from resnet_se.config.schema import PRECISION
 from resnet_se.config.targets import build_target, check_targets, located, signature_of
-from resnet_se.data.test_sets.base import TestImages, TestSet, Trained, indices_of
+from resnet_se.data.test_sets.base import LabelledImages, TestSet, Trained, indices_of
 from resnet_se.inference.pretrained import Pretrained, read
 from resnet_se.inference.robustness import figures
 from resnet_se.runs.bundle import is_bundle
 from resnet_se.runs.checkpoint import LAST
+from resnet_se.runs.evaluations import FOLDER, write_evaluation
 from resnet_se.runs.record import read_result
 from resnet_se.training.evaluation import load_weights, score
 from resnet_se.utils.errors import UserError
@@ -142,7 +143,6 @@ def _on_test_set(cfg: DictConfig) -> dict[str, Any]:
     found = figures(model, test_parts(source, model, path), views)
     name = source.key() + ("-last" if last else "")
     record = {
-        "schema": 1,
         "name": name,
         "test_set": type(source).__name__,
         "arguments": {
@@ -160,12 +160,11 @@ def _on_test_set(cfg: DictConfig) -> dict[str, Any]:
         "hardware": {"accelerator": model.mean.device.type, "precision": "32-true"},
         **found,
     }
-    folder = path / "evaluations"
+    folder = path / FOLDER
     if not is_run:  # a bundle's files are fixed
-        folder = path.with_name(f"{path.name.removesuffix('.zip')}-evaluations")
+        folder = path.with_name(f"{path.name.removesuffix('.zip')}-{FOLDER}")
     out = Path(cfg.out) if cfg.out else folder / f"{name}.json"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_json(out, record)
+    write_evaluation(out, record)
     if "by" in found:
         from resnet_se.analysis.run_figures import draw_corruptions
 
@@ -176,14 +175,14 @@ def _on_test_set(cfg: DictConfig) -> dict[str, Any]:
     return record
 
 
-def test_parts(source: Any, model: Pretrained, path: Path) -> Iterable[TestImages]:
+def test_parts(source: Any, model: Pretrained, path: Path) -> Iterable[LabelledImages]:
     """Return the parts of a test set, or the test part of a source to train on."""
     if isinstance(source, TestSet):
         own = partial(_own_part, model, path)
         return source.load(Trained(model.classes, model.size, own))
     images = source.load()
     index = indices_of(images.classes, model.classes)
-    return [TestImages(images.test_images, index[images.test_labels])]
+    return [LabelledImages(images.test_images, index[images.test_labels])]
 
 
 def _own_part(model: Pretrained, path: Path) -> tuple[Tensor, Tensor]:

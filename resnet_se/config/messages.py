@@ -110,6 +110,7 @@ def _explain_group() -> str:
 def _is_choice(typed: str) -> bool:
     """Return True for `group=name` of a group that others do not depend on."""
     group, _, name = typed.partition("=")
+    group = group.partition("@")[0]
     several = ("experiment", "recipe", "debug", "launcher", "hparams_search")
     return (
         group not in several
@@ -123,8 +124,10 @@ def _explain_key(dotted: str, config_name: str) -> str:
     if dotted.startswith("hydra."):
         return f"{dotted}: not in Hydra's own configuration; +{dotted}=… would add it"
     typed = [word for word in sys.argv[1:] if _is_choice(word)]
+    if config_name != "train":  # others have but one group that keys are below
+        typed = [word for word in typed if "@" in word]
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        node = hydra.compose(config_name, typed if config_name == "train" else [])
+        node = hydra.compose(config_name, typed)
     path: list[str] = []
     for part in dotted.split("."):
         if not isinstance(node, DictConfig) or node._is_none():

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from resnet_se.data.loaders import EVAL_BATCH_SIZE
-from resnet_se.data.test_sets.base import TestImages
+from resnet_se.data.test_sets.base import LabelledImages
 from resnet_se.data.test_sets.corruptions import MAIN
 from resnet_se.inference.pretrained import Pretrained
 from resnet_se.models.tta import TTA
@@ -48,7 +48,7 @@ def outputs(model: Pretrained, images: Tensor, views: TTA | None) -> Outputs:
 
 
 def figures(
-    model: Pretrained, parts: Iterable[TestImages], views: TTA | None = None
+    model: Pretrained, parts: Iterable[LabelledImages], views: TTA | None = None
 ) -> dict[str, Any]:
     """Return the figures of a test set: of its one part, or by corruption.
 
@@ -93,7 +93,7 @@ def _interval(hits: int, n: int) -> list[float | None]:
     return [short(ends.low), short(ends.high)]
 
 
-def _of_part(model: Pretrained, part: TestImages, found: Outputs) -> dict[str, Any]:
+def _of_part(model: Pretrained, part: LabelledImages, found: Outputs) -> dict[str, Any]:
     labels, predicted = part.labels, found.logits.argmax(dim=1)
     recall = {}
     for i, name in enumerate(model.classes):  # null: no image of that class

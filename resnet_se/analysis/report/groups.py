@@ -78,6 +78,11 @@ class Group:
         values = [getattr(run, part).get(name) for run in self.runs]
         return [] if None in values else values
 
+    def evaluated(self, name: str) -> list[float]:
+        """Return every seed's accuracy on another test set; none where one lacks it."""
+        found = [run.evaluations.get(name, {}).get("acc") for run in self.runs]
+        return [acc for acc in found if acc is not None] * (None not in found)
+
     @property
     def machines(self) -> list[str]:
         return sorted({run.machine for run in self.runs})
@@ -115,6 +120,11 @@ class Section:
     @property
     def name(self) -> str:
         return f"{self.data['name']} {self.data['fingerprint'][:15]}"
+
+    @property
+    def evaluations(self) -> list[str]:
+        """The other test sets that a run was tested on."""
+        return sorted({name for run in self.runs for name in run.evaluations})
 
     @property
     def best(self) -> Group:

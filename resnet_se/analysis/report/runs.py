@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from resnet_se.config.schema import is_idle
+from resnet_se.runs.evaluations import FIGURES, read_evaluations
 from resnet_se.runs.record import (
     EVERY,
     FINISHED,
@@ -45,6 +46,7 @@ class Run:
     Args:
         path: as the user gave it.
         folder: of the file.
+        evaluations: {name: its figures on that test set} (`runs.evaluations`).
     """
 
     path: str
@@ -70,12 +72,14 @@ class Run:
     test: dict[str, Any] = field(default_factory=dict)
     history: dict[str, list[float | None]] = field(default_factory=dict)
     folder: Path | None = None
+    evaluations: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, path: str, record: dict[str, Any], folder: Path | None = None) -> Run:
         """Return the run of a checked record."""
         known = {f.name for f in fields(cls)}
         own = {k: v for k, v in record.items() if k in known and v is not None}
+        own.pop("evaluations", None)  # they lie beside it
         own["choices"] = {
             k: v for k, v in own.get("choices", {}).items() if k != "experiment"
         }
@@ -292,6 +296,10 @@ def load(paths: Iterable[str]) -> Loaded:
         same = first.setdefault(identity, run)
         if same is run:
             loaded.runs.append(run)
+            evaluations, unusable = read_evaluations(path.parent)
+            run.evaluations.update(evaluations)
+            home = name.removesuffix(path.name)
+            loaded.problems += [f"{home}{problem}" for problem in unusable]
         else:
             if run.at_home and not same.at_home:  # the run's own folder, not a copy
                 place = next(i for i, r in enumerate(loaded.runs) if r is same)
@@ -311,9 +319,10 @@ def load_runs(
     """Return a table of all records under `paths`, finished or not: a row a run.
 
     Columns have the record's own names: `path`, `status`, `experiment`, `seed`, then
-    `test.acc` (0..1), `train.seconds`, `model.total`, …; every setting under its key
-    (`model.reduction`) and every group under its name (`model`).  `train.acc` is that
-    of the last epoch.  Files that cannot be read are warned of.
+    `test.acc` (0..1), `train.seconds`, `model.total`, …; `cifar10_1.acc`, … of every
+    evaluation; every setting under its key (`model.reduction`) and every group under
+    its name (`model`).  `train.acc` is that of the last epoch.  Files that cannot be
+    read are warned of.
 
     Args:
         history: a column `history`: {name: one value an epoch}.
@@ -345,6 +354,8 @@ def frame(runs: Iterable[Run]) -> pd.DataFrame:
             for key, value in getattr(run, part).items():
                 if not (isinstance(value, list | dict) or key in PACKED):
                     row[f"{part}.{key}"] = value
+        for name, evaluation in run.evaluations.items():
+            row |= {f"{name}.{key}": evaluation.get(key) for key in FIGURES}
         column = run.history.get("train/acc")
         row["train.acc"] = column[-1] if column else None
         values = run.values if run.status == "finished" else run.overridden

@@ -58,6 +58,9 @@ def group_records(section: Section) -> pd.DataFrame:
         for key in ACCURACIES:
             spread = mean_std(group.measured(key) or [float("nan")])
             row[f"{key}_mean"], row[f"{key}_std"] = spread
+        for name in section.evaluations:
+            spread = mean_std(group.evaluated(name) or [float("nan")])
+            row[f"{name}.acc_mean"], row[f"{name}.acc_std"] = spread
         row |= {key: _mean(group, key) for key in MEASURES}
         rows.append(row | {"machines": " | ".join(group.machines)})
     return pd.DataFrame(rows)
@@ -70,9 +73,14 @@ def group_table(section: Section) -> tuple[Table, str]:
     cells["n"] = [str(len(g.runs)) for g in groups]
     for key, heading in ACCURACIES.items():
         cells[heading] = [accuracy(g.measured(key)) for g in groups]
+    for name in section.evaluations:
+        cells[f"{name} %"] = [accuracy(g.evaluated(name)) for g in groups]
+    fixed = len(cells.columns)
     for key, (heading, unit, digits) in MEASURES.items():
         cells[heading] = [number(_mean(g, key), digits, unit) for g in groups]
-    alike = [c for c in cells.columns[5:] if len(cells) > 1 and cells[c].nunique() == 1]
+    alike = [
+        c for c in cells.columns[fixed:] if len(cells) > 1 and cells[c].nunique() == 1
+    ]
     shared = [f"{cells[c][0]} {c}" for c in alike if cells[c][0] != NONE]
     caption = f"{section.name}: mean ± sample standard deviation over n seeds"
     text = ", ".join(filter(None, (settings(section.common), *shared)))

@@ -31,7 +31,7 @@ class Trained(NamedTuple):
     own: Callable[[], tuple[Tensor, Tensor]]
 
 
-class TestImages(NamedTuple):
+class LabelledImages(NamedTuple):
     """Images, uint8 (N, 3, H, W), and labels, int64 (N,), of the run's classes.
 
     `name` and `severity` tell the parts of a set apart; `people` (N, K) are shares of
@@ -55,7 +55,7 @@ class TestSet(ABC):
         """Return the name of the set and its variant."""
 
     @abstractmethod
-    def load(self, trained: Trained) -> Iterator[TestImages]:
+    def load(self, trained: Trained) -> Iterator[LabelledImages]:
         """Yield the parts.
 
         Raises:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from resnet_se.data.loaders import evenly_spread
-from resnet_se.data.test_sets.base import TestImages, TestSet, Trained
+from resnet_se.data.test_sets.base import LabelledImages, TestSet, Trained
 from resnet_se.data.test_sets.corruptions import CORRUPTIONS, MAIN, SIDE, corrupt
 from resnet_se.utils.errors import UserError, nearest
 from resnet_se.utils.validation import Count, Text, validated
@@ -32,7 +32,7 @@ class Corrupted(TestSet):
     def key(self) -> str:
         return "cifar10_c_here" + (f"-{self.images}" if self.images else "")
 
-    def load(self, trained: Trained) -> Iterator[TestImages]:
+    def load(self, trained: Trained) -> Iterator[LabelledImages]:
         names = self.corruptions or MAIN
         for name in names:
             if name not in CORRUPTIONS:
@@ -52,4 +52,4 @@ class Corrupted(TestSet):
                     corrupt(images[index], index, name, severity)
                     for index in chosen.split(BATCH)
                 ]
-                yield TestImages(torch.cat(parts), labels[chosen], name, severity)
+                yield LabelledImages(torch.cat(parts), labels[chosen], name, severity)

@@ -13,7 +13,7 @@ from resnet_se.data.decode import Size
 from resnet_se.data.inference_inputs import Picture, batches, find_pictures
 from resnet_se.data.reading import first_few, root_error
 from resnet_se.data.test_sets.base import (
-    TestImages,
+    LabelledImages,
     TestSet,
     Trained,
     found_file,
@@ -41,11 +41,13 @@ class Arrays(TestSet):
     def key(self) -> str:
         return f"arrays-{Path(self.root).expanduser().resolve().name}"
 
-    def load(self, trained: Trained) -> Iterator[TestImages]:
+    def load(self, trained: Trained) -> Iterator[LabelledImages]:
         root = Path(self.root).expanduser()
         images = read_images(found_file(root, ("images.npy",)))
         labels = found_file(root, ("labels.npy",))
-        yield TestImages(images, read_labels(labels, len(images), len(trained.classes)))
+        yield LabelledImages(
+            images, read_labels(labels, len(images), len(trained.classes))
+        )
 
 
 @validated
@@ -63,7 +65,7 @@ class Pictures(TestSet):
         name = Path(self.root).expanduser().resolve().name
         return f"image_folder-{name.partition('.')[0]}"
 
-    def load(self, trained: Trained) -> Iterator[TestImages]:
+    def load(self, trained: Trained) -> Iterator[LabelledImages]:
         try:
             with find_pictures([self.root]) as pictures:
                 chosen = _test_part(list(pictures), Path(self.root))
@@ -75,7 +77,7 @@ class Pictures(TestSet):
             raise root_error("pictures in class folders", got) from error
         indices_of(tuple(dict.fromkeys(names)), trained.classes)
         labels = torch.tensor([trained.classes.index(name) for name in names])
-        yield TestImages(images, labels)
+        yield LabelledImages(images, labels)
 
 
 def _parts(picture: Picture, root: Path) -> list[str]:

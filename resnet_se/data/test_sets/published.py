@@ -18,11 +18,11 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import torch
 
-from resnet_se.data.archives import opened
+from resnet_se.data.archives import is_archive, unpacked
 from resnet_se.data.reading import Limits, first_few, root_error
 from resnet_se.data.sources import CIFAR10_CLASSES, CIFAR100_CLASSES
 from resnet_se.data.test_sets.base import (
-    TestImages,
+    LabelledImages,
     TestSet,
     Trained,
     checked_labels,
@@ -56,14 +56,14 @@ class CIFAR10_1(TestSet):
     def key(self) -> str:
         return f"cifar10_1-{self.version}"
 
-    def load(self, trained: Trained) -> Iterator[TestImages]:
+    def load(self, trained: Trained) -> Iterator[LabelledImages]:
         root = Path(self.root).expanduser()
         names = [f"cifar10.1_{self.version}_{part}.npy" for part in ("data", "labels")]
         data, labels = (found_file(root, (n, f"datasets/{n}")) for n in names)
         images = read_images(data, 32)
         index = indices_of(CIFAR10_CLASSES, trained.classes)
         y = read_labels(labels, len(images), len(CIFAR10_CLASSES))
-        yield TestImages(images, index[y])
+        yield LabelledImages(images, index[y])
 
 
 @validated
@@ -81,7 +81,7 @@ class CIFAR10C(TestSet):
     def key(self) -> str:
         return "cifar10_c"
 
-    def load(self, trained: Trained) -> Iterator[TestImages]:
+    def load(self, trained: Trained) -> Iterator[LabelledImages]:
         root = Path(self.root).expanduser()
         labels = found_file(root, ("labels.npy", "CIFAR-10-C/labels.npy"))
         names = sorted(p for p in labels.parent.glob("*.npy") if p != labels)
@@ -98,7 +98,7 @@ class CIFAR10C(TestSet):
             y = index[read_labels(labels, len(images), len(CIFAR10_CLASSES))]
             parts = zip(images.chunk(SEVERITIES), y.chunk(SEVERITIES), strict=True)
             for severity, (x, target) in enumerate(parts, 1):
-                yield TestImages(x, target, path.stem, severity)
+                yield LabelledImages(x, target, path.stem, severity)
 
 
 @validated
@@ -115,7 +115,7 @@ class CIFAR10H(TestSet):
     def key(self) -> str:
         return "cifar10_h"
 
-    def load(self, trained: Trained) -> Iterator[TestImages]:
+    def load(self, trained: Trained) -> Iterator[LabelledImages]:
         name = "cifar10h-probs.npy"
         path = found_file(Path(self.root).expanduser(), (name, f"data/{name}"))
         k = len(CIFAR10_CLASSES)
@@ -139,7 +139,7 @@ class CIFAR10H(TestSet):
             expected = "test images in the official order, whose labels people share"
             hint = "class folders have another; use the official batches"
             raise root_error(expected, f"{agree:.0%} of the labels", hint)
-        yield TestImages(images, labels, people=people)
+        yield LabelledImages(images, labels, people=people)
 
 
 # --- ciFAIR ------------------------------------------------------
@@ -164,10 +164,14 @@ class CiFAIR10(TestSet):
     def key(self) -> str:
         return self.folder.lower().replace("-", "")
 
-    def load(self, trained: Trained) -> Iterator[TestImages]:
-        with opened(self._root(), Limits()) as root:
-            path = found_file(root, (self.file, f"{self.folder}/{self.file}"))
-            batch = read_batch(path)
+    def load(self, trained: Trained) -> Iterator[LabelledImages]:
+        root, names = self._root(), (self.file, f"{self.folder}/{self.file}")
+        if root.is_file() and is_archive(root):
+            wanted = unpacked(root, lambda _: lambda m: m.name == names[1], Limits())
+            with wanted as folder:
+                batch = read_batch(path := found_file(folder, names))
+        else:
+            batch = read_batch(path := found_file(root, names))
         pixels, labels = (batch.get(key) for key in ("data", self.labels))
         if not isinstance(pixels, np.ndarray) or labels is None:
             expected = f"`data` and `{self.labels}` in {path}"
@@ -178,7 +182,7 @@ class CiFAIR10(TestSet):
         images = torch.from_numpy(pixels.copy()).view(-1, 3, 32, 32)
         index = indices_of(self.names, trained.classes)
         y = checked_labels(np.asarray(labels), path, len(images), len(self.names))
-        yield TestImages(images, index[y])
+        yield LabelledImages(images, index[y])
 
     def _root(self) -> Path:
         root = Path(self.root).expanduser()
