@@ -24,7 +24,7 @@ from resnet_se.utils.errors import UserError, nearest
 
 
 class Trained(NamedTuple):
-    """What a test set may ask of the network: `own` loads the run's own test part."""
+    """Facts of the network to be tested; `own` loads the run's own test part."""
 
     classes: tuple[str, ...]
     size: tuple[int, int]
