@@ -14,6 +14,7 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig
 
+from resnet_se.commands.sweep.zipped import typed_to_hydra
 from resnet_se.config import CONF
 from resnet_se.config.compose import own_conf
 from resnet_se.config.messages import EXPECTED, explain, needs_no_traceback
@@ -48,6 +49,7 @@ def run_command(task: Callable[[DictConfig], Any], config_name: str) -> None:
         name, _, rest = os.environ.get("COMP_LINE", "").partition(" ")
         os.environ["COMP_LINE"] = " ".join([name, *own, rest])
     try:
+        sys.argv[1:] = typed_to_hydra(sys.argv[1:])
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(
             job
         )()

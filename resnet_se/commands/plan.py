@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import re
 import sys
-from itertools import product
 
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
@@ -25,6 +24,7 @@ from rich.table import Table
 from resnet_se.analysis.cost import Cost, measure
 from resnet_se.analysis.report.text import count
 from resnet_se.commands.app import filter_warnings
+from resnet_se.commands.sweep.zipped import expand, split_zips
 from resnet_se.config import CONF
 from resnet_se.config.compose import compose_job
 from resnet_se.config.messages import EXPECTED, explain
@@ -35,16 +35,11 @@ from resnet_se.data.datamodule import ImageDataModule
 SEED = re.compile(r"seed=(\d{1,9})")
 
 
-def expand(overrides: list[str]) -> list[list[str]]:
-    """The overrides of each job of a multirun, as Hydra's own sweeper expands them."""
+def jobs_of(typed: list[str]) -> list[list[str]]:
+    """Return the overrides of each job of a multirun, as the sweeper expands them."""
+    words, zips = split_zips(typed)
     parser = OverridesParser.create(GlobalHydra.instance().config_loader())
-    choices = [
-        [f"{o.get_key_element()}={value}" for value in o.sweep_string_iterator()]
-        if o.is_sweep_override()
-        else [o.input_line or ""]
-        for o in parser.parse_overrides(overrides)
-    ]
-    return [list(job) for job in product(*choices)]
+    return expand(parser.parse_overrides(words), zips)
 
 
 class Planner:
@@ -89,7 +84,7 @@ def main() -> None:
     failures: list[str] = []
     with initialize_config_dir(str(CONF), version_base="1.3"):
         try:
-            jobs = expand(sys.argv[1:])
+            jobs = jobs_of(sys.argv[1:])
         except (HydraException, OmegaConfBaseException, ValueError) as error:
             print(f"error: {explain(error)}", file=sys.stderr)
             sys.exit(2)
