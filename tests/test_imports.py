@@ -173,6 +173,14 @@ def test_the_mathematics_need_neither_lightning_nor_hydra(name):
     assert roots & (HYDRA | {"lightning", "wandb"}) == set()
 
 
+@pytest.mark.parametrize(
+    "name", [n for n in FILES if layer(n) < LAYER["config"] or package(n) == "analysis"]
+)
+def test_a_configuration_stops_at_the_door(name):
+    roots = {dotted.partition(".")[0] for dotted in imports(FILES[name])}
+    assert roots & HYDRA == set()
+
+
 def test_what_a_function_imports_is_no_start(tmp_path):
     text = "import a\nif TYPE_CHECKING:\n    import b\ndef f():\n    import c\n"
     text += "class D:\n    import d\nfrom resnet_se.data.datamodule import x\n"

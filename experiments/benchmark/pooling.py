@@ -3,7 +3,7 @@
     OMP_NUM_THREADS=1 python experiments/benchmark/pooling.py
 
 Eager, compiled, and compiled with max-pooling as an operator of its own, which calls
-torch's and which the compiler can neither fuse nor compute anew; in turns, by CPU
+torch's and which the compiler can neither fuse nor compute anew; interleaved, by CPU
 seconds of this process.  bf16 where the processor has it.
 """
 

@@ -1,4 +1,6 @@
-"""What `predict` classifies in a second, beside the plain torchvision loop; in turns.
+"""Classify as `predict` does, beside the plain torchvision loop; interleaved.
+
+Images a second are written.
 
     python experiments/predict/speed.py run=DIR inputs=DIR [rounds=5] [out=PATH.json]
 

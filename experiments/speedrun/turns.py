@@ -1,9 +1,9 @@
-"""A training's seconds of computing, ours against the reference, from steps in turns.
+"""A training's computing seconds, ours against the reference, by interleaved steps.
 
     OMP_NUM_THREADS=1 python experiments/speedrun/turns.py --root DATA
     OMP_NUM_THREADS=1 python experiments/speedrun/turns.py --root DATA --best
 
-Where a whole training takes an hour, a step stands for it: each recipe in turns takes
+Where a whole training takes an hour, a step stands for it: each recipe takes
 one step that is not counted and one that is, ours through the Trainer.  CPU seconds of
 the process, so that what else the machine does counts less; float32 for all, since not
 every processor has bf16.  A training is its steps, and ours its validations too.

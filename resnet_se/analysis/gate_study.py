@@ -25,7 +25,7 @@ from resnet_se.analysis.report.significance import images_only, mcnemar_exact
 from resnet_se.data.datamodule import ImageDataModule
 from resnet_se.inference.pretrained import Pretrained
 from resnet_se.models import se_gates
-from resnet_se.runs.record import short
+from resnet_se.runs.record import round_significant
 from resnet_se.utils.errors import UserError
 from resnet_se.utils.files import write_json, writing
 from resnet_se.utils.random_streams import stream
@@ -190,7 +190,7 @@ def _statistics(
 
 
 def _rounded(value: Tensor | float) -> float | None:
-    return short(float(value))
+    return round_significant(float(value))
 
 
 def _std_images(gates: Tensor) -> float | None:

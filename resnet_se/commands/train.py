@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from resnet_se.commands.app import filter_warnings, run_command
@@ -91,7 +90,7 @@ def train(
         )
         return JobResult("pruned", outcome.as_dict())
     if not distributed.launched_by_us():
-        show = print_closing_line if recipe.in_sweep else print_closing_table
+        show = print_closing_line if recipe.sweep else print_closing_table
         show(outcome.as_dict(), run.directory)
     return JobResult("resumed" if resumed else "done", outcome.as_dict())
 
@@ -163,7 +162,7 @@ def _report_skipped(previous: dict[str, Any], run: Run, outcome: Outcome) -> Non
             f"it was trained at commit {then['commit'][:8]}, this is "
             f"{now['commit'][:8]}"
         )
-    if not run.recipe.in_sweep:
+    if run.recipe.sweep is None:
         print_closing_table(previous, run.directory)
 
 
@@ -245,9 +244,8 @@ def _train_in_ranks(run: Run, outcome: Outcome) -> None:
     run.data.setup()  # decoded once, read from the cache by all
     (run.directory / OTHER_RANKS).unlink(missing_ok=True)
     # They are no jobs of a multirun any more; wandb is to group them all the same.
-    if run.recipe.in_sweep:
-        sweep = Path(HydraConfig.get().runtime.output_dir).parent
-        os.environ.setdefault("WANDB_RUN_GROUP", sweep_group(sweep))
+    if run.recipe.sweep:
+        os.environ.setdefault("WANDB_RUN_GROUP", sweep_group(run.recipe.sweep))
     overrides = [o for o in run.recipe.overrides if "trainer.precision=" not in o]
     # All have the same.
     overrides.append(f"trainer.precision={run.environment.precision}")

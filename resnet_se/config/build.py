@@ -25,6 +25,7 @@ from resnet_se.data.image_set import DataNotFound
 from resnet_se.models.layers import sync_batchnorm
 from resnet_se.training.callbacks.checkpointing import CheckpointFiles
 from resnet_se.training.callbacks.sam import SAM
+from resnet_se.training.loggers import sweep_group
 from resnet_se.training.loop import Job
 from resnet_se.training.metrics import direction
 from resnet_se.training.mixing import Mixing
@@ -224,7 +225,7 @@ def build_trainer(
             f"at precision {precision}; add optimizer.fused=false"
         )
     loggers = [
-        build_target(f"logger.{name}", node)
+        build_target(f"logger.{name}", _grouped(f"logger.{name}", node, recipe.sweep))
         for name, node in (recipe.get("logger") or {}).items()
         if node is not None
     ]
@@ -251,12 +252,23 @@ def _directed(path: str, node: Mapping[str, Any]) -> Mapping[str, Any]:
     if not isinstance(node, Mapping) or node.get("monitor") is None:
         return node
     mode = direction(node["monitor"], node.get("mode"), path)
+    return {**node, "mode": mode} if _takes(path, node, "mode") else node
+
+
+def _grouped(path: str, node: Mapping[str, Any], sweep: Path | None) -> Any:
+    """The node of a logger with the group that the jobs of a sweep share."""
+    if sweep is None or node.get("group") or not _takes(path, node, "group"):
+        return node
+    return {**node, "group": sweep_group(sweep)}
+
+
+def _takes(path: str, node: Mapping[str, Any], argument: str) -> bool:
+    """Return True where the node's target has an argument of that name."""
     target = located(f"{path}._target_", node["_target_"])
     try:
-        takes = "mode" in signature_of(target, node).parameters
+        return argument in signature_of(target, node).parameters
     except (TypeError, ValueError):  # Python cannot tell
-        takes = False
-    return {**node, "mode": mode} if takes else node
+        return False
 
 
 # --- the whole ---------------------------------------------------

@@ -29,14 +29,14 @@ class Recipe:
         experiment: the name chosen on the command line, or `custom`.
         choices: {group: its choice}.
         overrides: the command line's, as typed.
-        in_sweep: it is a job of a multirun.
+        sweep: the directory of the multirun that it is a job of.
     """
 
     values: Mapping[str, Any]
     experiment: str = "custom"
     choices: Mapping[str, str] = field(default_factory=dict)
     overrides: tuple[str, ...] = ()
-    in_sweep: bool = False
+    sweep: Path | None = None
 
     def __getitem__(self, key: str) -> Any:
         return self.values[key]

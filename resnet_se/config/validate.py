@@ -58,6 +58,7 @@ def validate(cfg: DictConfig) -> Recipe:
     if HydraConfig.initialized():
         hydra = HydraConfig.get()
         choices = hydra.runtime.choices
+        multirun = hydra.mode == RunMode.MULTIRUN
         recipe = Recipe(
             _without_stale_keys(values, cfg, hydra),
             choices.get("experiment") or "custom",
@@ -67,7 +68,7 @@ def validate(cfg: DictConfig) -> Recipe:
                 if (group in values or group == "debug") and choice is not None
             },
             tuple(hydra.overrides.task),
-            hydra.mode == RunMode.MULTIRUN,
+            Path(hydra.runtime.output_dir).parent if multirun else None,
         )
     else:
         recipe = Recipe(values)

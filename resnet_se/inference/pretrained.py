@@ -338,7 +338,7 @@ def read(
     else:
         content, node, note = _read_run(source)
     net = build_node(node, len(content.classes))
-    checkpoint.check({"state_dict": content.weights}, source, net)
+    checkpoint.check_weights({"state_dict": content.weights}, source, net)
     net.load_state_dict(content.weights)
     return Pretrained(net, content, source, note)
 

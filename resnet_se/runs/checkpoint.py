@@ -187,7 +187,7 @@ def read_own(path: Path, run: str | None) -> dict[str, Any]:
     return loaded
 
 
-def check(checkpoint: dict[str, Any], path: Path, model: nn.Module) -> None:
+def check_weights(checkpoint: dict[str, Any], path: Path, model: nn.Module) -> None:
     """Refuse a checkpoint of another architecture or without numbers, saying where.
 
     Raises:

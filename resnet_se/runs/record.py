@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 SCHEMA = 2
 # {former name of an experiment: today's}; records keep the one they were made under.
 RENAMED = {"rival_e14": "baseline_e14", "rival_resnet18": "baseline_resnet18"}
-# What a field is where it stands; a stranger's record may hold anything.
+# What a field is where it stands; an untrusted record may hold anything.
 SHAPES: dict[str, type | tuple[type, ...]] = {
     "experiment": str,
     "seed": int,
@@ -250,7 +250,7 @@ def check_fields(record: dict[str, Any], kinds: dict[tuple, list[str]]) -> None:
                                 f"{value!r}")  # fmt: skip
 
 
-def short(value: float | None) -> float | None:
+def round_significant(value: float | None) -> float | None:
     """Six significant digits: float32 has no more."""
     return value if value is None else float(f"{float(value):.6g}")
 

@@ -11,7 +11,7 @@ import torch
 
 from resnet_se.data.datamodule import ImageDataModule
 from resnet_se.runs import checkpoint
-from resnet_se.runs.record import pack_labels, short
+from resnet_se.runs.record import pack_labels, round_significant
 from resnet_se.training.module import Classifier
 from resnet_se.utils.errors import UserError
 from resnet_se.utils.files import atomic_file
@@ -24,12 +24,12 @@ def score(
     trainer.loggers, loggers = [], trainer.loggers  # no second val/acc in a dashboard
     trainer.validate(model, datamodule=data, verbose=False)
     trainer.loggers = loggers
-    val = {k: short(float(v)) for k, v in trainer.callback_metrics.items()}
+    val = {k: round_significant(float(v)) for k, v in trainer.callback_metrics.items()}
     trainer.test(model, datamodule=data, verbose=False)
-    test = {k: short(float(v)) for k, v in trainer.callback_metrics.items()}
+    test = {k: round_significant(float(v)) for k, v in trainer.callback_metrics.items()}
     outputs = model.predictions
     predicted = outputs["logits"].argmax(dim=1)
-    per_class = [short(float(v)) for v in model.per_class]
+    per_class = [round_significant(float(v)) for v in model.per_class]
     assert data.images is not None  # set up by the test
     return {
         "val": {"acc": val["val/acc"], "loss": val["val/loss"]},
@@ -70,7 +70,7 @@ def load_weights(
         UserError: unreadable, of another architecture, or trained on other pixels.
     """
     loaded = checkpoint.read(path)
-    checkpoint.check(loaded, path, module)
+    checkpoint.check_weights(loaded, path, module)
     module.load_state_dict(loaded["state_dict"])
     if "fingerprint" not in loaded.get(checkpoint.DATA, {}):
         raise UserError(f"{path}: it does not say on which data it was trained")

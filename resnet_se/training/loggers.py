@@ -19,8 +19,6 @@ from typing import TYPE_CHECKING, Any
 import lightning as L
 import numpy as np
 import torch
-from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from PIL import Image
 from torch import Tensor
@@ -94,7 +92,7 @@ def _start(
     if "WANDB_DIR" not in os.environ:
         options["dir"] = str(run_dir)
     if "WANDB_SWEEP_ID" not in os.environ:
-        options |= {"project": project, "group": group or _group(run_dir)}
+        options |= {"project": project, "group": group or run_dir.parent.name}
         if "WANDB_RUN_ID" not in os.environ:
             options["id"] = _run_id(run_dir)
     options["settings"] = {
@@ -132,12 +130,6 @@ def _run_id(run_dir: Path) -> str:
         with atomic_file(path) as file:
             file.write(f"{run_dir.name}-{uuid.uuid4().hex[:8]}".encode())
     return path.read_text()
-
-
-def _group(run_dir: Path) -> str:
-    if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
-        return sweep_group(Path(HydraConfig.get().runtime.output_dir).parent)
-    return run_dir.parent.name
 
 
 def sweep_group(folder: Path) -> str:

@@ -19,7 +19,7 @@ from resnet_se.models.complexity import network_summary
 from resnet_se.runs import checkpoint, keras_file
 from resnet_se.runs.keras_file import is_keras
 from resnet_se.runs.keras_weights import state_of
-from resnet_se.runs.record import Outcome, short
+from resnet_se.runs.record import Outcome, round_significant
 from resnet_se.training.callbacks.checkpointing import Checkpoints
 from resnet_se.training.callbacks.history import History
 from resnet_se.training.callbacks.pruning import Pruner
@@ -118,7 +118,7 @@ def fit(job: Job, outcome: Outcome) -> None:
         rows = job.history.rows
         columns = dict.fromkeys(key for row in rows for key in row)
         outcome.history = {
-            name: [short(row.get(name)) for row in rows] for name in columns
+            name: [round_significant(row.get(name)) for row in rows] for name in columns
         }
     if distributed.is_leader():
         val = {f"val_{name}": rows for name, rows in module.val_predictions.items()}
@@ -150,9 +150,9 @@ def _training_figures(job: Job, compile_seconds: float | None) -> dict[str, Any]
     return {
         "epochs": trainer.current_epoch,
         "steps": trainer.global_step,
-        "seconds": history and short(history.seconds),
-        "images_per_second": history and short(history.images_per_second),
-        "compile_seconds": short(compile_seconds),
+        "seconds": history and round_significant(history.seconds),
+        "images_per_second": history and round_significant(history.images_per_second),
+        "compile_seconds": round_significant(compile_seconds),
         "peak_memory_mb": round(peak_memory_mb(trainer.strategy.root_device), 1),
         "stopped": stopped,
     }
@@ -273,7 +273,7 @@ def _resume_checkpoint(job: Job) -> Path | None:
         if job.init_from:
             _init_from(job.init_from, job.module)
         return None
-    checkpoint.check(loaded, path, job.module)
+    checkpoint.check_weights(loaded, path, job.module)
     console.print(f"resuming from {path}")
     return path
 

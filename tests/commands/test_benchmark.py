@@ -293,13 +293,13 @@ def test_what_pooling_costs_a_compiled_step_is_told_as_measured():
     apart, whole = (1 - ratios[w]["median"] for w in list(ratios)[:0:-1])
     assert 0.7 < (whole - apart) / whole < 0.8  # "three quarters of the loss"
     said = f"(batch {settings['batch_size']}, {result['hardware']['precision']}, "
-    assert said + f"n = {settings['rounds']} in turns" in flat
+    assert said + f"n = {settings['rounds']} interleaved" in flat
     assert f"`{settings['network']}`'s compiled step" in flat
 
 
 def test_floors_are_told_as_measured():
     text, result = read("benchmark/floors.json")
-    assert f"n = {result['settings']['rounds']} in turns" in text
+    assert f"n = {result['settings']['rounds']} interleaved" in text
     for network in result["networks"]:
         name = f"{network['network']}, {network['batch_size']}"
         for part, figure in network["step_seconds"].items():

@@ -116,7 +116,7 @@ def test_a_bundle_brings_no_data_and_a_plain_network_has_no_gates(command, finis
     assert "None are known: a bundle brings no data" in shown
 
 
-def test_a_stranger_s_names_are_escaped(exhibit, tests):
+def test_untrusted_names_are_escaped(exhibit, tests):
     answer = exhibit.answer(tests.images[0])
     named = [("<script>alert(1)</script>", evidence) for _, evidence in answer.maps]
     nearest = [m._replace(label="<img src=x>") for m in answer.nearest]

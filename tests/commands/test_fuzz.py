@@ -1,4 +1,4 @@
-"""Strangers' files at random: every reader ends in a result or in one sentence.
+"""Untrusted files at random: every reader ends in a result or in one sentence.
 
 Records, checkpoints, bundles and configurations (image trees and archives stand in
 `test_archives`): whole ones with some places changed, or damaged bytes.  No other
@@ -70,7 +70,7 @@ FACTS = Environment("data", "32-true", 1)
 # What a command prints as a sentence (`config.run`).
 SAID = (UserError, InstantiationException, OmegaConfBaseException)
 
-# --- what a stranger writes --------------------------------------
+# --- what is untrusted ------------------------------------------
 
 TRAP = "trapped"  # a file that only code of theirs would make
 CALLS = [
@@ -361,7 +361,7 @@ def outcome_of(result: dict[str, Any]) -> Outcome:
 
 
 def go_on(interrupted: Any, states: dict) -> None:
-    """Trains the second epoch from a checkpoint with a stranger's `states` in it."""
+    """Trains the second epoch from a checkpoint with untrusted `states` in it."""
     buffer = io.BytesIO()
     torch.save({**interrupted.whole, **states}, buffer)
     files = {"theirs.ckpt": buffer.getvalue()}
@@ -380,7 +380,7 @@ def go_on(interrupted: Any, states: dict) -> None:
 
 
 def check_states(interrupted: Any, changes: list) -> None:
-    """Training goes on from a stranger's states, or says in a sentence why not."""
+    """Training goes on from untrusted states, or says in a sentence why not."""
     states = {name: interrupted.whole[name] for name in STATES}
     with suppress(*SAID):
         go_on(interrupted, edited(states, changes))
@@ -426,7 +426,7 @@ FIT = ("loops", "fit_loop")
         (("epoch_so_far",), torch.zeros(2), "epoch_so_far is not what one writes"),
     ],
 )
-def test_what_a_stranger_s_states_may_hold(interrupted, path, value, said):
+def test_what_untrusted_states_may_hold(interrupted, path, value, said):
     states = copy.deepcopy(interrupted.whole)
     node: Any = states
     for key in path[:-1]:
@@ -468,7 +468,7 @@ BUNDLE_FILES = st.sampled_from([bundle.MANIFEST, bundle.CONFIG, bundle.RECORD])
 def check_bundle(
     bundled: dict, name: str, changes: list, damage: list, zipped: bool
 ) -> None:
-    """A file of it changed as a stranger could, its checksum with it; then damage."""
+    """A file of it changed as anybody could, its checksum with it; then damage."""
     files = dict(bundled)
     files[name] = json_of(edited(json.loads(files[name]), changes))
     if name != bundle.MANIFEST:

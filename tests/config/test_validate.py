@@ -182,7 +182,7 @@ def test_there_is_one_way_from_a_target_to_an_object():
     assert users == {"targets.py"}
 
 
-# --- a stranger's run directory ----------------------------------
+# --- an untrusted run directory -----------------------------------
 
 
 @pytest.fixture
@@ -206,7 +206,7 @@ WRITE = {"_target_": "pathlib.Path.write_text", "self": "x", "data": "x"}
 
 
 @pytest.mark.parametrize("place", ["model", "data.source", "tta", "data.fallback"])
-def test_evaluate_calls_nothing_of_a_strangers(stranger, capsys, tmp_path, place):
+def test_evaluate_calls_nothing_of_an_untrusted_run(stranger, capsys, tmp_path, place):
     folder = stranger(lambda cfg: OmegaConf.update(cfg, place, WRITE, merge=False))
     assert call(tmp_path, "evaluate", f"run={folder}") == 2
     error = capsys.readouterr().err

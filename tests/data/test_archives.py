@@ -1,4 +1,4 @@
-"""Strangers' files: nothing read without bound, written outside, or lost in silence."""
+"""Untrusted files: nothing read without bound, written outside, or lost in silence."""
 
 from __future__ import annotations
 

@@ -115,7 +115,7 @@ def test_what_is_no_run(tmp_path, path, said):
         resnet_se.load(tmp_path / path)
 
 
-def test_only_the_model_of_a_strangers_run_is_built(copy):
+def test_only_the_model_of_an_untrusted_run_is_built(copy):
     path = copy / "config.yaml"
     text = path.read_text().replace(
         "resnet_se.training.param_groups.make_optimizer", "os.abort"
@@ -274,7 +274,7 @@ def test_a_run_may_lie_in_a_folder_of_any_name(copy):
 
 @pytest.mark.parametrize("target", [None, 3, [], "ResNet"])
 def test_a_network_of_no_name(copy, target):
-    """A run's configuration as a stranger has edited it."""
+    """A run's configuration as somebody else has edited it."""
     cfg = yaml.safe_load((copy / "config.yaml").read_text())
     cfg["model"]["_target_"] = target
     (copy / "config.yaml").write_text(yaml.safe_dump(cfg))

@@ -1,4 +1,4 @@
-"""`resnet-se bundle`: the same logits elsewhere, and safe from a stranger."""
+"""`resnet-se bundle`: the same logits elsewhere, and safe from others."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def copy(made: Path, tmp_path: Path) -> Path:
 
 
 def change(folder: Path, name: str, edit: Callable[[dict], None]) -> None:
-    """Changes a JSON file as a stranger could: its checksum with it."""
+    """Changes a JSON file as anybody could: its checksum with it."""
     content = json.loads((folder / name).read_text())
     edit(content)
     (folder / name).write_text(json.dumps(content))
@@ -206,7 +206,7 @@ def test_the_card_may_be_edited(copy):
         ["resnet_se.models.resnet.ResNet"],
     ],
 )
-def test_a_stranger_s_target_is_not_called(copy, target):
+def test_an_untrusted_target_is_not_called(copy, target):
     change(copy, "config.json", lambda c: c["model"].update(_target_=target))
     with pytest.raises(UserError, match=r"not one of resnet_se; load\(…, trust=True"):
         resnet_se.load(copy)
@@ -222,7 +222,7 @@ def test_a_stranger_s_target_is_not_called(copy, target):
         {"depths": [10**9]},
     ],
 )
-def test_a_stranger_s_arguments_are_plain(copy, arguments):
+def test_untrusted_arguments_are_plain(copy, arguments):
     change(copy, "config.json", lambda c: c["model"].update(arguments))
     with pytest.raises(UserError):
         resnet_se.load(copy)

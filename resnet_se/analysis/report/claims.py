@@ -37,21 +37,26 @@ def load_claims() -> list[Claim]:
     Raises:
         UserError: it is not a list of claims.
     """
-    from omegaconf import OmegaConf
-    from yaml import YAMLError
+    import yaml
 
     for folder in (Path("conf"), CONF):
         path = folder / "claims.yaml"
         if path.is_file():
             try:
-                claims: Any = OmegaConf.to_container(OmegaConf.load(path))
+                claims: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
                 for claim in claims:
                     whole = {"claim", "claimed"} <= claim.keys() <= KEYS
                     if not (
                         whole and ("counted" in claim or {"column", "of"} <= {*claim})
                     ):
                         raise UserError(f"claim, claimed, then column and of: {claim}")
-            except (YAMLError, UserError, OSError, TypeError, AttributeError) as error:
+            except (
+                yaml.YAMLError,
+                UserError,
+                OSError,
+                TypeError,
+                AttributeError,
+            ) as error:
                 raise UserError(f"{path}: not a list of claims ({error})") from None
             return claims
     return []
