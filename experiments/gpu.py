@@ -4,13 +4,14 @@
     python experiments/gpu.py --out OUT --minutes 5 --only best speedrun --jobs 8
     python experiments/gpu.py --out OUT --dry-run          # a minute or two, on a CPU
 
-The parts, most valuable first: `benchmark` of `se_resnet80`, eager, compiled and with
-CUDA graphs; `turns`, speedrun and the reference one after the other; `short`, the small
-study's first pairs at full size; `best`, an hour of two cores, with rivals and without
-one of its means each; `speedrun`, its variants; `small`, the small study; `trials` and
-`factors`, what best and speedrun were chosen from.  What publishes seconds has the card
-alone, the others share it.  Each step leaves a record below OUT; typed again, the
-command goes on with what is missing.
+The parts, most valuable first: `full`, the paper's network with and without SE for a
+tenth of its epochs, then with SE for all 300 of them; `benchmark` of `se_resnet80`,
+eager, compiled and with CUDA graphs; `turns`, speedrun and the reference one after the
+other; `short`, the small study's other pair at full size; `best`, an hour of two cores,
+with rivals and without one of its means each; `speedrun`, its variants; `small`, the
+small study; `trials` and `factors`, what best and speedrun were chosen from.  What
+publishes seconds has the card alone, the others share it.  Each step leaves a record
+below OUT; typed again, the command goes on with what is missing.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import os
 import runpy
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,6 +36,7 @@ REST = ("e01_vanilla_resnet20", "e02_vanilla_resnet56", "e04_vanilla_resnet_tabl
 REST += ("e05_se_resnet20", "e06_se_resnet56", "e08_se_resnet_table", "e09_dropout")
 REST += ("e10_weight_decay", "e13_plateau", "e17_se_resnet74", "e18_se_resnet68")
 REST += ("e19_reduction4", "e20_reduction8")
+GRAPHS = " trainer.compile=cuda_graphs"  # five times as fast
 SGD = (
     "experiment=speedrun optimizer=sgd_nesterov scheduler=triangular callbacks=ema "
     "data.batch_size=512"
@@ -184,12 +186,22 @@ def small(out: Path, dry: bool) -> Iterator[Step]:
     yield from (one(name, seed) for seed in SEEDS[:2] for name in REST)
 
 
+def full(out: Path, dry: bool) -> Iterator[Step]:
+    """SE's own pair for a tenth of the paper's epochs, then e14 for all of them."""
+    yield from _at_full_size(PAIRS[:2], out, dry)
+    told = "experiment=e14_final" + ("" if dry else GRAPHS)
+    yield training("paper", 0, told, out, dry)
+
+
 def short(out: Path, dry: bool) -> Iterator[Step]:
-    """The pairs at full size, a tenth of the paper's epochs."""
+    """The other pair for a tenth of the paper's epochs."""
+    yield from _at_full_size(PAIRS[2:], out, dry)
+
+
+def _at_full_size(names: Iterable[str], out: Path, dry: bool) -> Iterator[Step]:
     for seed in SEEDS[:3]:
-        for name in PAIRS:
-            told = f"experiment={name} budget=short"
-            told += "" if dry else " trainer.compile=cuda_graphs"  # five times as fast
+        for name in names:
+            told = f"experiment={name} budget=short" + ("" if dry else GRAPHS)
             yield training("short", seed, told, out, dry)
 
 
@@ -223,7 +235,7 @@ def _variants(
 
 PARTS = {
     part.__name__: part
-    for part in (benchmark, turns, short, best, speedrun, small, trials, factors)
+    for part in (full, benchmark, turns, short, best, speedrun, small, trials, factors)
 }
 
 

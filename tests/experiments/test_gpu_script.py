@@ -31,13 +31,58 @@ def test_steps_come_in_order_and_are_told_apart(script, tmp_path):
     names = [step.name for step in found]
     assert len(set(names)) == len(names)
     assert len({step.record for step in found}) == len(names)
-    assert names[0] == "benchmark"
-    assert names[1:3] == ["turns/reference.seed0.json", "turns/speedrun.seed0"]
-    alone = [step.alone for step in found]
+    pairs = [
+        f"short/{name}.seed{seed}"
+        for seed in range(3)
+        for name in ("e14_final", "e21_vanilla")
+    ]
+    first = len(pairs) + 1
+    assert names[:first] == [*pairs, "paper/e14_final.seed0"]
+    assert names[first] == "benchmark"
+    assert names[first + 1].startswith("turns/reference.seed0")
+    assert names[first + 2] == "turns/speedrun.seed0"
+    alone = [step.alone for step in found[first:]]
     assert alone == sorted(alone, reverse=True)
 
 
-@pytest.mark.slow
+def test_the_first_part_is_the_paper_s_epochs_with_cuda_graphs(script, tmp_path):
+    *pairs, paper = script["full"](tmp_path, False)
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        lengths = [compose("train", s.arguments).trainer for s in (*pairs, paper)]
+    assert [trainer.max_epochs for trainer in lengths] == [30] * 6 + [300]
+    assert {trainer.compile for trainer in lengths} == {"cuda_graphs"}
+
+
+def test_typed_again_it_goes_on_with_what_is_missing(script, tmp_path, monkeypatch):
+    """A step leaves its record at the second start; what is done does not begin."""
+    work = tmp_path / "work.py"
+    work.write_text(
+        "import pathlib, sys\n"
+        "record = pathlib.Path(sys.argv[1])\n"
+        "record.write_text('whole' if record.exists() else 'begun')\n"
+    )
+    names = ("one", "two")
+    steps = [
+        script["Step"](n, str(work), [str(tmp_path / n)], n, "whole") for n in names
+    ]
+    (tmp_path / "one").write_text("whole")
+    (tmp_path / "two").write_text("begun")
+    begun = []
+    globals_ = script["main"].__globals__
+    begin = globals_["begin"]
+    monkeypatch.setitem(globals_, "PARTS", {"full": lambda out, dry: steps})
+    monkeypatch.setitem(
+        globals_,
+        "begin",
+        lambda step, *rest: begun.append(step.name) or begin(step, *rest),
+    )
+    monkeypatch.setattr("sys.argv", ["gpu.py", "--out", str(tmp_path)])
+    for _ in range(2):
+        script["main"]()
+        assert begun == ["two"]
+    assert (tmp_path / "two").read_text() == "whole"
+
+
 def test_every_training_can_be_composed(script, tmp_path):
     trainings = [s for s in steps(script, tmp_path) if s.target == "resnet_se.train"]
     told = {tuple(a for a in s.arguments if "seed=" not in a) for s in trainings}

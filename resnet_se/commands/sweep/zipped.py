@@ -1,6 +1,6 @@
 """Zipped sweeps: settings that vary together, beside those of which all combine.
 
-    resnet-se train -m 'zip(model=se_resnet20,vanilla_resnet20; seed=1,2)' data.split_seed=0,1
+    resnet-se train -m 'zip(model=se_resnet20,vanilla_resnet20; optimizer.lr=0.1,0.2)'
 
 Hydra's grammar has no word for it (hydra #1258).  A zip is typed to Hydra as the sweeps
 that are in it, and its keys to the sweeper, which pairs their values.
