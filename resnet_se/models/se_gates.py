@@ -5,7 +5,7 @@
 
 Axes: N images, B of a batch, C channels of a block, K classes.  A gate (N, C) holds the
 factors of the channels for each image, of an SE block or another kind of channel gate.
-Networks are in eval mode.
+Networks are in eval mode.  The gates themselves, as layers, are in `attention`.
 """
 
 from __future__ import annotations

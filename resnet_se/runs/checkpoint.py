@@ -1,4 +1,4 @@
-"""Checkpoints: written whole, verified at every read, chosen.
+"""Checkpoints as files: written whole, verified at every read, chosen to resume from.
 
 A checkpoint is torch's own zip file, loadable with `weights_only=True`.  Its zip
 comment holds the SHA-256 of everything before it, so that no flipped byte goes unseen.
@@ -7,6 +7,8 @@ A run keeps three under `checkpoints/`:
     best.ckpt       of the best epoch, by default that of the lowest validation loss
     last.ckpt       of the last epoch, or step where one was asked for
     previous.ckpt   what `last.ckpt` was before, until the next one is on disk
+
+The best epoch is decided in `training.callbacks.checkpointing`.
 """
 
 from __future__ import annotations
@@ -138,7 +140,7 @@ def _is_whole(content: bytes) -> bool:
     return end.startswith(b"PK\5\6") and end.endswith(b"\0\0")
 
 
-# --- choosing ----------------------------------------------------
+# --- resuming ----------------------------------------------------
 
 
 class Choice(NamedTuple):

@@ -181,6 +181,8 @@ def outcomes(sweep_dir: Path) -> list[dict[str, Any]]:
 class SweepTable(Callback):
     """Hydra's callback that ends a multirun with a table; status 1 if a job failed.
 
+    Installed by `conf/train.yaml`; a search has its own in its place.
+
     With `launcher.dry_run` nothing is launched: what SLURM would get is printed.
     """
 
