@@ -15,6 +15,7 @@ COMMANDS = {
     "export": "ONNX, torch.export or safetensors, checked on real images",
     "inspect": "what an SE network's gates do, and what they cost",
     "plots": "a run's pictures again",
+    "data": "look at images and labels: counts, duplicates, label errors",
     "bundle": "a folder and a zip for people who never saw the run",
     "demo": "a local web page: drop a picture, compare runs",
     "benchmark": "images per second, the usual way and ours, interleaved",
@@ -27,7 +28,11 @@ COMMANDS = {
 
 
 # Commands whose name is a module of the standard library, or another room.
-MODULES = {"inspect": "inspect_gates", "models": "model_table"}
+MODULES = {
+    "data": "data_summary",
+    "inspect": "inspect_gates",
+    "models": "model_table",
+}
 
 
 def usage() -> str:

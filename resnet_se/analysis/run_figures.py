@@ -297,3 +297,15 @@ def draw_corruptions(by: Mapping[str, Mapping[str, Any]], path: Path) -> None:
         shade = "white" if value > 60 else "black"
         axis.text(j, i, f"{value:.1f}", ha="center", va="center", color=shade)
     figure.savefig(path, dpi=120)
+
+
+def contact_sheet(images: Tensor, titles: Sequence[str], path: Path) -> None:
+    """Draw uint8 images (N, 3, H, W), eight a row, with titles."""
+    rows = -(-len(images) // 8)
+    figure, axes = subplots(rows, 8, figsize=(10, 1.5 * rows), squeeze=False)
+    for axis in axes.flat:
+        axis.axis("off")
+    for axis, image, title in zip(axes.flat, images, titles, strict=False):
+        axis.imshow(image.permute(1, 2, 0).numpy())
+        axis.set_title(title, fontsize=7, parse_math=False)
+    figure.savefig(path, dpi=120)

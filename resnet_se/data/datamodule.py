@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from resnet_se.data.augmentation.pipeline import Augmentation
+from resnet_se.data.human_labels import NoiseKind, noisy_labels
 from resnet_se.data.image_set import DataNotFound, DatasetInfo, ImageSet
 from resnet_se.data.loaders import (
     EVAL_BATCH_SIZE,
@@ -68,6 +69,9 @@ class ImageDataModule(L.LightningDataModule):
             them (`ShuffledBatches`).
         train_subset: train on about this many images, stratified and fixed by
             `split_seed`; null for all.
+        label_noise: share of the labels to train and validate on that are made wrong,
+            fixed by `split_seed`; the test part keeps its own.
+        label_noise_kind: `symmetric`, to any other class, or `pairs`, to the next.
         fallback: a source to go on with where `source` has no data, or null: an error.
         exact_batch_size: a batch larger than the training part is an error; otherwise
             one that fits is taken, and `fitted` says so.
@@ -105,6 +109,8 @@ class ImageDataModule(L.LightningDataModule):
         exact_batch_size: bool = False,
         split: Literal["stratified", "tail"] = "stratified",
         drop_last: bool = True,
+        label_noise: Annotated[float, Field(ge=0, lt=1)] = 0.0,
+        label_noise_kind: NoiseKind = "symmetric",
     ):
         super().__init__()
         if repeats > 1 and not drop_last:
@@ -131,6 +137,8 @@ class ImageDataModule(L.LightningDataModule):
         self.num_workers = num_workers
         self.train_subset = train_subset
         self.repeats = repeats
+        self.label_noise = label_noise
+        self.label_noise_kind = label_noise_kind
         self.fallback = fallback
         self.fell_back: str | None = None
         self._placed: dict[str, Part] = {}
@@ -173,6 +181,10 @@ class ImageDataModule(L.LightningDataModule):
         if self.train_subset is not None and self.train_subset < len(train):
             share = 1 - self.train_subset / len(train)
             train = train[stratified_split(labels[train], share, self.split_seed)[0]]
+        if self.label_noise:
+            k, seed = len(images.classes), self.split_seed
+            options = self.label_noise, self.label_noise_kind, k, seed
+            labels = noisy_labels(labels, *options)
         self.train_part = pixels[train], labels[train]
         self.val_part = pixels[val], labels[val]
         self.test_part = images.test_images, images.test_labels
@@ -252,7 +264,7 @@ class ImageDataModule(L.LightningDataModule):
             "mean": [round(v, 6) for v in self.mean.tolist()],
             "std": [round(v, 6) for v in self.std.tolist()],
             "fallback": self.fell_back,
-        }
+        } | ({"label_noise": self.label_noise} if self.label_noise else {})
 
     # --- loaders -----------------------------------------------------
 

@@ -1,0 +1,227 @@
+"""Looks at images and labels before anything is trained on them.
+
+    resnet-se data PATH                            # a folder of yours, or an archive
+    resnet-se data data=cifar10 [run=RUN] [out=DIR]
+
+Counts by class, size, mean and deviation; duplicates within and between the training
+and the test part, exact and near, and those whose labels differ; with `run` likely
+label errors, by predictions of runs for images they were not trained on.  All of it,
+and pictures, lie in `out`.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from resnet_se.analysis.duplicates import Pair, find_pairs
+from resnet_se.analysis.label_errors import held_out, likely_errors
+from resnet_se.commands.app import run_command
+from resnet_se.config.targets import build_target, check_targets
+from resnet_se.data.image_set import ImageSet
+from resnet_se.data.normalisation import channel_statistics
+from resnet_se.runs.record import short
+from resnet_se.utils.files import write_json, writing
+
+SHOWN = 24  # pictures of a sheet
+WIDE = 30  # classes of a printed table
+
+
+class Images:
+    """All images of a set, training part first, and their labels."""
+
+    def __init__(self, images: ImageSet):
+        self.set = images
+        self.cut = len(images.train_labels)
+        self.pixels = torch.cat([images.train_images, images.test_images])
+        self.labels = torch.cat([images.train_labels, images.test_labels])
+
+    def name(self, index: int) -> dict[str, Any]:
+        """Return the part, the place in it and the label of an image."""
+        part, at = ("train", index) if index < self.cut else ("test", index - self.cut)
+        label = self.set.classes[int(self.labels[index])]
+        return {"part": part, "index": at, "label": label}
+
+
+def summarise(cfg: DictConfig) -> dict[str, Any]:
+    """Write `summary.json` and pictures into `out`; return the summary.
+
+    Raises:
+        UserError: as the source's `load`; runs of other data; no cleanlab.
+    """
+    values: Any = OmegaConf.to_container(cfg.data, resolve=True)
+    check_targets({"source": values["source"]}, "data")
+    images = Images(build_target("data.source", values["source"]).load())
+    errors = _label_errors(cfg.run, images)
+    pairs = find_pairs(images.pixels, cfg.near)
+    summary = {
+        **_counts(images.set),
+        "near": cfg.near,
+        "duplicates": _duplicates(images, pairs),
+    }
+    if errors is not None:
+        summary["label_errors"] = errors
+    out = Path(cfg.out)
+    with writing(out, out):
+        write_json(out / "summary.json", summary)
+        _draw(images, pairs, errors, out)
+    _print(summary, out)
+    return summary
+
+
+def _counts(images: ImageSet) -> dict[str, Any]:
+    k, found = len(images.classes), {}
+    for part in ("train", "test"):
+        pixels: Tensor = getattr(images, f"{part}_images")
+        labels: Tensor = getattr(images, f"{part}_labels")
+        mean, std = channel_statistics(pixels) if len(pixels) else ((), ())
+        by_class = labels.bincount(minlength=k).tolist()
+        found[part] = {
+            "images": len(pixels),
+            "by_class": dict(zip(images.classes, by_class, strict=True)),
+            "mean": [short(float(v)) for v in mean],
+            "std": [short(float(v)) for v in std],
+        }
+    size = list(images.train_images.shape[2:])
+    identity = {"name": images.name, "origin": images.origin, "size": size}
+    return {**identity, "fingerprint": images.fingerprint, "parts": found}
+
+
+def _duplicates(images: Images, pairs: list[Pair]) -> dict[str, Any]:
+    """Return the number of pairs within and between the parts, and the pairs."""
+    counts = {
+        place: {"exact": 0, "near": 0, "other_label": 0}
+        for place in ("within train", "train and test", "within test")
+    }
+    for pair in pairs:
+        inside = (pair.first >= images.cut) + (pair.second >= images.cut)
+        row = counts[list(counts)[inside]]
+        row["exact" if pair.exact else "near"] += 1
+        row["other_label"] += int(
+            images.labels[pair.first] != images.labels[pair.second]
+        )
+    tested = {
+        pair.second - images.cut
+        for pair in pairs
+        if pair.first < images.cut <= pair.second
+    }
+    return {
+        "counts": counts,
+        "test_images_in_train": sorted(tested),
+        "pairs": [
+            [images.name(p.first), images.name(p.second), short(p.similarity)]
+            for p in pairs
+        ],
+    }
+
+
+def _label_errors(run: Any, images: Images) -> dict[str, Any] | None:
+    if run is None:
+        return None
+    runs = [Path(path) for path in (run if isinstance(run, ListConfig) else [run])]
+    indices, p = held_out(runs, images.pixels, images.labels)
+    labels = images.labels[indices]
+    errors = likely_errors(labels, p)
+    return {
+        "looked_at": len(indices),
+        "likely": [
+            {
+                **images.name(int(indices[i])),
+                "predicted": images.set.classes[int(p[i].argmax())],
+                "probability_of_label": short(float(p[i, labels[i]])),
+            }
+            for i in errors
+        ],
+    }
+
+
+# --- pictures ----------------------------------------------------
+
+
+def _draw(
+    images: Images, pairs: list[Pair], errors: dict[str, Any] | None, out: Path
+) -> None:
+    from resnet_se.analysis.run_figures import contact_sheet
+
+    classes = images.set.classes
+    some = [
+        int(i)
+        for k in range(min(len(classes), SHOWN))
+        for i in (images.labels == k).nonzero().flatten()[:8]
+    ]
+    titles = [classes[int(images.labels[i])] for i in some]
+    contact_sheet(images.pixels[some], titles, out / "classes.png")
+    shown = [i for p in pairs[-SHOWN // 2 :] for i in (p.first, p.second)]
+    if shown:  # the least alike, for the eye to judge
+        names = [images.name(i) for i in shown]
+        titles = [f"{n['part']} {n['index']}\n{n['label']}" for n in names]
+        contact_sheet(images.pixels[shown], titles, out / "duplicates.png")
+    likely = (errors or {}).get("likely", [])[:SHOWN]
+    if likely:
+        at = [e["index"] + images.cut * (e["part"] == "test") for e in likely]
+        titles = [f"{e['label']}?\n{e['predicted']}" for e in likely]
+        contact_sheet(images.pixels[at], titles, out / "label_errors.png")
+
+
+# --- output ------------------------------------------------------
+
+
+def _print(summary: dict[str, Any], out: Path) -> None:
+    console = Console(highlight=False)
+    parts, size = summary["parts"], summary["size"]
+    console.print(f"{summary['name']}: {summary['origin']}", soft_wrap=True)
+    for part, facts in parts.items():
+        mean, std = (
+            ", ".join(f"{v:.4f}" for v in facts[key]) for key in ("mean", "std")
+        )
+        console.print(
+            f"{part}: {facts['images']:,} images of {size[0]}×{size[1]}, "
+            f"mean {mean}, deviation {std}",
+            soft_wrap=True,
+        )
+    by_class = {part: facts["by_class"] for part, facts in parts.items()}
+    if len(by_class["train"]) <= WIDE:
+        table = Table(title="images by class")
+        for name in ("class", *parts):
+            table.add_column(name, justify="left" if name == "class" else "right")
+        for name in by_class["train"]:
+            table.add_row(name, *(f"{by_class[part][name]:,}" for part in parts))
+        console.print(table)
+    else:
+        for part, counts in by_class.items():
+            least, most = (f(counts, key=counts.__getitem__) for f in (min, max))
+            console.print(
+                f"{part}: {counts[least]:,} ({least}) to {counts[most]:,} ({most}) "
+                f"images of {len(counts)} classes"
+            )
+    table = Table(title=f"pairs of duplicates (near: correlation ≥ {summary['near']})")
+    for name in ("", "exact", "near", "with other labels"):
+        table.add_column(name, justify="right" if name else "left")
+    for place, counts in summary["duplicates"]["counts"].items():
+        table.add_row(place, *(f"{n:,}" for n in counts.values()))
+    console.print(table)
+    if errors := summary.get("label_errors"):
+        likely, n = len(errors["likely"]), errors["looked_at"]
+        console.print(f"label errors: {likely:,} likely of {n:,} images held out")
+    console.print(f"{out}: summary.json and pictures")
+
+
+def main() -> None:
+    """Console entry: `resnet-se data …`."""
+    first = sys.argv[1] if len(sys.argv) > 1 else ""
+    if first and "=" not in first and os.path.exists(first):
+        quoted = first.replace("\\", "\\\\").replace("'", "\\'")
+        sys.argv[1:2] = ["data=image_folder", f"data.source.root='{quoted}'"]
+    run_command(summarise, "data_summary")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,149 @@
+"""Labels of people and wrong labels: exact shares, a clean test, nothing executed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from resnet_se.data.augmentation.pipeline import Augmentation
+from resnet_se.data.datamodule import ImageDataModule
+from resnet_se.data.human_labels import (
+    CIFAR10N,
+    FILE,
+    noisy_labels,
+    read_human_labels,
+)
+from resnet_se.data.image_set import ImageSet
+from resnet_se.data.sources import CIFAR10, CIFAR10_CLASSES
+from resnet_se.data.synthetic import Synthetic
+from resnet_se.utils.errors import UserError
+
+LABELS = torch.arange(1000) % 10
+
+
+@pytest.mark.parametrize("share", [0.1, 0.4])
+def test_the_share_of_every_class_is_exact_and_the_seed_fixes_it(share):
+    noisy = noisy_labels(LABELS, share, "symmetric", 10, seed=0)
+    for label in range(10):
+        wrong = noisy[label::10] != label
+        assert int(wrong.sum()) == round(100 * share)
+    assert torch.equal(noisy, noisy_labels(LABELS, share, "symmetric", 10, seed=0))
+    assert not torch.equal(noisy, noisy_labels(LABELS, share, "symmetric", 10, seed=1))
+
+
+def test_symmetric_noise_takes_every_other_class_and_pairs_the_next():
+    many = torch.zeros(9000, dtype=torch.int64)
+    counts = noisy_labels(many, 0.999, "symmetric", 10, seed=0).bincount(minlength=10)
+    assert counts[0] == 9
+    assert (counts[1:] - 999).abs().max() < 4 * 999**0.5
+    pairs = noisy_labels(LABELS, 0.3, "pairs", 10, seed=0)
+    wrong = pairs != LABELS
+    assert int(wrong.sum()) == 300
+    assert torch.equal(pairs[wrong], (LABELS[wrong] + 1) % 10)
+
+
+def test_noise_changes_neither_split_nor_pixels_nor_test():
+    clean, noisy = (
+        ImageDataModule(Synthetic(300, 60), Augmentation(), label_noise=share)
+        for share in (0.0, 0.2)
+    )
+    clean.setup()
+    noisy.setup()
+    for part in ("train_part", "val_part", "test_part"):
+        assert torch.equal(getattr(clean, part)[0], getattr(noisy, part)[0])
+    labels = [torch.cat([d.train_part[1], d.val_part[1]]) for d in (clean, noisy)]
+    assert int((labels[0] != labels[1]).sum()) == 60
+    assert torch.equal(clean.test_part[1], noisy.test_part[1])
+    assert noisy.describe()["label_noise"] == 0.2
+    assert "label_noise" not in clean.describe()
+
+
+# --- CIFAR-10N ---------------------------------------------------
+
+CLEAN = np.array([3, 1, 0, 2, 9, 8, 7, 6, 5, 4] * 3)
+
+
+def human(folder: Path, **arrays: object) -> Path:
+    labels = {"clean_label": CLEAN, "worse_label": (CLEAN + np.arange(30) // 10) % 10}
+    torch.save(labels | arrays, folder / FILE)
+    return folder / FILE
+
+
+def images(labels: np.ndarray) -> ImageSet:
+    x = torch.zeros(len(labels), 3, 32, 32, dtype=torch.uint8)
+    x[:, 0, 0, 0] = torch.from_numpy(labels)
+    y = torch.from_numpy(labels)
+    return ImageSet("cifar10", "official CIFAR-10", CIFAR10_CLASSES, x, y, x, y)
+
+
+@pytest.fixture
+def given(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    monkeypatch.setattr(CIFAR10, "key", lambda self: "cifar10-x")
+    monkeypatch.setattr(CIFAR10, "load", lambda self: images(CLEAN))
+    return monkeypatch
+
+
+def test_people_s_labels_stand_beside_the_same_images(given, tmp_path):
+    human(tmp_path)
+    loaded = CIFAR10N(str(tmp_path)).load()
+    assert torch.equal(loaded.train_images, images(CLEAN).train_images)
+    wanted = torch.from_numpy((CLEAN + np.arange(30) // 10) % 10)
+    assert torch.equal(loaded.train_labels, wanted)
+    assert torch.equal(loaded.test_labels, images(CLEAN).test_labels)
+    assert loaded.name == "cifar10n"
+
+
+def test_class_folders_get_the_labels_of_the_official_order(given, tmp_path):
+    order = CLEAN.argsort(kind="stable")
+    given.setattr(CIFAR10, "load", lambda self: images(CLEAN[order]))
+    human(tmp_path)
+    loaded = CIFAR10N(str(tmp_path)).load()
+    wanted = ((CLEAN + np.arange(30) // 10) % 10)[order]
+    assert torch.equal(loaded.train_labels, torch.from_numpy(wanted))
+    assert "official order within each class" in loaded.origin
+
+
+def test_the_key_tells_kinds_and_files_apart(given, tmp_path):
+    human(tmp_path)
+    keys = {CIFAR10N(str(tmp_path)).key()}
+    keys.add(CIFAR10N(str(tmp_path), kind="aggre_label").key())
+    human(tmp_path, worse_label=CLEAN)
+    keys.add(CIFAR10N(str(tmp_path), labels=str(tmp_path / FILE)).key())
+    assert len(keys) == 3
+
+
+class Calls:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return Path.mkdir, (Path("made"),)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"worse_label": CLEAN + 5}, "integers 0 to 9"),
+        ({"worse_label": CLEAN / 2}, "`worse_label`, float64"),
+        ({"worse_label": CLEAN[:-1]}, "\\(29,\\)"),
+        ({"worse_label": Calls()}, "holds more than arrays"),
+        ({"clean_label": CLEAN[::-1].copy(), "worse_label": CLEAN}, None),
+    ],
+)
+def test_a_mistake_is_one_sentence(given, tmp_path, monkeypatch, arrays, message):
+    monkeypatch.chdir(tmp_path)
+    human(tmp_path, **arrays)
+    with pytest.raises(UserError, match=message or "those of others") as caught:
+        CIFAR10N(str(tmp_path)).load()
+    assert str(caught.value).startswith("data.source.labels: expected")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "made").exists()
+
+
+def test_a_damaged_or_missing_file_is_named(given, tmp_path):
+    with pytest.raises(UserError, match=f"{FILE} in .*, got no such file"):
+        CIFAR10N(str(tmp_path)).key()
+    path = human(tmp_path)
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(UserError, match="labels of CIFAR-10N in"):
+        read_human_labels(path)
