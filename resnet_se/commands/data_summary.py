@@ -28,7 +28,7 @@ from resnet_se.commands.app import run_command
 from resnet_se.config.targets import build_target, check_targets
 from resnet_se.data.image_set import ImageSet
 from resnet_se.data.normalisation import channel_statistics
-from resnet_se.runs.record import short
+from resnet_se.runs.record import round_significant
 from resnet_se.utils.files import write_json, writing
 
 SHOWN = 24  # pictures of a sheet
@@ -87,8 +87,8 @@ def _counts(images: ImageSet) -> dict[str, Any]:
         found[part] = {
             "images": len(pixels),
             "by_class": dict(zip(images.classes, by_class, strict=True)),
-            "mean": [short(float(v)) for v in mean],
-            "std": [short(float(v)) for v in std],
+            "mean": [round_significant(float(v)) for v in mean],
+            "std": [round_significant(float(v)) for v in std],
         }
     size = list(images.train_images.shape[2:])
     identity = {"name": images.name, "origin": images.origin, "size": size}
@@ -117,7 +117,11 @@ def _duplicates(images: Images, pairs: list[Pair]) -> dict[str, Any]:
         "counts": counts,
         "test_images_in_train": sorted(tested),
         "pairs": [
-            [images.name(p.first), images.name(p.second), short(p.similarity)]
+            [
+                images.name(p.first),
+                images.name(p.second),
+                round_significant(p.similarity),
+            ]
             for p in pairs
         ],
     }
@@ -136,7 +140,7 @@ def _label_errors(run: Any, images: Images) -> dict[str, Any] | None:
             {
                 **images.name(int(indices[i])),
                 "predicted": images.set.classes[int(p[i].argmax())],
-                "probability_of_label": short(float(p[i, labels[i]])),
+                "probability_of_label": round_significant(float(p[i, labels[i]])),
             }
             for i in errors
         ],

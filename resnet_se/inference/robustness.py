@@ -14,7 +14,7 @@ from resnet_se.data.test_sets.base import LabelledImages
 from resnet_se.data.test_sets.corruptions import MAIN
 from resnet_se.inference.pretrained import Pretrained
 from resnet_se.models.tta import TTA
-from resnet_se.runs.record import pack_labels, short
+from resnet_se.runs.record import pack_labels, round_significant
 from resnet_se.training.reliability import reliability
 from resnet_se.utils.errors import UserError
 
@@ -75,14 +75,16 @@ def _plain(labels: Tensor, found: Outputs) -> dict[str, Any]:
     hits = int((found.logits.argmax(dim=1) == labels).sum())
     by_tta = None
     if found.tta is not None:
-        by_tta = short(float((found.tta.argmax(dim=1) == labels).double().mean()))
+        by_tta = round_significant(
+            float((found.tta.argmax(dim=1) == labels).double().mean())
+        )
     return {
         "images": len(labels),
-        "acc": short(hits / len(labels)),
+        "acc": round_significant(hits / len(labels)),
         "acc_95": _interval(hits, len(labels)),
         "acc_tta": by_tta,
-        "loss": short(float(F.cross_entropy(found.logits, labels))),
-        "ece": short(reliability(found.logits, labels).ece),
+        "loss": round_significant(float(F.cross_entropy(found.logits, labels))),
+        "ece": round_significant(reliability(found.logits, labels).ece),
     }
 
 
@@ -90,7 +92,7 @@ def _interval(hits: int, n: int) -> list[float | None]:
     from scipy.stats import binomtest
 
     ends = binomtest(hits, n).proportion_ci(method="wilson")
-    return [short(ends.low), short(ends.high)]
+    return [round_significant(ends.low), round_significant(ends.high)]
 
 
 def _of_part(model: Pretrained, part: LabelledImages, found: Outputs) -> dict[str, Any]:
@@ -99,7 +101,7 @@ def _of_part(model: Pretrained, part: LabelledImages, found: Outputs) -> dict[st
     for i, name in enumerate(model.classes):  # null: no image of that class
         members = labels == i
         share = (predicted[members] == i).double().mean()
-        recall[name] = short(float(share)) if members.any() else None
+        recall[name] = round_significant(float(share)) if members.any() else None
     record = {
         **_plain(labels, found),
         "per_class": recall,
@@ -124,15 +126,18 @@ def _by_corruption(
     mean, n = float(of_image.mean()), len(of_image)
     half = 1.96 * float(of_image.std()) / n**0.5 if n > 1 else 1.0
     means = {
-        name: short(sum(f["acc"] for f in by.values()) / len(by))
+        name: round_significant(sum(f["acc"] for f in by.values()) / len(by))
         for name, by in several.items()
     }
     return {
         "images": n,
         "parts": correct.shape[0],
-        "acc": short(mean),
-        "acc_95": [short(max(0.0, mean - half)), short(min(1.0, mean + half))],
-        "mean_corruption_error": short(1 - mean),
+        "acc": round_significant(mean),
+        "acc_95": [
+            round_significant(max(0.0, mean - half)),
+            round_significant(min(1.0, mean + half)),
+        ],
+        "mean_corruption_error": round_significant(1 - mean),
         "averaged": main,
         "by_corruption": means,
         "by": several,
@@ -153,13 +158,19 @@ def of_people(logits: Tensor, labels: Tensor, people: Tensor) -> dict[str, Any]:
     above = 2.0
     for least in AGREEMENT:
         members = (most >= least) & (most < above)
-        acc = short(float(correct[members].mean())) if members.any() else None
+        acc = (
+            round_significant(float(correct[members].mean())) if members.any() else None
+        )
         bins.append({"at_least": least, "images": int(members.sum()), "acc": acc})
         above = least
     return {
-        "cross_entropy": short(float(-(theirs * log_p).sum(dim=1).mean())),
-        "entropy": short(float(torch.special.entr(theirs).sum(dim=1).mean())),
-        "acc_of_people": short(float((theirs.argmax(dim=1) == labels).double().mean())),
+        "cross_entropy": round_significant(float(-(theirs * log_p).sum(dim=1).mean())),
+        "entropy": round_significant(
+            float(torch.special.entr(theirs).sum(dim=1).mean())
+        ),
+        "acc_of_people": round_significant(
+            float((theirs.argmax(dim=1) == labels).double().mean())
+        ),
         "by_agreement": bins,
         "least_agreed": most.argsort(stable=True)[:SHOWN].tolist(),
     }
