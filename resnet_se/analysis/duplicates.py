@@ -2,9 +2,9 @@
 
 A near match has the same fine structure, mirrored or not: the correlation of both
 images, without their margins and in grey, at 13×13, less what is left of them at 3×3.
-So brightness, contrast, hue, JPEG, noise and a frame do not hide it, and two clear skies
-or two frames are no pair.  On the pairs that ciFAIR's authors found by a network and by
-hand (Barz & Denzler 2020, arXiv 1902.00423) see `experiments/robustness`.
+So brightness, contrast, hue, JPEG, noise and a frame do not hide it, and two clear
+skies or two frames are no pair.  `experiments/robustness` compares with the pairs that
+ciFAIR's authors found by a network and by hand (Barz & Denzler 2020, arXiv 1902.00423).
 """
 
 from __future__ import annotations
