@@ -4,9 +4,8 @@ uint8 images (N, 3, H, W) → split, stratified and fixed by its own seed → au
 of the training part → normalised float (B, 3, H, W) on the training device, with mean
 and standard deviation measured on the training part.
 
-Two engines augment.  *batched*: the images lie on the training device; batches are cut,
-augmented and normalised there.  *torchvision*: image by image in worker processes.
-`loaders` has both, and their common order.
+`loaders` has the two engines that augment: *batched* on the training device, and
+*torchvision*, image by image in worker processes.
 """
 
 from __future__ import annotations
@@ -33,8 +32,7 @@ from resnet_se.data.loaders import (
     ImagesInOrder,
     ShuffledBatches,
     evenly_spread,
-    stratified_split,
-    tail_split,
+    train_val_split,
 )
 from resnet_se.data.normalisation import channel_statistics, normalise
 from resnet_se.utils import lightning_private as internals
@@ -69,9 +67,8 @@ class ImageDataModule(L.LightningDataModule):
             them (`ShuffledBatches`).
         train_subset: train on about this many images, stratified and fixed by
             `split_seed`; null for all.
-        label_noise: share of the labels to train and validate on that are made wrong,
-            fixed by `split_seed`; the test part keeps its own.
-        label_noise_kind: `symmetric`, to any other class, or `pairs`, to the next.
+        label_noise, label_noise_kind: wrong labels on purpose, to train and validate on,
+            fixed by `split_seed` (`human_labels`); the test part keeps its own.
         fallback: a source to go on with where `source` has no data, or null: an error.
         exact_batch_size: a batch larger than the training part is an error; otherwise
             one that fits is taken, and `fitted` says so.
@@ -137,8 +134,7 @@ class ImageDataModule(L.LightningDataModule):
         self.num_workers = num_workers
         self.train_subset = train_subset
         self.repeats = repeats
-        self.label_noise = label_noise
-        self.label_noise_kind = label_noise_kind
+        self.noise = label_noise, label_noise_kind
         self.fallback = fallback
         self.fell_back: str | None = None
         self._placed: dict[str, Part] = {}
@@ -174,17 +170,9 @@ class ImageDataModule(L.LightningDataModule):
     def _load(self) -> None:
         images: ImageSet = self.source.load()
         pixels, labels = images.train_images, images.train_labels
-        if self.split == "tail":
-            train, val = tail_split(labels, self.val_fraction)
-        else:
-            train, val = stratified_split(labels, self.val_fraction, self.split_seed)
-        if self.train_subset is not None and self.train_subset < len(train):
-            share = 1 - self.train_subset / len(train)
-            train = train[stratified_split(labels[train], share, self.split_seed)[0]]
-        if self.label_noise:
-            k, seed = len(images.classes), self.split_seed
-            options = self.label_noise, self.label_noise_kind, k, seed
-            labels = noisy_labels(labels, *options)
+        how = self.split, self.val_fraction, self.train_subset, self.split_seed
+        train, val = train_val_split(labels, *how)
+        labels = noisy_labels(labels, *self.noise, self.split_seed)
         self.train_part = pixels[train], labels[train]
         self.val_part = pixels[val], labels[val]
         self.test_part = images.test_images, images.test_labels
@@ -264,7 +252,7 @@ class ImageDataModule(L.LightningDataModule):
             "mean": [round(v, 6) for v in self.mean.tolist()],
             "std": [round(v, 6) for v in self.std.tolist()],
             "fallback": self.fell_back,
-        } | ({"label_noise": self.label_noise} if self.label_noise else {})
+        }
 
     # --- loaders -----------------------------------------------------
 

@@ -80,6 +80,24 @@ def tail_split(labels: Tensor, fraction: float) -> tuple[Tensor, Tensor]:
     return train, val
 
 
+def train_val_split(
+    labels: Tensor, split: str, fraction: float, subset: int | None, seed: int
+) -> tuple[Tensor, Tensor]:
+    """Return indices (N_train,) and (N_val,), `split` either `stratified` or `tail`.
+
+    Of the first about `subset` are left, stratified, where that is not None; raises as
+    the two splits.
+    """
+    if split == "tail":
+        train, val = tail_split(labels, fraction)
+    else:
+        train, val = stratified_split(labels, fraction, seed)
+    if subset is not None and subset < len(train):
+        share = 1 - subset / len(train)
+        train = train[stratified_split(labels[train], share, seed)[0]]
+    return train, val
+
+
 def evenly_spread(labels: Tensor) -> Tensor:
     """Return an order (N,) of which any beginning has its share of every class."""
     share = torch.empty(len(labels), dtype=torch.float64)
