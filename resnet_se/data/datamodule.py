@@ -67,8 +67,8 @@ class ImageDataModule(L.LightningDataModule):
             them (`ShuffledBatches`).
         train_subset: train on about this many images, stratified and fixed by
             `split_seed`; null for all.
-        label_noise, label_noise_kind: wrong labels on purpose, to train and validate on,
-            fixed by `split_seed` (`human_labels`); the test part keeps its own.
+        label_noise, label_noise_kind: wrong labels to train and validate on, fixed by
+            `split_seed` (`human_labels`); the test part keeps its own.
         fallback: a source to go on with where `source` has no data, or null: an error.
         exact_batch_size: a batch larger than the training part is an error; otherwise
             one that fits is taken, and `fitted` says so.

@@ -18,13 +18,12 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig, ListConfig, OmegaConf
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
 from resnet_se.analysis.duplicates import Pair, find_pairs
 from resnet_se.analysis.label_errors import held_out, likely_errors
 from resnet_se.commands.app import run_command
+from resnet_se.commands.data_summary.output import print_summary
 from resnet_se.config.targets import build_target, check_targets
 from resnet_se.data.image_set import ImageSet
 from resnet_se.data.normalisation import channel_statistics
@@ -32,7 +31,6 @@ from resnet_se.runs.record import round_significant
 from resnet_se.utils.files import write_json, writing
 
 SHOWN = 24  # pictures of a sheet
-WIDE = 30  # classes of a printed table
 
 
 class Images:
@@ -73,7 +71,7 @@ def summarise(cfg: DictConfig) -> dict[str, Any]:
     with writing(out, out):
         write_json(out / "summary.json", summary)
         _draw(images, pairs, errors, out)
-    _print(summary, out)
+    print_summary(summary, out)
     return summary
 
 
@@ -173,49 +171,6 @@ def _draw(
         at = [e["index"] + images.cut * (e["part"] == "test") for e in likely]
         titles = [f"{e['label']}?\n{e['predicted']}" for e in likely]
         contact_sheet(images.pixels[at], titles, out / "label_errors.png")
-
-
-# --- output ------------------------------------------------------
-
-
-def _print(summary: dict[str, Any], out: Path) -> None:
-    console = Console(highlight=False)
-    parts, size = summary["parts"], summary["size"]
-    console.print(f"{summary['name']}: {summary['origin']}", soft_wrap=True)
-    for part, facts in parts.items():
-        mean, std = (
-            ", ".join(f"{v:.4f}" for v in facts[key]) for key in ("mean", "std")
-        )
-        console.print(
-            f"{part}: {facts['images']:,} images of {size[0]}×{size[1]}, "
-            f"mean {mean}, deviation {std}",
-            soft_wrap=True,
-        )
-    by_class = {part: facts["by_class"] for part, facts in parts.items()}
-    if len(by_class["train"]) <= WIDE:
-        table = Table(title="images by class")
-        for name in ("class", *parts):
-            table.add_column(name, justify="left" if name == "class" else "right")
-        for name in by_class["train"]:
-            table.add_row(name, *(f"{by_class[part][name]:,}" for part in parts))
-        console.print(table)
-    else:
-        for part, counts in by_class.items():
-            least, most = (f(counts, key=counts.__getitem__) for f in (min, max))
-            console.print(
-                f"{part}: {counts[least]:,} ({least}) to {counts[most]:,} ({most}) "
-                f"images of {len(counts)} classes"
-            )
-    table = Table(title=f"pairs of duplicates (near: correlation ≥ {summary['near']})")
-    for name in ("", "exact", "near", "with other labels"):
-        table.add_column(name, justify="right" if name else "left")
-    for place, counts in summary["duplicates"]["counts"].items():
-        table.add_row(place, *(f"{n:,}" for n in counts.values()))
-    console.print(table)
-    if errors := summary.get("label_errors"):
-        likely, n = len(errors["likely"]), errors["looked_at"]
-        console.print(f"label errors: {likely:,} likely of {n:,} images held out")
-    console.print(f"{out}: summary.json and pictures")
 
 
 def main() -> None:
