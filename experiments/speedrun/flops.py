@@ -48,10 +48,11 @@ def points() -> Iterator[dict[str, Any]]:
             # `reference.py` keeps a list of runs in a file.
             for run in record.get("runs", [record]):
                 flop = 6 * record["model"]["macs"] * _images(run)
+                pflop = run["train"].get("pflop", flop / 1e15)  # in older records none
                 yield {
                     "series": series,
                     "file": str(path.relative_to(HERE.parent)),
-                    "pflop": round(flop / 1e15, 4),
+                    "pflop": round(pflop, 4),
                     "acc": round(run["test"]["acc"], 4),
                     "acc_tta": round(run["test"]["acc_tta"], 4),
                 }

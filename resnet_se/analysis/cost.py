@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -11,8 +13,10 @@ import torch
 from resnet_se.config.build import build_module
 from resnet_se.config.settle import Run
 from resnet_se.data.loaders import EVAL_BATCH_SIZE
+from resnet_se.data.resolution import Size, downsample
 from resnet_se.inference.distillation import make_criterion
 from resnet_se.models.complexity import network_summary
+from resnet_se.training.preparation import check_sizes
 from resnet_se.utils.system import accelerator, now, peak_memory_mb, reset_peak_memory
 
 WARMUP_STEPS, TIMED_STEPS = 1, 2
@@ -38,6 +42,7 @@ def measure(run: Run) -> Cost:
         recipe["distill_temperature"],
     )
     model = build_module(recipe, data.num_classes, criterion=criterion)
+    check_sizes(model.net, data)
     counts = network_summary(model.net, data.image_size[0])
     device = torch.device(accelerator(recipe.trainer["accelerator"]))
     model.to(device)
@@ -49,15 +54,16 @@ def measure(run: Run) -> Cost:
     epochs = recipe.trainer["max_epochs"]
     optimizer = model.new_optimizer(model.net)
     model.new_schedule(optimizer, steps, epochs)  # checks itself
-    images = data.train_part[0][: data.batch_size].to(device)
+    batch = data.train_part[0][: data.batch_size].to(device)
     labels = data.train_part[1][: data.batch_size].to(device)
 
     def autocast() -> torch.autocast:
         return torch.autocast(device.type, torch.bfloat16, precision == "bf16-mixed")
 
-    def step() -> None:
-        batch = data.on_after_batch_transfer((images, labels), 0)
-        x, targets = model.mixing(*batch, model.num_classes)
+    def step(size: Size) -> None:
+        images, _ = data.on_after_batch_transfer((batch, labels), 0)
+        images = downsample(images, size)
+        x, targets = model.mixing(images, labels, model.num_classes)
         with autocast():
             loss = model.criterion(x, model(x), targets)
         optimizer.zero_grad()
@@ -67,11 +73,12 @@ def measure(run: Run) -> Cost:
     @torch.no_grad()
     def evaluate() -> None:
         part = data.val_part[0][:EVAL_BATCH_SIZE].to(device)
-        batch = data.on_after_batch_transfer((part, labels), 0)
+        images, _ = data.on_after_batch_transfer((part, labels), 0)
         with autocast():
-            model(batch[0])
+            model(images)
 
-    step_seconds = _timed(step, device)
+    epochs_of = Counter(data.resolution.sizes(data.image_size))
+    step_seconds = {size: _timed(partial(step, size), device) for size in epochs_of}
     model.eval()
     evaluation_seconds = _timed(evaluate, device) / min(
         EVAL_BATCH_SIZE, len(data.val_part[0])
@@ -80,7 +87,7 @@ def measure(run: Run) -> Cost:
     val = _limited_images(len(data.val_part[0]), trainer["limit_val_batches"])
     test = _limited_images(len(data.test_part[0]), trainer["limit_test_batches"])
     views = len(model.tta.views) if model.tta else 1
-    seconds = epochs * steps * step_seconds
+    seconds = sum(n * steps * step_seconds[size] for size, n in epochs_of.items())
     seconds += ((epochs + 1) * val + test * views) * evaluation_seconds
     tensors = [*model.state_dict().values()]
     tensors += [

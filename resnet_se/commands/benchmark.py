@@ -10,9 +10,10 @@ whole`: on all cores).
 
 All cases take turns (`timing`).
 
-The roof is one large matrix product's FLOP/s in the variant's own precision.  A step
-takes 3 × 2 × the forward pass's multiply-accumulates an image: the gradients of inputs
-and weights cost a forward pass each, and a multiply and an add are two operations.
+The roof is the most FLOP/s of a few matrix products and convolutions in the variant's
+own precision: which of them is the fastest differs between processors.  A step takes
+3 × 2 × the forward pass's multiply-accumulates an image: the gradients of inputs and
+weights cost a forward pass each, and a multiply and an add are two operations.
 """
 
 from __future__ import annotations
@@ -51,14 +52,20 @@ from resnet_se.config.settle import settle
 from resnet_se.config.validate import validate
 from resnet_se.data.datamodule import Engine, ImageDataModule
 from resnet_se.models.complexity import network_summary
-from resnet_se.training import loop
+from resnet_se.training import preparation
+from resnet_se.training.callbacks.progress import Forecast
 from resnet_se.training.module import Classifier
 from resnet_se.utils import distributed, system
 from resnet_se.utils import lightning_private as internals
 from resnet_se.utils.console import console
 from resnet_se.utils.errors import UserError
 
-ROOF_SIDE = {"cpu": 2048, "cuda": 8192}  # n of the (n, n) @ (n, n) that is the roof
+# Sides n of products (n, n) @ (n, n); B, C, H = W of 3×3 convolutions of C filters.
+ROOF_PRODUCTS = {"cpu": (1024, 2048), "cuda": (4096, 8192)}
+ROOF_CONVOLUTIONS = {
+    "cpu": ((32, 128, 32), (32, 256, 16)),
+    "cuda": ((512, 256, 32), (512, 512, 16)),
+}
 PRECISIONS = {"bf16-mixed": torch.bfloat16, "32-true": torch.float32}
 
 Batch = tuple[Tensor, Tensor]
@@ -93,10 +100,26 @@ def variants(precision: str, on_gpu: bool) -> dict[str, Variant]:
 
 
 def roof(device: torch.device, precision: str) -> float:
-    """FLOP/s of one matrix product: n³ multiplies, and as many adds."""
-    n = ROOF_SIDE.get(device.type, ROOF_SIDE["cpu"])
-    a = torch.rand(n, n, device=device).to(PRECISIONS[precision])
-    return 2 * n**3 / Stopwatch(device, 5).time(repeat(a), lambda a: a @ a)
+    """Return the most FLOP/s of the roof's products and convolutions."""
+    kind, dtype = device.type, PRECISIONS[precision]
+    if kind not in ROOF_PRODUCTS:
+        kind = "cpu"
+
+    def operand(*shape: int) -> Tensor:
+        return torch.rand(shape, device=device).to(dtype)
+
+    work: list[tuple[int, Callable[[], Tensor]]] = []
+    for n in ROOF_PRODUCTS[kind]:
+        matrix = operand(n, n)
+        work.append((2 * n**3, partial(torch.matmul, matrix, matrix)))
+    for b, c, side in ROOF_CONVOLUTIONS[kind]:
+        pair = operand(b, c, side, side), operand(c, c, 3, 3)
+        x, w = (t.to(memory_format=torch.channels_last) for t in pair)
+        work.append((2 * b * side**2 * 9 * c**2, partial(F.conv2d, x, w, padding=1)))
+    return max(
+        flop / Stopwatch(device, 5).time(repeat(call), lambda call: call())
+        for flop, call in work
+    )
 
 
 # --- training ----------------------------------------------------
@@ -148,9 +171,10 @@ class Runner:
             model.memory_format = torch.contiguous_format
             model.net.to(memory_format=torch.contiguous_format)
         trainer = build.build_trainer(self.recipe, precision=variant.precision)
-        shape = self.data.batch_size, 3, *self.data.image_size
-        mode = variant.compile
-        about["compile_seconds"] = loop.compile_network(model, trainer, mode, shape)
+        batch = self.data.batch_size, [self.data.image_size]
+        about["compile_seconds"] = preparation.compile_network(
+            model, trainer, variant.compile, *batch
+        )
         self._built[variant] = model
         return model
 
@@ -162,7 +186,9 @@ class Runner:
             trainer = build.build_trainer(self.recipe, precision=variant.precision)
             trainer.limit_train_batches = watch.warmup + watch.steps
             trainer.limit_val_batches = 0
-            internals.callbacks(trainer).append(watch)
+            # No forecast of a training that ends after these steps.
+            kept = [c for c in internals.callbacks(trainer) if type(c) is not Forecast]
+            internals.callbacks(trainer)[:] = [*kept, watch]
             trainer.fit(model, datamodule=self.data)
         else:
             step = training_step(model, self.device, variant.precision)
@@ -340,6 +366,7 @@ def split_config(cfg: DictConfig) -> tuple[dict[str, Any], Recipe]:
     own = {key: plain.pop(key) for key in COMMANDS["benchmark"]}
     if "download" in plain["data"]["source"]:
         plain["data"]["source"]["download"] = False
+    plain["data"]["resolution"] = None  # a step is one of the images' own size
     recipe = validate(OmegaConf.create(plain))
     on_cpu = system.accelerator(recipe.trainer["accelerator"]) != "cuda"
     # On a CPU a process stands for a device.

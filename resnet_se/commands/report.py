@@ -2,13 +2,16 @@
 
     resnet-se report PATHS [--out DIR] [--name NAME]
         [--where KEY=VALUE] [--factor KEY] [--against KEY=VALUE] [--equivalence POINTS]
-        [--trials]
+        [--time-to ACCURACY] [--trials]
 
 PATHS are run directories, folders with `result.json` files at any depth, or such files
 under any name.  An experiment is compared with those it names as `against`.  Runs of
 one experiment that a sweep has varied are compared factor by factor; `--factor` and
 `--against` do so over all experiments instead, for that factor alone.  Keys are those
 of the configuration (`optimizer.lr`), its groups (`model`), or `experiment`.
+
+`--time-to 0.9` adds the seconds and PFLOP until runs first had 90 % of the validation
+images, and compares the seconds.
 
 Writes report.html, REPORT.md, runs.csv, table.csv, comparisons.csv, tables.tex and
 figures/ into DIR.  Exit status 1: something was not used, not compared or kept apart,
@@ -43,6 +46,18 @@ def _points(text: str) -> float:
     return value / 100
 
 
+def _share(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(
+            f"a validation accuracy between 0 and 1 expected (0.9), got {text!r}"
+        )
+    return value
+
+
 def main() -> None:
     """Console entry: `resnet-se report …`."""
     parser = argparse.ArgumentParser(
@@ -64,6 +79,7 @@ def main() -> None:
         metavar="POINTS",
         help="differences below this are none (default: 0.5 points)",
     )
+    add("--time-to", type=_share, metavar="ACCURACY")
     add("--trials", action="store_true", help="with runs of budget=smoke and debug=…")
     arguments = parser.parse_args()
     from resnet_se.analysis.report.document import report

@@ -131,7 +131,10 @@ def build_datamodule(recipe: Recipe, training: bool = True) -> ImageDataModule:
         augment = Augmentation(own=augment)
     # A typed batch size is meant; a preset's may give way to a small set.
     exact = "data.batch_size" in recipe.typed_keys
-    return make(augment=augment, seed=recipe["seed"], exact_batch_size=exact)
+    epochs = recipe.trainer.get("max_epochs") or 1
+    return make(
+        augment=augment, seed=recipe["seed"], exact_batch_size=exact, epochs=epochs
+    )
 
 
 def run_data(

@@ -118,6 +118,7 @@ TRAIN: dict[str, Key] = {
     "data.drop_last": Key(idle=True),
     "data.label_noise": Key(idle=0.0),
     "data.label_noise_kind": Key(idle="symmetric"),
+    "data.resolution": Key(idle=None),
     "optimizer.lr": Key(Positive),
     "optimizer.penalty": Key(idle="decay"),
     "optimizer.epsilon": Key(idle="inside"),
@@ -309,7 +310,7 @@ TARGET_SLOTS = {
 # Arguments that the code adds to those in the configuration.
 INJECTED_ARGS = {
     "model": ("num_classes",),
-    "data": ("augment", "seed", "exact_batch_size"),
+    "data": ("augment", "seed", "exact_batch_size", "epochs"),
     "optimizer": ("net", "params"),
     "scheduler": ("optimizer", "steps_per_epoch", "epochs"),
     "scheduler.decay": ("t", "total"),

@@ -18,7 +18,7 @@ from resnet_se.config.recipe import Recipe
 from resnet_se.config.schema import HASH_RULES
 from resnet_se.data.datamodule import ImageDataModule
 from resnet_se.runs.run_hash import Environment, config_hash, hashed_config
-from resnet_se.training.loop import restored_state
+from resnet_se.training.preparation import restored_state
 from resnet_se.utils import distributed, system
 from resnet_se.utils.console import console
 from resnet_se.utils.files import atomic_file

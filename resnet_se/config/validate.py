@@ -307,3 +307,9 @@ def _check_machine(values: Mapping[str, Any]) -> None:
             "trainer.precision: 16-mixed needs an NVIDIA GPU, this run is on "
             f"{accelerator(device)}; bf16-mixed and 32-true work there"
         )
+    for key, unset in (("max_steps", -1), ("max_time", None)):
+        if values["data"].get("resolution") and trainer.get(key, unset) != unset:
+            raise UserError(
+                f"trainer.{key}: expected none with data.resolution, whose phases are "
+                f"shares of trainer.max_epochs, got {trainer[key]}"
+            )

@@ -35,6 +35,7 @@ from resnet_se.data.loaders import (
     train_val_split,
 )
 from resnet_se.data.normalisation import channel_statistics, normalise
+from resnet_se.data.resolution import Phases, Resolution, Size
 from resnet_se.utils import lightning_private as internals
 from resnet_se.utils.errors import UserError
 from resnet_se.utils.system import usable_cores
@@ -61,10 +62,11 @@ class ImageDataModule(L.LightningDataModule):
         seed: of the shuffles and the augmentation.
         num_workers: processes of the torchvision engine; null picks half the cores,
             none where there is nothing to augment.  The batched engine has none.
-        repeats: times that an image is in a batch, each with another augmentation
-            (`ShuffledBatches`); a divisor of `batch_size`.
-        drop_last: leave out the images that do not fill a last batch; Keras trains on
-            them (`ShuffledBatches`).
+        repeats: times that an image is in a batch, each augmented anew; a divisor of
+            `batch_size` (`ShuffledBatches`).
+        drop_last: leave out the images that do not fill a last batch (likewise).
+        resolution: phases on smaller images (`Resolution`), or null.
+        epochs: of the training; phases are shares of them.
         train_subset: train on about this many images, stratified and fixed by
             `split_seed`; null for all.
         label_noise, label_noise_kind: wrong labels to train and validate on, fixed by
@@ -108,6 +110,8 @@ class ImageDataModule(L.LightningDataModule):
         drop_last: bool = True,
         label_noise: Annotated[float, Field(ge=0, lt=1)] = 0.0,
         label_noise_kind: NoiseKind = "symmetric",
+        resolution: Phases | None = None,
+        epochs: Count = 1,
     ):
         super().__init__()
         if repeats > 1 and not drop_last:
@@ -135,6 +139,8 @@ class ImageDataModule(L.LightningDataModule):
         self.train_subset = train_subset
         self.repeats = repeats
         self.noise = label_noise, label_noise_kind
+        phases = tuple((side, end) for side, end in resolution or ())
+        self.resolution = Resolution(phases, epochs)
         self.fallback = fallback
         self.fell_back: str | None = None
         self._placed: dict[str, Part] = {}
@@ -202,7 +208,7 @@ class ImageDataModule(L.LightningDataModule):
         return len(self.images.classes)
 
     @property
-    def image_size(self) -> tuple[int, int]:
+    def image_size(self) -> Size:
         height, width = self.train_part[0].shape[-2:]
         return height, width
 
@@ -212,11 +218,10 @@ class ImageDataModule(L.LightningDataModule):
 
     def augmented(self, n: int, epochs: int) -> Tensor:
         """Return n training images, then as E epochs see them: (1 + E, n, 3, H, W)."""
-        images, labels = self.train_part
-        index = torch.arange(n) * len(images) // n
-        part = images[index], labels[index]
+        index = torch.arange(n) * len(self.train_part[0]) // n
+        part = self.train_part[0][index], self.train_part[1][index]
         rows = [part[0].float()]
-        for epoch in range(epochs):
+        for epoch in range(epochs):  # at full size
             sampler = GivenImages(n, self.seed, epoch)
             if self.engine == "batched":
                 loader = BatchesOnDevice(*part, self.augment, sampler, self.statistics)
@@ -311,16 +316,17 @@ class ImageDataModule(L.LightningDataModule):
         """
         self.fit_batch_size(self._rank[1])
         # Not left to Lightning: a loader with workers begins before it says the epoch.
-        size, repeats = len(self.train_part[0]), self.repeats
-        order = size, self.batch_size, self.seed, *self._rank
+        images, repeats = len(self.train_part[0]), self.repeats
+        order = images, self.batch_size, self.seed, *self._rank
         place = self._place["epoch"], self._place["done"]
         sampler = ShuffledBatches(*order, *place, repeats, self.drop_last)
+        size = self.resolution
         if self.engine == "batched":
             part = self._placed_pair("train_part", device)
-            statistics = self._placed_pair("statistics", device)
-            return BatchesOnDevice(*part, self.augment, sampler, statistics)
-        images, labels = self.train_part
-        dataset = AugmentedImages(images, labels, self.augment, self.seed, repeats)
+            measured = self._placed_pair("statistics", device)
+            return BatchesOnDevice(*part, self.augment, sampler, measured, size)
+        part = self.train_part
+        dataset = AugmentedImages(*part, self.augment, self.seed, repeats, size)
         workers = self.num_workers
         if workers is None:
             workers = usable_cores() // 2 if dataset.transform else 0
@@ -337,18 +343,15 @@ class ImageDataModule(L.LightningDataModule):
         )
 
     def val_dataloader(self) -> ImagesInOrder:
-        return self._in_order("val_part", self._limit("val"))
+        return self._in_order("val")
 
     def test_dataloader(self) -> ImagesInOrder:
-        return self._in_order("test_part", self._limit("test"))
+        return self._in_order("test")
 
-    def _limit(self, part: str) -> float:
-        """Return Lightning's limit: an integer counts batches, a float is a share."""
-        limit: float = getattr(self.trainer, f"limit_{part}_batches", 1.0)
-        return limit
-
-    def _in_order(self, name: str, limit: float) -> ImagesInOrder:
-        if isinstance(limit, int) or limit < 1:
+    def _in_order(self, part: str) -> ImagesInOrder:
+        name = f"{part}_part"
+        limit = getattr(self.trainer, f"limit_{part}_batches", 1.0)
+        if isinstance(limit, int) or limit < 1:  # batches, or Lightning's share of them
             # A part of a set that is sorted by class would hold a few classes alone.
             images, labels = getattr(self, name)
             order = evenly_spread(labels)
@@ -372,12 +375,9 @@ class ImageDataModule(L.LightningDataModule):
         """Return the place in training, and facts of the data for `predict`."""
         trainer = self.trainer
         assert trainer is not None  # a checkpoint is written by one
-        done = internals.batches_done(trainer)
+        done = internals.batches_done(trainer) % trainer.num_training_batches
         return {
-            "place": {
-                "epoch": internals.epochs_done(trainer),
-                "done": done % trainer.num_training_batches,
-            },
+            "place": {"epoch": internals.epochs_done(trainer), "done": done},
             "size": list(self.image_size),
             "fingerprint": self.images.fingerprint,
             "classes": list(self.images.classes),

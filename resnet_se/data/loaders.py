@@ -14,10 +14,12 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
+from torchvision.transforms.v2.functional import resize
 
 from resnet_se.data.augmentation.custom import apply_custom, apply_custom_batch
 from resnet_se.data.augmentation.pipeline import Augmentation
 from resnet_se.data.normalisation import normalise_
+from resnet_se.data.resolution import NATIVE, Resolution, downsample
 from resnet_se.utils.errors import UserError
 from resnet_se.utils.random_streams import derive_seed
 
@@ -201,11 +203,13 @@ class AugmentedImages(Dataset):
         augmentation: Augmentation,
         seed: int,
         repeats: int = 1,
+        resolution: Resolution = NATIVE,
     ):
         self.images = images
         self.labels = labels
         self.seed = seed
         self.augmentation = augmentation
+        self.resolution = resolution
         self.transform = augmentation.transform(*images.shape[-2:])
         self.mirrored = None  # in even epochs, in odd ones
         if augmentation.alternate_flip:
@@ -231,6 +235,10 @@ class AugmentedImages(Dataset):
                         derive_seed("image", self.seed, epoch, i)
                     )
                     images[row] = self.transform(images[row])
+        height, width = images.shape[-2:]
+        size = self.resolution.size(batch[0][0], (height, width))
+        if size != (height, width):
+            images = resize(images, list(size), antialias=True)
         return images, labels
 
 
@@ -248,6 +256,7 @@ class BatchesOnDevice:
         augmentation: Augmentation,
         sampler: ShuffledBatches,
         statistics: tuple[Tensor, Tensor],
+        resolution: Resolution = NATIVE,
     ):
         augmentation.check(*images.shape[-2:])
         self.images = images
@@ -255,6 +264,7 @@ class BatchesOnDevice:
         self.augmentation = augmentation
         self.sampler = sampler  # where Lightning looks for `set_epoch`
         self.statistics = statistics
+        self.resolution = resolution
 
     def __len__(self) -> int:
         return len(self.sampler)
@@ -262,6 +272,7 @@ class BatchesOnDevice:
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         device, sampler = self.images.device, self.sampler
         height, width = self.images.shape[-2:]
+        resized = self.resolution.size(sampler.epoch, (height, width))
         count = len(self.images)
         draws = self.augmentation.draw(
             count * sampler.repeats, height, width, sampler.seed, sampler.epoch
@@ -275,6 +286,7 @@ class BatchesOnDevice:
             images = self._apply_custom(self.images.index_select(0, image), index)
             images = self.augmentation.apply(images, draws.select(index, on_cpu))
             images = normalise_(images, *self.statistics)
+            images = downsample(images, resized)
             images = images.contiguous(memory_format=torch.channels_last)
             labels = self.labels.index_select(0, image)
             yield from zip(images.split(size), labels.split(size), strict=True)

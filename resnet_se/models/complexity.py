@@ -26,15 +26,21 @@ def parameter_counts(net: nn.Module) -> dict[str, int]:
 
 
 @torch.no_grad()
-def forward_macs(net: nn.Module, size: int = 32, in_channels: int = 3) -> int:
+def forward_macs(
+    net: nn.Module, size: int | tuple[int, int] = 32, in_channels: int = 3
+) -> int:
     """Return the multiply-accumulates of one image's forward pass.
 
     Those of convolutions and linear layers, counted on the `meta` device, where the
     operators run without computing.
+
+    Args:
+        size: height and width, or the side of a square.
     """
+    height, width = (size, size) if isinstance(size, int) else size
     shadow = copy.deepcopy(net).to("meta").eval().requires_grad_(False)
     with FlopCounterMode(display=False) as counter:
-        shadow(torch.empty(1, in_channels, size, size, device="meta"))
+        shadow(torch.empty(1, in_channels, height, width, device="meta"))
     return counter.get_total_flops() // 2  # a multiply and an add are two FLOPs
 
 

@@ -18,14 +18,17 @@ field raises `SCHEMA`.  Its fields:
     data            name, origin, fingerprint, sizes, batch_size of one device (not in
                     older ones), split_seed, fallback, …
     model           trainable, non_trainable, total, macs, layers
-    train           epochs, steps, seconds, images_per_second, compile_seconds (null:
-                    not compiled, of the last start), peak_memory_mb, stopped
+    train           epochs, steps, pflop (6 operations for a multiply-accumulate of each
+                    image at its size; not in older ones), seconds, images_per_second,
+                    compile_seconds (null: not compiled, of the last start),
+                    peak_memory_mb, stopped
     val             acc, loss (of the best checkpoint)
     test            acc, acc_tta, loss, ece, per_class, images; and of every test image
                     in order `labels`, `predicted`, `predicted_tta` (`pack_labels`)
     best_epoch      0-based epoch of the checkpoint that was tested
     seconds_in_all  wall-clock of the last start: data, training, tests
-    history         {column: one value an epoch}, the columns of metrics.csv
+    history         {column: one value an epoch}, the columns of metrics.csv; and
+                    pflop, until the epoch's end
 """
 
 from __future__ import annotations

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import copy
 import gc
+import math
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import lightning as L
 import torch
 
 from resnet_se.data.datamodule import ImageDataModule
-from resnet_se.models.complexity import network_summary
+from resnet_se.models.complexity import forward_macs, network_summary
 from resnet_se.runs import checkpoint, keras_file
 from resnet_se.runs.keras_file import is_keras
 from resnet_se.runs.keras_weights import state_of
@@ -25,19 +25,21 @@ from resnet_se.training.callbacks.history import History
 from resnet_se.training.callbacks.pruning import Pruner
 from resnet_se.training.evaluation import load_weights, save_predictions, score
 from resnet_se.training.module import Classifier
+from resnet_se.training.preparation import (
+    check_sizes,
+    compile_network,
+    forward_backward,
+)
 from resnet_se.utils import distributed
 from resnet_se.utils import lightning_private as internals
 from resnet_se.utils.console import console, print_devices, print_header
-from resnet_se.utils.errors import UserError, nearest
+from resnet_se.utils.errors import UserError
 from resnet_se.utils.system import (
     hardware,
     keep_freed_memory,
     peak_memory_mb,
     reset_peak_memory,
 )
-
-# trainer.compile: the mode of torch's compiler.
-COMPILE_MODES = {"off": None, "default": "default", "cuda_graphs": "reduce-overhead"}
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ class Job:
         name: of the run, as its checkpoints have it.
         directory: of the run.
         learning_rate: of one device; scale_lr: it is multiplied by their number.
-        compile_mode: a key of `COMPILE_MODES`.
+        compile_mode: a key of `preparation.COMPILE_MODES`.
         ckpt_path: to continue from where the run has no checkpoint of its own.
         init_from: a run or checkpoint whose weights to start from.
         hyperparameters: for dashboards.
@@ -82,7 +84,7 @@ def fit(job: Job, outcome: Outcome) -> None:
     started = time.perf_counter()
     module, data, trainer = job.module, job.data, job.trainer
     data.augment.check(*data.image_size)
-    check_shape(module.net, data.image_size, data.num_classes)
+    check_sizes(module.net, data)
     resume_from = _resume_checkpoint(job)
     device, world_size = trainer.strategy.root_device, trainer.world_size
     if device.type == "cpu":
@@ -99,8 +101,13 @@ def fit(job: Job, outcome: Outcome) -> None:
         console.print(data.fitted, soft_wrap=True, highlight=False)
     if world_size > 1:
         print_devices(world_size, data.batch_size, job.learning_rate, job.scale_lr)
-    shape = data.batch_size, 3, *data.image_size
-    compile_seconds = compile_network(module, trainer, job.compile_mode, shape)
+    compile_seconds = compile_network(
+        module,
+        trainer,
+        job.compile_mode,
+        data.batch_size,
+        data.resolution.sizes(data.image_size),
+    )
     for logger in trainer.loggers:
         logger.log_hyperparams({**job.hyperparameters, **outcome.identity})
     _train(job, resume_from)
@@ -120,6 +127,10 @@ def fit(job: Job, outcome: Outcome) -> None:
         outcome.history = {
             name: [round_significant(row.get(name)) for row in rows] for name in columns
         }
+        until = _pflop(job)
+        outcome.history["pflop"] = [
+            round_significant(until(int(row["step"]))) for row in rows
+        ]
     if distributed.is_leader():
         val = {f"val_{name}": rows for name, rows in module.val_predictions.items()}
         path = job.directory / "predictions.npz"
@@ -150,6 +161,7 @@ def _training_figures(job: Job, compile_seconds: float | None) -> dict[str, Any]
     return {
         "epochs": trainer.current_epoch,
         "steps": trainer.global_step,
+        "pflop": round_significant(_pflop(job)(trainer.global_step)),
         "seconds": history and round_significant(history.seconds),
         "images_per_second": history and round_significant(history.images_per_second),
         "compile_seconds": round_significant(compile_seconds),
@@ -158,102 +170,30 @@ def _training_figures(job: Job, compile_seconds: float | None) -> dict[str, Any]
     }
 
 
+def _pflop(job: Job) -> Callable[[int], float]:
+    """Return a function from steps to the operations of all ranks until then.
+
+    6 for a multiply-accumulate of a forward pass: the gradients of inputs and weights
+    cost one each, and a multiply and an add are two (so counts Jordan 2024, arXiv
+    2404.00498).
+    """
+    trainer, data = job.trainer, job.data
+    per_epoch = math.ceil(
+        trainer.num_training_batches / trainer.accumulate_grad_batches
+    )
+    images = data.batch_size * trainer.accumulate_grad_batches * trainer.world_size
+    sizes = data.resolution.sizes(data.image_size)
+    each = {s: 6e-15 * images * forward_macs(job.module.net, s) for s in set(sizes)}
+
+    def until(steps: int) -> float:
+        done = (min(per_epoch, steps - e * per_epoch) for e in range(len(sizes)))
+        return sum(each[size] * n for size, n in zip(sizes, done, strict=True) if n > 0)
+
+    return until
+
+
 def _ended_early(trainer: L.Trainer) -> bool:
     return trainer.max_epochs is not None and trainer.current_epoch < trainer.max_epochs
-
-
-# --- before the first step ---------------------------------------
-
-
-def check_shape(net: torch.nn.Module, size: tuple[int, int], num_classes: int) -> None:
-    """Refuse a network that does not give a row of logits an image.
-
-    Raises:
-        UserError: with the expected and the actual shape, or what it raised instead.
-    """
-    shadow = copy.deepcopy(net).to("meta").eval()
-    images = torch.empty(2, 3, *size, device="meta")
-    name, given, expected = type(net).__name__, tuple(images.shape), (2, num_classes)
-    try:
-        logits = shadow(images)
-    except Exception as error:
-        raise UserError(f"model: {name} fails on images {given}: {error}") from error
-    shape = tuple(getattr(logits, "shape", ())) or type(logits).__name__
-    if shape != expected:
-        raise UserError(
-            f"model: {name}: expected logits {expected} of images {given}, got {shape}"
-        )
-
-
-def compile_network(
-    module: Classifier, trainer: L.Trainer, mode: str, batch: tuple[int, ...]
-) -> float | None:
-    """Compile the network for training, in place, so that checkpoints keep their names.
-
-    A batch of the given shape goes forward and back, after which the network is what it
-    was: what the compiler misses shows before training, and its time stays out of the
-    first epoch's.
-
-    Args:
-        mode: a key of `COMPILE_MODES`.
-        batch: (B, 3, H, W).
-
-    Returns:
-        The seconds it took, None if the mode is off.
-
-    Raises:
-        UserError: an unknown mode, CUDA graphs without CUDA, no working compiler.
-    """
-    if mode not in COMPILE_MODES:
-        hint = nearest(str(mode), COMPILE_MODES)
-        raise UserError(f"trainer.compile: unknown {mode!r}; {hint}")
-    if mode == "off":
-        return None
-    device = trainer.strategy.root_device
-    if mode == "cuda_graphs" and device.type != "cuda":
-        raise UserError(
-            f"trainer.compile=cuda_graphs: needs an NVIDIA GPU, this run is on "
-            f"{device.type}; trainer.compile=default works there"
-        )
-    # Networks of a sweep's earlier jobs would count against the compiler's limit.
-    torch.compiler.reset()
-    module.to(device).train()
-    started = time.perf_counter()
-    module.net.compile(mode=COMPILE_MODES[mode], dynamic=False)
-    images = torch.zeros(batch, device=device)
-    try:
-        with restored_state(module.net):
-            for _ in range(3):  # CUDA graphs: warms up, records, replays
-                forward_backward(module, trainer, images)
-                module.zero_grad()
-    except Exception as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(
-            f"trainer.compile: torch's compiler does not work here ({reason}); on a "
-            "CPU it needs a C++ compiler, on a GPU Triton; trainer.compile=off does "
-            "without"
-        ) from error
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - started
-
-
-def forward_backward(
-    net: torch.nn.Module, trainer: L.Trainer, images: torch.Tensor
-) -> None:
-    """One pass forward and back in the trainer's precision, of no particular loss."""
-    with trainer.precision_plugin.forward_context():
-        loss = net(images).float().logsumexp(dim=1).mean()
-    loss.backward()
-
-
-@contextmanager
-def restored_state(net: torch.nn.Module) -> Iterator[None]:
-    """Let the body train a little, then restore the state, in place."""
-    before = {k: v.clone() for k, v in net.state_dict().items()}
-    yield
-    net.zero_grad()
-    net.load_state_dict(before)  # BatchNorm has seen what are no images
 
 
 # --- where training goes on --------------------------------------

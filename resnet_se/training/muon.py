@@ -2,8 +2,9 @@
 
 Jordan et al. 2024, https://kellerjordan.github.io/posts/muon: the momentum U S Vᵀ of a
 matrix is replaced by about U Vᵀ, by a Newton-Schulz iteration of matrix products alone.
-As in airbench's short trainings each filter bank is rescaled before its step.  All
-other parameters take SGD with Nesterov momentum, in the same object.
+As in airbench's short trainings each filter bank is rescaled before its step.  Banks of
+one shape are moved by one product (github.com/pytorch/pytorch/pull/195566).  All other
+parameters take SGD with Nesterov momentum, in the same object.
 """
 
 from __future__ import annotations
@@ -34,27 +35,40 @@ STEPS = 3
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of s, s³, s⁵: steep at 0, about 1 after that
 
 
-def orthogonalized(matrix: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """Return about U Vᵀ (M, N) of a matrix U S Vᵀ: singular values near 1.
+def orthogonalized(matrices: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """Return about U Vᵀ (K, M, N) of K matrices U S Vᵀ: singular values near 1.
 
     Those of at least a tenth of the norm come near 1; zeros stay zeros.
 
     Args:
-        matrix: (M, N), of any dtype, which the result has too.
+        matrices: (K, M, N), of any dtype, which the result has too.
         dtype: of the products; by default bfloat16 where the hardware has it.
     """
     a, b, c = COEFFICIENTS
     if dtype is None:
-        dtype = torch.bfloat16 if has_bf16(matrix.device) else torch.float32
-    x = matrix.to(dtype)
-    x = x / (x.norm() + 1e-7)  # no singular value over 1
-    tall = x.shape[0] > x.shape[1]
+        dtype = torch.bfloat16 if has_bf16(matrices.device) else torch.float32
+    x = matrices.to(dtype)
+    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)  # no singular value over 1
+    tall = x.shape[1] > x.shape[2]
     if tall:
-        x = x.T
+        x = x.mT
+    powers = x.new_empty(len(x), x.shape[1], x.shape[1])
     for _ in range(STEPS):
-        gram = x @ x.T
-        x = a * x + (b * gram + c * gram @ gram) @ x
-    return (x.T if tall else x).to(matrix.dtype)
+        # In bfloat16 on a CPU a third of the time of `x @ x.mT`; `beta=0` ignores it.
+        gram = torch.baddbmm(powers, x, x.mT, beta=0)
+        powers = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        x = torch.baddbmm(x, powers, x, beta=a)
+    return (x.mT if tall else x).to(matrices.dtype)
+
+
+def _as_matrix(weight: Tensor) -> Tensor:
+    """Return a view (out, rest) of a weight (out, …), in the order of its memory.
+
+    Orthogonalisation takes any order of the columns.
+    """
+    if weight.ndim == 4 and weight.is_contiguous(memory_format=torch.channels_last):
+        weight = weight.permute(0, 2, 3, 1)
+    return weight.flatten(1)
 
 
 class Muon(Optimizer):
@@ -103,29 +117,43 @@ class Muon(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            move = self._orthogonal_step if group["matrices"] else self._sgd_step
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    move(parameter, parameter.grad, group)
+            weights = [p for p in group["params"] if p.grad is not None]
+            if weights and group["matrices"]:
+                self._orthogonal_step(weights, group)
+            elif weights:
+                self._sgd_step(weights, group)
         return loss
 
-    def _orthogonal_step(self, p: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
-        direction = orthogonalized(self._nesterov(p, grad, group).flatten(1))
-        p.mul_(math.sqrt(len(p)) / p.norm().clamp(min=1e-12))
-        p.add_(direction.reshape(p.shape), alpha=-group["lr"])
+    def _orthogonal_step(self, weights: list[Tensor], group: dict[str, Any]) -> None:
+        by_shape: dict[torch.Size, list[tuple[Tensor, Tensor]]] = {}
+        for weight, moved in zip(weights, self._nesterov(weights, group), strict=True):
+            pair = _as_matrix(weight), _as_matrix(moved)
+            by_shape.setdefault(pair[0].shape, []).append(pair)
+        for (out, _), pairs in by_shape.items():  # one product for all of a shape
+            matrices, momenta = zip(*pairs, strict=True)
+            directions = orthogonalized(torch.stack(momenta)).unbind()
+            for p, norm in zip(matrices, torch._foreach_norm(matrices), strict=True):
+                p.mul_(math.sqrt(out) / norm.clamp(min=1e-12))
+            torch._foreach_add_(matrices, directions, alpha=-group["lr"])
 
-    def _sgd_step(self, p: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
-        if group["weight_decay"]:
-            grad = grad.add(p, alpha=group["weight_decay"])
-        p.add_(self._nesterov(p, grad, group), alpha=-group["lr"])
+    def _sgd_step(self, weights: list[Tensor], group: dict[str, Any]) -> None:
+        moved = self._nesterov(weights, group)
+        torch._foreach_add_(weights, moved, alpha=-group["lr"])
 
-    def _nesterov(self, p: Tensor, grad: Tensor, group: dict[str, Any]) -> Tensor:
-        """Return grad + momentum × m, after m ← momentum × m + grad."""
-        state = self.state[p]
-        if "momentum_buffer" not in state:
-            state["momentum_buffer"] = torch.zeros_like(p)
-        momentum = state["momentum_buffer"].mul_(group["momentum"]).add_(grad)
-        return grad.add(momentum, alpha=group["momentum"])
+    def _nesterov(
+        self, weights: list[Tensor], group: dict[str, Any]
+    ) -> tuple[Tensor, ...]:
+        """Return grad + momentum × m, after m ← momentum × m + grad, decay in grad."""
+        grads: Any = [p.grad for p in weights]
+        if group["weight_decay"] and not group["matrices"]:
+            grads = torch._foreach_add(grads, weights, alpha=group["weight_decay"])
+        for p in weights:
+            if "momentum_buffer" not in self.state[p]:
+                self.state[p]["momentum_buffer"] = torch.zeros_like(p)
+        momenta = [self.state[p]["momentum_buffer"] for p in weights]
+        torch._foreach_mul_(momenta, group["momentum"])
+        torch._foreach_add_(momenta, grads)
+        return torch._foreach_add(grads, momenta, alpha=group["momentum"])
 
 
 @validated

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 from pathlib import Path
+from statistics import median
 
 import pytest
 import torch
@@ -12,7 +13,8 @@ import torch
 import resnet_se.commands.benchmark as module
 from resnet_se.analysis.timing import Case, Stopwatch, compare, take_turns
 from resnet_se.commands.benchmark import roof
-from resnet_se.training import loop
+from resnet_se.training import preparation
+from resnet_se.training.callbacks import progress
 from resnet_se.utils import system
 from resnet_se.utils.errors import UserError
 from tests.conftest import TINY
@@ -34,19 +36,20 @@ OVERRIDES = (
 def compiler(request, monkeypatch):
     """In torch's place, which takes longer than all the rest and has its own tests."""
 
-    def compile_network(net, trainer, mode, batch):
+    def compile_network(net, trainer, mode, batch_size, sizes):
         if mode == "off":
             return None
         if request.param == "works":
             return 12.5  # seconds
         raise UserError("trainer.compile: no compiler here")
 
-    monkeypatch.setattr(loop, "compile_network", compile_network)
+    monkeypatch.setattr(preparation, "compile_network", compile_network)
 
 
 @pytest.fixture
 def small_roof(monkeypatch):
-    monkeypatch.setitem(module.ROOF_SIDE, "cpu", 64)
+    monkeypatch.setitem(module.ROOF_PRODUCTS, "cpu", (64, 128))
+    monkeypatch.setitem(module.ROOF_CONVOLUTIONS, "cpu", ((2, 16, 8),))
 
 
 def written() -> dict:
@@ -73,21 +76,29 @@ def test_a_stopwatch_leaves_the_warm_up_out(clock):
     assert clock[0] == 99  # it takes no more batches than it needs
 
 
-def test_the_roof_is_the_arithmetic_of_one_product(clock, monkeypatch):
-    seen = []
+@pytest.mark.parametrize(
+    ("product", "convolution", "best"),
+    [(0.25, 9.0, 2 * 128**3 / 0.25), (9.0, 0.01, 2 * 2 * 8**2 * 9 * 16**2 / 0.01)],
+)
+def test_the_roof_is_the_best_of_products_and_convolutions(
+    clock, monkeypatch, small_roof, product, convolution, best
+):
+    """So that no step of a network comes to more than all of it."""
+    seen = set()
 
-    class Product(torch.Tensor):
-        def __matmul__(self, other):
-            seen.append((self.shape, self.dtype, other.shape))
-            clock[0] += 0.25  # seconds
-            return self
+    def timed(name, real, seconds):
+        def call(*tensors, **others):
+            seen.add((name, tensors[0].dtype))
+            clock[0] += seconds
+            return real(*tensors, **others)
 
-    monkeypatch.setattr(
-        torch, "rand", lambda *n, device: torch.zeros(n).as_subclass(Product)
-    )
-    n = module.ROOF_SIDE["cpu"]
-    assert roof(CPU, "bf16-mixed") == 2 * n**3 / 0.25
-    assert set(seen) == {((n, n), torch.bfloat16, (n, n))}
+        return call
+
+    monkeypatch.setattr(torch, "matmul", timed("product", torch.matmul, product))
+    convolve = timed("convolution", module.F.conv2d, convolution)
+    monkeypatch.setattr(module.F, "conv2d", convolve)
+    assert roof(CPU, "bf16-mixed") == pytest.approx(best)
+    assert seen == {(n, torch.bfloat16) for n in ("product", "convolution")}
 
 
 def test_shares_and_ratios_by_hand():
@@ -145,7 +156,11 @@ def test_turns_go_round_and_keep_every_sample(tmp_path):
 # --- the command -------------------------------------------------
 
 
-def test_a_benchmark_writes_every_figure(command, capsys, compiler, small_roof):
+def test_a_benchmark_writes_every_figure(
+    command, capsys, compiler, small_roof, monkeypatch
+):
+    monkeypatch.setattr(progress, "FORECAST_STEPS", (1, 2))
+    monkeypatch.setattr(progress, "MIN_FORECAST", 0)
     assert command("benchmark", *OVERRIDES) == 0
     text = capsys.readouterr().out
     result = written()
@@ -170,6 +185,9 @@ def test_a_benchmark_writes_every_figure(command, capsys, compiler, small_roof):
         assert f"{figure['median']:,.4g}" in text
     assert f"{figures['d']['share_of_roof']:.1%} of the roof" in text
     assert "synthetic images" in text
+    shares = [f["share_of_roof"] for f in figures.values() if "trainer" in f]
+    assert all(0 < share <= 1 for share in shares)
+    assert "about" not in text  # how long a training would take that nobody asked for
 
 
 @pytest.mark.parametrize("compiler", ["is missing"], indirect=True)
@@ -332,3 +350,15 @@ def test_floors_are_told_as_measured():
             for w in ways.values()
         ]
         assert f"| {shape} | {' | '.join(rates)} |" in text
+
+
+def test_muons_step_is_told_as_measured():
+    text, result = read("benchmark/muon_step.json")
+    assert f"n = {result['rounds']} in turns beside" in " ".join(text.split())
+    for name, figures in result["seconds"].items():
+        cells = [
+            f"{1e3 * median(s):.1f} ({1e3 * min(s):.1f}–{1e3 * max(s):.1f})"
+            for s in (figures["before"], figures["batched"])
+        ]
+        share = median(figures["batched"]) / median(figures["before"])
+        assert f"| `{name}` | {' | '.join(cells)} | {share:.2f} |" in text

@@ -11,6 +11,7 @@ from torch.optim import SGD
 
 from resnet_se.models.attention import SqueezeExcite
 from resnet_se.models.resnet import ResNet
+from resnet_se.training import muon
 from resnet_se.training.muon import Muon, make_muon, orthogonalized
 from resnet_se.training.schedules import Schedule
 from resnet_se.utils.errors import UserError
@@ -37,9 +38,8 @@ def test_directions_are_those_of_an_svd(shape):
     v = torch.linalg.qr(torch.randn(shape[1], short, generator=generator))[0]
     sizes = torch.logspace(0, -0.7, short)
     matrix = 1e3 * (u * sizes) @ v.T
-    found = (
-        u.T @ orthogonalized(matrix, torch.float32) @ v
-    )  # diagonal, if it keeps u, v
+    # Diagonal, if it keeps u and v.
+    found = u.T @ orthogonalized(matrix[None], torch.float32)[0] @ v
     diagonal = found.diagonal()
     assert ((diagonal > 0.3) & (diagonal < 1.3)).all()
     # And the directions are kept: nothing beside the diagonal.
@@ -47,7 +47,7 @@ def test_directions_are_those_of_an_svd(shape):
 
 
 def test_bfloat16_is_float32_within_its_rounding():
-    matrix = torch.randn(32, 100, generator=torch.Generator().manual_seed(0))
+    matrix = torch.randn(1, 32, 100, generator=torch.Generator().manual_seed(0))
     exact = orthogonalized(matrix, torch.float32)
     rounded = orthogonalized(matrix, torch.bfloat16)
     assert rounded.dtype == torch.float32
@@ -55,7 +55,7 @@ def test_bfloat16_is_float32_within_its_rounding():
 
 
 def test_no_gradient_is_no_step_and_no_nan():
-    assert torch.equal(orthogonalized(torch.zeros(3, 4)), torch.zeros(3, 4))
+    assert torch.equal(orthogonalized(torch.zeros(2, 3, 4)), torch.zeros(2, 3, 4))
 
 
 def test_two_steps_of_a_convolution_in_numpy():
@@ -78,6 +78,40 @@ def test_two_steps_of_a_convolution_in_numpy():
     torch.testing.assert_close(
         conv.weight.detach().double(), torch.from_numpy(weight), atol=0.01, rtol=0
     )
+
+
+def one_by_one(matrix):
+    """Muon's direction of one matrix as it was before banks were batched, float32."""
+    x = matrix / (matrix.norm() + 1e-7)
+    tall = x.shape[0] > x.shape[1]
+    x = x.T if tall else x
+    for _ in range(3):
+        gram = x @ x.T
+        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+    return x.T if tall else x
+
+
+@pytest.mark.parametrize(
+    "memory_format", [torch.contiguous_format, torch.channels_last]
+)
+def test_banks_of_a_shape_at_once_are_one_by_one(monkeypatch, memory_format):
+    """Within float32's rounding; `40, 2` has more rows than columns, two are 1×1."""
+    monkeypatch.setattr(muon, "has_bf16", lambda device: False)
+    shapes = [(8, 4, 3, 3)] * 3 + [(40, 2, 3, 3)] * 2 + [(6, 5, 1, 1)] * 2
+    torch.manual_seed(0)
+    weights = [nn.Parameter(torch.randn(shape)) for shape in shapes]
+    expected = []
+    for weight in weights:
+        weight.grad = torch.randn(weight.shape).to(memory_format=memory_format)
+        scaled = weight.detach() * math.sqrt(len(weight)) / weight.detach().norm()
+        direction = one_by_one(1.6 * weight.grad.flatten(1)).view_as(weight)
+        expected.append(scaled - 0.1 * direction)
+        weight.data = weight.data.to(memory_format=memory_format)
+    places = [weight.data_ptr() for weight in weights]
+    Muon(weights, lr=0.1, momentum=0.6).step()
+    for weight, right in zip(weights, expected, strict=True):
+        torch.testing.assert_close(weight.detach(), right, atol=2e-6, rtol=1e-5)
+    assert [weight.data_ptr() for weight in weights] == places  # moved in place
 
 
 def test_weights_have_the_norm_of_their_filters_before_a_step():

@@ -22,9 +22,11 @@ def test_durations(seconds, text):
 
 
 def test_a_long_training_names_shorter_ones_and_a_short_one_says_nothing():
-    assert forecast(1.0, 20) == ""
-    assert forecast(60.0, 20) == "about 20 min here: 20 epochs of 60 s"
-    lines = forecast(430.0, 300).splitlines()
+    assert forecast([1.0] * 20) == ""
+    assert forecast([60.0] * 20) == "about 20 min here: 20 epochs of 60 s"
+    growing = [60.0] * 3 + [110.0] * 2
+    assert forecast(growing) == "about 7 min here: 5 epochs of 60 s to 110 s"
+    lines = forecast([430.0] * 300).splitlines()
     assert lines[0] == "about 35.8 h here: 300 epochs of 7 min"
     assert "experiment=quickstart" in lines[1]
     assert all(len(line) <= 80 for line in lines)

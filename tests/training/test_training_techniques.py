@@ -345,6 +345,7 @@ MEANS = {
     "swa": ("callbacks=swa",),
     "plain network": ("model.residual=false", "model.activation=gelu"),
     "frozen stem": FROZEN,
+    "small images first": ("data.resolution=[[16,0.5]]",),
 }
 APART = {  # and the answer
     ("sam", "accumulation"): "accumulate_grad_batches: expected 1 with SAM",
@@ -361,6 +362,7 @@ TOGETHER = (
     "callbacks=ema", "+callbacks.sam._target_=resnet_se.training.callbacks.sam.SAM",
     "+callbacks.sam.every=2", "data.repeats=2", "scheduler=one_cycle",
     "optimizer.decay_norm_and_bias=false", "optimizer.weight_decay=0.01",
+    "data.resolution=[[16,0.5]]",
 )  # fmt: skip
 
 

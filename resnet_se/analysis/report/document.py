@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from resnet_se.analysis import time_to as times
 from resnet_se.analysis.canvas import draw
 from resnet_se.analysis.report import gates
 from resnet_se.analysis.report.claims import claim_rows
@@ -285,11 +286,13 @@ def report(
     against: tuple[str, str] | None = None,
     equivalence: float = 0.005,
     trials: bool = False,
+    time_to: float | None = None,
 ) -> int:
     """Write the report; return the exit status.
 
     Args:
         trials: include runs of `budget=smoke` and `debug=…`.
+        time_to: a validation accuracy in 0..1; with the time until runs had it.
 
     Raises:
         UserError: no finished run, or none that `where` admits.
@@ -305,6 +308,9 @@ def report(
     loaded.where(where)
     compared = [(s, compare(s, factor, against)) for s in sections(loaded.runs)]
     blocks = document(loaded, compared, equivalence)
+    for i, pair in enumerate(compared if time_to else ()):
+        blocks.append(_head("Time to accuracy", suffix=_suffix(i)))
+        blocks += times.blocks(*pair, time_to or 0.0, _suffix(i))
     for path in write(out, name, blocks, loaded, compared, equivalence):
         print(path)
     named = problems(loaded, compared)

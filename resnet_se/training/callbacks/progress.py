@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import ProgressBar, RichProgressBar
 
+from resnet_se.data.datamodule import ImageDataModule
+from resnet_se.utils import lightning_private as internals
 from resnet_se.utils.system import now
 
 BRIEF = (  # name, metric and format in a line
@@ -110,19 +113,27 @@ class Forecast(L.Callback):
             self._start = now(module.device)
         elif self._steps == last and trainer.is_global_zero:
             step = (now(module.device) - self._start) / (last - first)
-            epochs = (trainer.max_epochs or 1) - trainer.current_epoch
-            text = forecast(step * trainer.num_training_batches, epochs)
+            data = internals.datamodule(trainer, ImageDataModule)
+            epochs = range(trainer.current_epoch, internals.max_epochs(trainer))
+            sizes = (data.resolution.size(e, data.image_size) for e in epochs)
+            areas = [height * width for height, width in sizes]
+            epoch = step * trainer.num_training_batches
+            text = forecast([epoch * area / areas[0] for area in areas])
             if text:
                 print(text, flush=True)
 
 
-def forecast(epoch_seconds: float, epochs: int) -> str:
-    """Return a line with the time without validation, empty for a short training."""
-    total = epoch_seconds * epochs
+def forecast(epochs: Sequence[float]) -> str:
+    """Return a line with the time without validation, empty for a short training.
+
+    Args:
+        epochs: seconds of each; smaller images take less, about by their area.
+    """
+    total = sum(epochs)
     if total < MIN_FORECAST:
         return ""
-    each = duration(epoch_seconds)
-    text = f"about {duration(total)} here: {epochs} epochs of {each}"
+    each = dict.fromkeys(duration(seconds) for seconds in (min(epochs), max(epochs)))
+    text = f"about {duration(total)} here: {len(epochs)} epochs of {' to '.join(each)}"
     if total > LONG:
         text += "\nshorter: budget=short, budget=small, or experiment=quickstart"
     return text
