@@ -26,13 +26,23 @@ COMMANDS = {
     "models": "the presets' parameters, MMAC and layers",
 }
 
-
-# Commands whose name is a module of the standard library, or another room.
-MODULES = {
-    "data": "data_summary",
-    "inspect": "inspect_gates",
-    "models": "model_table",
+# Functions of a composed configuration; their modules are imported once it is right.
+TASKS = {
+    "evaluate": "evaluate.evaluate",
+    "predict": "predict.predict",
+    "export": "export.export",
+    "inspect": "inspect_gates.inspect",
+    "plots": "plots.plots",
+    "data": "data_summary.summarise",
+    "bundle": "bundle.bundle_run",
+    "demo": "demo.demo",
+    "benchmark": "benchmark.benchmark",
 }
+# Of another name in conf/.
+CONFIGS = {"data": "data_summary"}
+# The others' `main` reads its own command line.
+MODULES = {name: name for name in COMMANDS if name not in TASKS}
+MODULES["models"] = "model_table"
 
 
 def usage() -> str:
@@ -50,7 +60,7 @@ def usage() -> str:
 
 
 def main() -> None:
-    """Hand the rest of the command line to the command's own `main`."""
+    """Answer a question about the commands, or hand the rest of the line to one."""
     arguments = sys.argv[1:] or ["help"]
     if arguments[0] in ("-V", "--version"):
         print(f"resnet-se {__version__}")
@@ -61,10 +71,10 @@ def main() -> None:
     if command in ("-h", "--help", "help"):
         print(usage())
         return
-    if "install=bash" in sys.argv:  # Hydra's would complete for `resnet-se` alone
-        from resnet_se.commands.completion import script
+    if "-sc" in arguments:  # Hydra's would complete for `resnet-se train` alone
+        from resnet_se.commands.completion import answer
 
-        print(script(COMMANDS), end="")
+        print(*answer(arguments, list(COMMANDS), CONFIGS), sep="\n")
         return
     if command not in COMMANDS:
         hint = nearest(command, COMMANDS)
@@ -74,8 +84,23 @@ def main() -> None:
     sys.path.insert(0, "")
     # Hydra and argparse read what is left, as after `python -m`.
     sys.argv = [f"resnet-se {command}", *arguments[1:]]
-    name = MODULES.get(command, command)
-    import_module(f"resnet_se.commands.{name}").main()
+    run(command)
+
+
+def run(command: str) -> None:
+    """Run a command with the arguments in `sys.argv`; print its help where asked."""
+    task = TASKS.get(command)
+    if {"-h", "--help"} & set(sys.argv[1:]) and (task or command in ("train", "plan")):
+        from resnet_se.commands.completion import help_page
+
+        module = (task or command).partition(".")[0]
+        print(help_page(CONFIGS.get(command, command), module))
+    elif task:
+        from resnet_se.commands.app import run_command
+
+        run_command(task, CONFIGS.get(command, command))
+    else:
+        import_module(f"resnet_se.commands.{MODULES[command]}").main()
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ import venv
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
-from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,7 +20,7 @@ import torch
 from filelock import FileLock
 from omegaconf import DictConfig
 
-from resnet_se.__main__ import MODULES
+from resnet_se.__main__ import run
 from resnet_se.config.compose import plain_values
 from resnet_se.config.recipe import Recipe
 
@@ -83,7 +82,7 @@ def call(folder: Path, name: str, *arguments: str) -> int:
         patch.setenv("HYDRA_FULL_ERROR", "0")  # a command sets it for Hydra
         patch.setattr(sys, "argv", [f"resnet-se {name}", *arguments])
         try:
-            import_module(f"resnet_se.commands.{MODULES.get(name, name)}").main()
+            run(name)
         except SystemExit as stop:
             return int(stop.code or 0)
         return 0

@@ -50,6 +50,10 @@ LIGHT = {
     "commands.sweep.multirun": COMPUTING,
     # A misspelt key is answered before torch has been imported.
     "commands.train": COMPUTING,
+    "commands.app": COMPUTING,
+    "commands.sweep.search": COMPUTING,
+    # A Tab and a help page compose nothing.
+    "commands.completion": COMPUTING | HYDRA | {"numpy", "rich", "PIL"},
     "commands.model_table": FRAMEWORKS | {"matplotlib", "pandas", "scipy"},
     "models.resnet": FRAMEWORKS | HYDRA,
     "training.param_groups": FRAMEWORKS | HYDRA,

@@ -9,6 +9,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
 import hydra
@@ -16,16 +17,27 @@ from omegaconf import DictConfig
 
 from resnet_se.commands.sweep.zipped import typed_to_hydra
 from resnet_se.config import CONF
+from resnet_se.config.command_line import as_overrides
 from resnet_se.config.compose import own_conf
 from resnet_se.config.messages import EXPECTED, explain, needs_no_traceback
+from resnet_se.utils.errors import UserError
 
 
-def run_command(task: Callable[[DictConfig], Any], config_name: str) -> None:
+def run_command(task: str | Callable[[DictConfig], Any], config_name: str) -> None:
     """Runs `task` under Hydra; a user's mistake is one message and exit status 2.
 
     Any other exception shows its traceback and gives status 1, Ctrl-C gives 130.
+
+    Args:
+        task: or its name, `module.function` of this package, to be imported once the
+            keys are known to be right.
     """
     filter_warnings()
+    try:
+        sys.argv[1:] = as_overrides(config_name, sys.argv[1:])
+    except UserError as error:
+        print(f"error: {explain(error, config_name)}", file=sys.stderr)
+        sys.exit(2)
     show_all = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises, the lines below print
     errors: list[Exception] = []
@@ -36,18 +48,14 @@ def run_command(task: Callable[[DictConfig], Any], config_name: str) -> None:
                 from resnet_se.config.validate import check_keys
 
                 check_keys(cfg, config_name)
-            return task(cfg)
+            return _function(task)(cfg)
         except Exception as error:  # the other jobs of a sweep go on
             errors.append(error)
             if show_all or not needs_no_traceback(error):
                 traceback.print_exc()
             print(f"error: {explain(error, config_name)}", file=sys.stderr)
 
-    own = own_conf()
-    sys.argv += own
-    if "query=bash" in sys.argv:  # of Hydra's completion, which reads its words there
-        name, _, rest = os.environ.get("COMP_LINE", "").partition(" ")
-        os.environ["COMP_LINE"] = " ".join([name, *own, rest])
+    sys.argv += own_conf()
     try:
         sys.argv[1:] = typed_to_hydra(sys.argv[1:])
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(
@@ -69,6 +77,15 @@ def run_command(task: Callable[[DictConfig], Any], config_name: str) -> None:
         sys.exit(1)
     if errors:
         sys.exit(2 if isinstance(errors[-1], EXPECTED) else 1)
+
+
+def _function(task: str | Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
+    if callable(task):
+        return task
+    module, _, name = task.rpartition(".")
+    function: Callable[[DictConfig], Any]
+    function = getattr(import_module(f"resnet_se.commands.{module}"), name)
+    return function
 
 
 def filter_warnings() -> None:

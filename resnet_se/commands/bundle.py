@@ -21,7 +21,6 @@ import jinja2
 from omegaconf import DictConfig
 from safetensors.torch import save
 
-from resnet_se.commands.app import run_command
 from resnet_se.config.schema import PRIVATE
 from resnet_se.inference.pretrained import Pretrained, read
 from resnet_se.models.complexity import parameter_counts
@@ -51,6 +50,8 @@ def bundle_run(cfg: DictConfig) -> Path:
     Raises:
         UserError: no run there, or `out` is something else than a bundle already.
     """
+    if bundle.is_bundle(Path(cfg.run)):
+        raise UserError(f"run: expected a run directory, got the bundle {cfg.run}")
     model = read(cfg.run)
     if model.note:
         print(f"note: {model.note}")
@@ -164,12 +165,3 @@ def _write_zip(file: BinaryIO, folder: str, files: dict[str, bytes]) -> None:
             info.compress_type = zipfile.ZIP_DEFLATED
             info.external_attr = 0o644 << 16
             archive.writestr(info, content)
-
-
-def main() -> None:
-    """Console entry: `resnet-se bundle …`."""
-    run_command(bundle_run, "bundle")
-
-
-if __name__ == "__main__":
-    main()

@@ -11,7 +11,6 @@ run, which the report and `load_runs` read; the names are those of `conf/test_se
 from __future__ import annotations
 
 import os
-import re
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -25,7 +24,6 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from resnet_se.commands.app import run_command
 from resnet_se.config.build import build_module, run_data, saved_run
 from resnet_se.config.recipe import Recipe
 from resnet_se.config.schema import PRECISION
@@ -223,14 +221,3 @@ def _print_figures(title: str, found: Mapping[str, Any]) -> None:
     console.print(table)
     error = found["mean_corruption_error"]
     console.print(f"mean corruption error {error:.2%}; {line}", soft_wrap=True)
-
-
-def main() -> None:
-    """Console entry: `resnet-se evaluate …`."""
-    # To Hydra `data` is the group of data sets to train on.
-    sys.argv = [re.sub(r"^(\+?)data=", r"test_set@data=", word) for word in sys.argv]
-    run_command(evaluate, "evaluate")
-
-
-if __name__ == "__main__":
-    main()

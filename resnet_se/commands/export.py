@@ -16,7 +16,6 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
-from resnet_se.commands.app import run_command
 from resnet_se.config.build import run_data
 from resnet_se.inference import export as exporting
 from resnet_se.inference.export import Options, Row
@@ -72,12 +71,3 @@ def _print_rows(title: str, rows: list[Row]) -> None:
             *(f"{t:.2f}" for t in row.milliseconds),
         )
     Console().print(table)
-
-
-def main() -> None:
-    """Console entry: `resnet-se export …`."""
-    run_command(export, "export")
-
-
-if __name__ == "__main__":
-    main()

@@ -8,7 +8,6 @@ section from `RUN/inspect/inspect.json`.
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,6 @@ from resnet_se.analysis.gate_study import (
     write_entries,
     write_pictures,
 )
-from resnet_se.commands.app import run_command
 from resnet_se.config.build import run_data
 from resnet_se.inference.pretrained import Pretrained, read
 from resnet_se.models.se_gates import se_blocks
@@ -96,17 +94,3 @@ def _print_entry(entry: dict[str, Any], console: Console) -> None:
             table.add_row(*row.values())
         console.print(table)
     console.print(latency_text(entry), soft_wrap=True)
-
-
-def main() -> None:
-    """Console entry: `resnet-se inspect …`."""
-    # To Hydra a,b is a sweep.
-    sys.argv = [
-        f"run=[{a[4:]}]" if a.startswith("run=") and "," in a and "[" not in a else a
-        for a in sys.argv
-    ]
-    run_command(inspect, "inspect")
-
-
-if __name__ == "__main__":
-    main()

@@ -26,6 +26,7 @@ from resnet_se.analysis.report.text import count
 from resnet_se.commands.app import filter_warnings
 from resnet_se.commands.sweep.zipped import expand, split_zips
 from resnet_se.config import CONF
+from resnet_se.config.command_line import as_overrides
 from resnet_se.config.compose import compose_job
 from resnet_se.config.messages import EXPECTED, explain
 from resnet_se.config.settle import Run, settle
@@ -84,7 +85,7 @@ def main() -> None:
     failures: list[str] = []
     with initialize_config_dir(str(CONF), version_base="1.3"):
         try:
-            jobs = jobs_of(sys.argv[1:])
+            jobs = jobs_of(as_overrides("train", sys.argv[1:]))
         except (HydraException, OmegaConfBaseException, ValueError) as error:
             print(f"error: {explain(error)}", file=sys.stderr)
             sys.exit(2)

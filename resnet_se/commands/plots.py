@@ -20,7 +20,6 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from resnet_se.analysis import run_figures
-from resnet_se.commands.app import run_command
 from resnet_se.config.build import run_data
 from resnet_se.config.recipe import load_recipe
 from resnet_se.config.targets import build_target
@@ -121,12 +120,3 @@ def _images(
         "images": data.test_part[0],
         "augmented": data.augmented(*run_figures.SHEET),
     }
-
-
-def main() -> None:
-    """Console entry: `resnet-se plots …`."""
-    run_command(plots, "plots")
-
-
-if __name__ == "__main__":
-    main()

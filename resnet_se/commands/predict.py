@@ -1,5 +1,6 @@
 """Classifies pictures with a trained network: files, folders, globs, archives.
 
+    resnet-se predict RUN photos/*.jpg -o labels.csv
     resnet-se predict run=DIR inputs=PATH [out=PATH.csv] [tta=true] [top=5]
 
 A row a picture: path, class, probability, and so on for the `top` most probable;
@@ -27,7 +28,6 @@ from rich.progress import MofNCompleteColumn, Progress
 from rich.table import Table
 from torch import Tensor
 
-from resnet_se.commands.app import run_command
 from resnet_se.config.targets import build_target
 from resnet_se.data.inference_inputs import Pictures, batches, find_pictures
 from resnet_se.data.reading import first_few
@@ -214,15 +214,3 @@ def _print_summary(model: Pretrained, summary: Summary) -> None:
     for name, counts in rows:
         table.add_row(name, *(str(n) if n else "·" for n in counts))
     console.print(table)
-
-
-def main() -> None:
-    """Console entry: `resnet-se predict …`."""
-    # To Hydra `tta` is a group, which takes names alone.
-    own = {"tta=true": "own_tta=true", "tta=True": "own_tta=true"}
-    sys.argv = [own.get(argument, argument) for argument in sys.argv]
-    run_command(predict, "predict")
-
-
-if __name__ == "__main__":
-    main()

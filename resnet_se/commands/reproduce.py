@@ -22,7 +22,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from resnet_se.config.compose import quoted
+from resnet_se.config.command_line import quoted
 from resnet_se.runs.record import read_result
 from resnet_se.utils.errors import UserError
 from resnet_se.utils.system import environment

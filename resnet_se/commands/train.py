@@ -21,7 +21,7 @@ from omegaconf import DictConfig
 
 from resnet_se.commands.app import filter_warnings, run_command
 from resnet_se.commands.sweep.multirun import JobResult, recorded
-from resnet_se.config.compose import quoted
+from resnet_se.config.command_line import quoted
 from resnet_se.config.messages import explain
 from resnet_se.config.schema import HASH_RULES, UNRECORDED
 from resnet_se.config.validate import validate

@@ -11,7 +11,6 @@ from typing import Any
 
 from hydra import compose
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.types import Quote, QuotedString
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 
 from resnet_se.config import CONF
@@ -93,11 +92,6 @@ def compose_job(overrides: list[str]) -> DictConfig:
     with open_dict(cfg):
         del cfg.hydra
     return cfg
-
-
-def quoted(value: str) -> str:
-    """A text as the value of an override, in quotes, whatever is in it."""
-    return str(QuotedString(text=value, quote=Quote.single).with_quotes())
 
 
 def own_conf() -> list[str]:

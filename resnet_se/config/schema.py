@@ -39,6 +39,7 @@ class Key(NamedTuple):
         private: says where, or on whose machine: no part of a bundle.
         recorded: False where a record's list of overrides leaves it out.
         wrapper: stands among a target's arguments and is read by us, not handed on.
+        path: a file or folder, or several, taken as the shell gives it.
     """
 
     hint: Any = None
@@ -47,10 +48,11 @@ class Key(NamedTuple):
     private: bool = False
     recorded: bool = True
     wrapper: bool = False
+    path: bool = False
 
 
 _ACCELERATOR = Literal["auto", "cpu", "gpu", "cuda", "mps"]
-_RUNS = Text | Annotated[Sequence[Text], Field(min_length=1)]
+PATHS = Text | Annotated[Sequence[Text], Field(min_length=1)]
 _BATCHES = Count | Annotated[float, Field(gt=0, le=1)]
 
 # --- keys of `train` ---------------------------------------------
@@ -66,13 +68,13 @@ TRAIN: dict[str, Key] = {
     "against": Key(Sequence[dict], hashed=False),
     "noise_family": Key(Text | None, hashed=False),
     "plots": Key(bool, hashed=False),
-    "ckpt_path": Key(Text | None, hashed="content", private=True),
-    "init_from": Key(Text | None, hashed="content"),
-    "distill": Key(Text | None, hashed="content"),
+    "ckpt_path": Key(Text | None, hashed="content", private=True, path=True),
+    "init_from": Key(Text | None, hashed="content", path=True),
+    "distill": Key(Text | None, hashed="content", path=True),
     "distill_weight": Key(Unit, idle=0.9),
     "distill_temperature": Key(Positive, idle=4.0),
     "force": Key(bool, hashed=False),
-    "runs_dir": Key(Text, hashed=False, private=True, recorded=False),
+    "runs_dir": Key(Text, hashed=False, private=True, recorded=False, path=True),
     "run_dir": Key(hashed=False, private=True),
     "fail_fast": Key(bool, hashed=False),
     "hparams_search": Key(recorded=False),
@@ -111,7 +113,7 @@ TRAIN: dict[str, Key] = {
     "data.num_workers": Key(hashed=False),
     "data.batch_size": Key(hashed="resolved"),  # into the global one
     "data.source": Key(hashed="resolved"),  # into the identity of its images
-    "data.source.root": Key(private=True, recorded=False),
+    "data.source.root": Key(private=True, recorded=False, path=True),
     "data.fallback": Key(hashed=False),
     "data.repeats": Key(idle=1),
     "data.split": Key(idle="stratified"),
@@ -148,16 +150,16 @@ TRAIN: dict[str, Key] = {
 COMMANDS: dict[str, dict[str, Key]] = {
     "train": TRAIN,
     "evaluate": {
-        "run": Key(Text),
+        "run": Key(Text, path=True),
         "ckpt": Key(Literal["best", "last"]),
         "accelerator": Key(_ACCELERATOR),
-        "out": Key(Text | None),
+        "out": Key(Text | None, path=True),
         "trust": Key(bool),
     },
     "predict": {
-        "run": Key(Text),
-        "inputs": Key(_RUNS),
-        "out": Key(Text | None),
+        "run": Key(Text, path=True),
+        "inputs": Key(PATHS, path=True),
+        "out": Key(Text | None, path=True),
         "top": Key(Count),
         "batch_size": Key(Count),
         "accelerator": Key(_ACCELERATOR),
@@ -165,9 +167,9 @@ COMMANDS: dict[str, dict[str, Key]] = {
         "trust": Key(bool),
     },
     "export": {
-        "run": Key(Text),
+        "run": Key(Text, path=True),
         "format": Key(Literal["onnx", "torch", "safetensors", "keras"]),
-        "out": Key(Text | None),
+        "out": Key(Text | None, path=True),
         "preprocess": Key(bool),
         "fold": Key(bool),
         "gates": Key(Literal["free", "mean"]),
@@ -177,21 +179,21 @@ COMMANDS: dict[str, dict[str, Key]] = {
         "tolerance": Key(Positive),
     },
     "inspect": {
-        "run": Key(_RUNS),
-        "out": Key(Text | None),
+        "run": Key(PATHS, path=True),
+        "out": Key(Text | None, path=True),
         "images": Key(Count | None),
         "maps": Key(Sequence[Natural] | None),
         "accelerator": Key(_ACCELERATOR),
     },
     "data_summary": {
-        "run": Key(_RUNS | None),
-        "out": Key(Text),
+        "run": Key(PATHS | None, path=True),
+        "out": Key(Text, path=True),
         "near": Key(Annotated[float, Field(gt=0, le=1)]),
     },
-    "plots": {"run": Key(Text), "out": Key(Text | None)},
-    "bundle": {"run": Key(Text), "out": Key(Text | None)},
+    "plots": {"run": Key(Text, path=True), "out": Key(Text | None, path=True)},
+    "bundle": {"run": Key(Text, path=True), "out": Key(Text | None, path=True)},
     "demo": {
-        "run": Key(_RUNS),
+        "run": Key(PATHS, path=True),
         "host": Key(Text),
         "port": Key(Annotated[int, Field(ge=1, le=65535)]),
         "accelerator": Key(_ACCELERATOR),
@@ -202,7 +204,7 @@ COMMANDS: dict[str, dict[str, Key]] = {
         "devices": Key(Count),
         "rounds": Key(Annotated[int, Field(ge=1, le=100)]),
         "steps": Key(Annotated[int, Field(ge=1, le=10_000)]),
-        "out": Key(Text | None),
+        "out": Key(Text | None, path=True),
     },
 }
 

@@ -88,7 +88,7 @@ def resolve_precision(recipe: Recipe, data: ImageDataModule) -> str:
     and the faster is remembered in the cache folder: every seed of a sweep has the
     same.
     """
-    device = system.accelerator(recipe.trainer["accelerator"])
+    device = system.accelerator(recipe.trainer["accelerator"], "trainer.accelerator")
     asked = str(recipe.trainer["precision"])
     has_bf16 = system.has_bf16(torch.device(device))
     if asked != "auto":

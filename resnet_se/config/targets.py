@@ -338,7 +338,7 @@ def _holds_target(value: Any) -> bool:
 def check_set(path: str, value: Any) -> None:
     """Raise UserError where a value is still to be given (OmegaConf's `???`)."""
     if isinstance(value, str) and value == UNSET:
-        raise UserError(f"{path}: expected a value, got ??? (none is set)")
+        raise UserError(f"{path}: expected a value, got none; write {path}=…")
 
 
 # --- building ----------------------------------------------------

@@ -10,7 +10,6 @@ The result is a `Recipe` of plain values; nothing writes to a configuration afte
 from __future__ import annotations
 
 import copy
-import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from resnet_se.config import CONF
+from resnet_se.config.command_line import known_key, top_level
 from resnet_se.config.compose import as_mapping, plain_values
 from resnet_se.config.recipe import Recipe
 from resnet_se.config.schema import COMMANDS, NULLABLE, TRAIN
@@ -104,6 +104,9 @@ def check_keys(cfg: DictConfig, command: str = "train") -> dict[str, Any]:
         _check_known(cfg, command)
     values = plain_values(cfg)
     _check_values(values, COMMANDS.get(command, {}))
+    runs = values.get("run")
+    if isinstance(runs, list) and len({Path(r).resolve() for r in runs}) < len(runs):
+        raise UserError(f"run: expected different runs, got {', '.join(runs)}")
     if command == "train":
         _check_groups(values)
     return values
@@ -120,55 +123,26 @@ def _check_values(values: Mapping[str, Any], keys: Mapping[str, Any]) -> None:
 
 def _check_known(cfg: DictConfig, command: str) -> set[str]:
     """Return the keys that a command reads at the top level; refuse any other."""
-    primary, groups = _top_level(command)
-    known = (primary.keys() | groups.keys()) - NO_KEYS
-    for key in cfg:
+    known = set(top_level(command)) - NO_KEYS
+    for key in map(str, cfg):
         if key not in known:
-            of_run = command != "train" and key in set().union(*_top_level("train"))
-            hint = (
-                f"{command} takes it from the run"
-                if of_run
-                else nearest(str(key), known)
-            )
-            raise UserError(f"unknown key {key!r}; {hint}")
+            raise UserError(f"unknown key {key!r}; {known_key(command, key)}")
     return known
 
 
 def _check_top_level(cfg: DictConfig) -> None:
-    primary, groups = _top_level("train")
     known = _check_known(cfg, "train")
     if cfg.get("run_dir"):
         raise UserError("run_dir: train names it; runs_dir=… says where runs lie")
     for key in sorted(known):
+        choices = [path.stem for path in (CONF / key).glob("*.yaml")]
         # A group set to null on the command line leaves no key at all.
-        nullable = key in NULLABLE or primary.get(key, "") is None
+        nullable = key in NULLABLE or top_level("train")[key] is None
         if not nullable and (key not in cfg or cfg[key] is None):
-            choices = groups.get(key)
             hint = f"; {nearest('', choices)}" if choices else ""
             raise UserError(f"{key}: expected a value, got null{hint}")
-        if key in groups and not isinstance(cfg.get(key) or {}, dict | DictConfig):
+        if choices and not isinstance(cfg.get(key) or {}, dict | DictConfig):
             raise UserError(f"{key}: expected a mapping, got {cfg[key]!r}")
-
-
-@functools.cache
-def _top_level(command: str) -> tuple[dict[str, Any], dict[str, list[str]]]:
-    """Keys of a command's top level with their defaults, and {group: its choices}."""
-    primary = OmegaConf.load(CONF / f"{command}.yaml")
-    assert isinstance(primary, DictConfig)
-    groups: dict[str, list[str]] = {}
-    if "train" in primary.defaults:  # it starts from that
-        base, groups = _top_level("train")
-        primary = OmegaConf.unsafe_merge(base, primary)
-        assert isinstance(primary, DictConfig)
-    for entry in primary.pop("defaults"):
-        for key in entry if isinstance(entry, DictConfig) else ():
-            folder, _, place = str(key).partition("@")  # `test_set@data`
-            if not folder.startswith("override"):
-                choices = sorted(path.stem for path in (CONF / folder).glob("*.yaml"))
-                groups[place or folder] = choices
-    values = OmegaConf.to_container(primary)
-    assert isinstance(values, dict)
-    return {str(key): value for key, value in values.items()}, groups
 
 
 def _check_groups(values: Mapping[str, Any]) -> None:
@@ -302,10 +276,11 @@ def _check_machine(values: Mapping[str, Any]) -> None:
     if values["launcher"].get("dry_run"):  # of a multirun it is the launcher's
         raise UserError("launcher.dry_run: only a multirun is launched; add -m")
     device = trainer["accelerator"]
-    if trainer["precision"] == "16-mixed" and accelerator(device) != "cuda":
+    kind = accelerator(device, "trainer.accelerator")
+    if trainer["precision"] == "16-mixed" and kind != "cuda":
         raise UserError(
             "trainer.precision: 16-mixed needs an NVIDIA GPU, this run is on "
-            f"{accelerator(device)}; bf16-mixed and 32-true work there"
+            f"{kind}; bf16-mixed and 32-true work there"
         )
     for key, unset in (("max_steps", -1), ("max_time", None)):
         if values["data"].get("resolution") and trainer.get(key, unset) != unset:

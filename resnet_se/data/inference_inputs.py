@@ -83,7 +83,8 @@ def find_pictures(inputs: Iterable[str | Path]) -> Iterator[Pictures]:
                 try:
                     root = Picture(str(path), stack.enter_context(everything))
                 except UserError as error:
-                    raise UserError(f"inputs: {path}: {error}") from error
+                    reason = str(error).removeprefix("data.source.root: ")
+                    raise UserError(f"inputs: {path}: {reason}") from error
             if root.path.is_dir() and next(_below(root), None) is None:
                 kinds = ", ".join(name.lower() for name in formats())
                 raise UserError(f"inputs: no picture in {path} (known are {kinds})")

@@ -40,6 +40,7 @@ from resnet_se.runs import bundle, checkpoint
 from resnet_se.runs.keras_file import is_keras
 from resnet_se.runs.record import read_result
 from resnet_se.utils.errors import UserError, nearest
+from resnet_se.utils.validation import Count, check_value
 
 SIZE = (32, 32)  # of CIFAR-10, where a run says nothing else
 
@@ -144,7 +145,9 @@ class Pretrained(nn.Module):
             tta = cast("dict[str, Any]", named)
         if isinstance(tta, Mapping):
             return TTA(tta["views"]) if tta.get("views") else None
-        return tta if isinstance(tta, TTA) else None
+        if isinstance(tta, TTA) or not tta:
+            return tta or None
+        raise UserError(f"tta: expected true, a name of conf/tta or a TTA, got {tta!r}")
 
     def predict(
         self,
@@ -165,8 +168,7 @@ class Pretrained(nn.Module):
             UserError: a picture that cannot be read, an array of another shape or
                 range, nothing at a path.
         """
-        if batch_size < 1:
-            raise UserError(f"batch_size: expected at least 1, got {batch_size}")
+        check_value("batch_size", batch_size, Count)
         views = self.views(tta)
         names: list[str] = []
         rows: list[Tensor] = []
@@ -348,7 +350,7 @@ def _read_run(source: Path) -> tuple[bundle.Content, Any, str | None]:
     run_dir = source.parent.parent if given else source
     if not (run_dir / "config.yaml").is_file():
         raise UserError(
-            f"expected a run directory or a bundle, got {source}"
+            f"run: expected a run directory or a bundle, got {source}"
             + ("" if source.exists() else ", which is not there")
         )
     recipe = load_recipe(run_dir)

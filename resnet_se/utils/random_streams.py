@@ -7,8 +7,10 @@ interrupted run continues as it would have.
 from __future__ import annotations
 
 import hashlib
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 
 def derive_seed(purpose: str, *parts: int) -> int:
@@ -20,4 +22,6 @@ def derive_seed(purpose: str, *parts: int) -> int:
 
 def stream(purpose: str, *parts: int) -> torch.Generator:
     """Return a CPU generator seeded by `derive_seed`."""
+    import torch  # a search derives seeds without it
+
     return torch.Generator().manual_seed(derive_seed(purpose, *parts))

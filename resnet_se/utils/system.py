@@ -179,7 +179,7 @@ def milliseconds(
     return [1e3 * statistics.median(elapsed) for elapsed in times]
 
 
-def accelerator(wanted: str) -> str:
+def accelerator(wanted: str, name: str = "accelerator") -> str:
     """Return the device type for a `trainer.accelerator`: cpu, cuda or mps.
 
     Resolves `auto` and `gpu` as Lightning does.
@@ -195,8 +195,8 @@ def accelerator(wanted: str) -> str:
         return "mps"
     if wanted in ("gpu", "cuda", "mps"):
         raise UserError(
-            f"trainer.accelerator={wanted}: no such device here; trainer=cpu trains "
-            "on the processor"
+            f"{name}={wanted}: no such device here; {name}=cpu computes on the "
+            "processor"
         )
     return "cpu" if wanted == "auto" else wanted
 

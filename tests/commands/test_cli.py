@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from importlib import import_module
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import resnet_se
-from resnet_se.__main__ import COMMANDS, MODULES, main
+from resnet_se.__main__ import COMMANDS, MODULES, TASKS, main
 from resnet_se.commands import model_table
 from tests.conftest import TINY
 
@@ -90,9 +91,10 @@ def test_help_of_one_command_is_its_own(entry, capsys):
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_every_command_has_a_main(name):
-    module = import_module(f"resnet_se.commands.{MODULES.get(name, name)}")
-    assert callable(module.main)
+def test_every_command_has_a_function(name):
+    place = TASKS.get(name) or f"{MODULES[name]}.main"
+    module, _, function = place.rpartition(".")
+    assert callable(getattr(import_module(f"resnet_se.commands.{module}"), function))
 
 
 def test_an_unknown_command(entry, capsys):
@@ -105,48 +107,68 @@ def test_a_commands_arguments_are_its_own(entry, capsys):
     assert "did you mean 'model'?" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("command", ["predict", "evaluate", "train", "plan"])
+def test_the_help_of_a_command_has_its_own_keys_with_comments(entry, capsys, command):
+    assert entry(command, "--help") == 0
+    shown = capsys.readouterr().out
+    assert f"resnet-se {command} " in shown
+    assert ("top: 5  # classes of each picture" in shown) == (command == "predict")
+    assert ("optimizer: adam, adamw" in shown) == (command == "train")
+    assert ("tta: flip, flip_shift" in shown) == (command != "plan")
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        (["tr"], ["train"]),
+        (["train", "model=vanilla_resnet2"],
+         ["model=vanilla_resnet20", "model=vanilla_resnet20w4"]),
+        (["train", "model=se_resnet20", "model.se_p"], ["model.se_position="]),
+        (["plan", "experiment=mi"], ["experiment=mine"]),
+        (["train", "experiment=quickstart", "model.wi"], ["model.widths="]),
+        (["predict", "ru"], ["run="]),
+        (["predict", "tr"], ["trust="]),
+        (["predict", "trust="], ["trust=false", "trust=true"]),
+        (["export", "format=o"], ["format=onnx"]),
+        (["evaluate", "run=con"], ["run=conf/"]),
+        (["report", "con"], ["conf/"]),
+        (["predict", "con"], ["conf/"]),
+    ],
+)  # fmt: skip
+def test_a_tab_offers_words_groups_choices_keys_and_files(
+    entry, capsys, tmp_path, typed, offered
+):
+    conf = tmp_path / "conf/experiment"
+    conf.mkdir(parents=True)
+    for name in ("mine", "quickstart"):  # the latter is ours: it is offered once
+        (conf / f"{name}.yaml").write_text("# @package _global_\n")
+    assert entry("-sc", "query", *typed) == 0
+    assert capsys.readouterr().out.split() == offered
+
+
 @pytest.mark.slow
-def test_bash_completes_commands_groups_choices_and_keys(tmp_path):
+@pytest.mark.parametrize(
+    ("shell", "ask"),
+    [
+        ("bash", "COMP_LINE='resnet-se tr' COMP_POINT=12; _resnet_se; echo $COMPREPLY"),
+        ("zsh", "compadd() { print -r -- ${@[3,-1]/#--/} }; words=(resnet-se tr); "
+                "CURRENT=2; _resnet_se"),
+        ("fish", "complete -C 'resnet-se tr'"),
+    ],
+)  # fmt: skip
+def test_a_shell_asks_and_offers(tmp_path, shell, ask):
+    if shutil.which(shell) is None:
+        pytest.skip(f"no {shell} here")
     program = tmp_path / "resnet-se"
     program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m resnet_se "$@"\n')
     program.chmod(0o755)
-    conf = tmp_path / "conf/experiment"
-    conf.mkdir(parents=True)
-    for name in ("mine", "quickstart"):  # the latter is ours: the notice is no choice
-        (conf / f"{name}.yaml").write_text("# @package _global_\n")
-    code = """
-        PATH="$PWD:$PATH"; eval "$(resnet-se train -sc install=bash)"
-        complete -p resnet-se
-        ask() {
-            COMP_LINE="$1"; COMP_POINT=${#1}; words=($1)
-            COMP_CWORD=$(( ${#words[@]} - 1 )); COMPREPLY=(); _resnet_se
-            echo "$1> ${COMPREPLY[*]}"
-        }
-        ask "resnet-se tr"
-        ask "resnet-se train model=vanilla_resnet2"
-        ask "resnet-se train model=se_resnet20 model.se_p"
-        ask "./resnet-se plan experiment=mi"
-        ask "resnet-se predict r"
-        ask "resnet-se report r"
-    """
-    done = subprocess.run(
-        ["bash", "-c", code],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert done.stdout.splitlines() == [
-        "complete -o default -o nospace -F _resnet_se resnet-se",
-        "resnet-se tr> train",
-        "resnet-se train model=vanilla_resnet2> model=vanilla_resnet20 "
-        "model=vanilla_resnet20w4",
-        "resnet-se train model=se_resnet20 model.se_p> model.se_position=",
-        "./resnet-se plan experiment=mi> experiment=mine",
-        "resnet-se predict r> run=",
-        "resnet-se report r> ",
-    ]
+    load = f'eval "$(resnet-se -sc install={shell})"'
+    load = "resnet-se -sc install=fish | source" if shell == "fish" else load
+    env = os.environ | {"PYTHONPATH": str(ROOT), "HOME": str(tmp_path)}
+    env["PATH"] = f"{tmp_path}:{env['PATH']}"
+    line = [shell, "-c", f"{load}; {ask}"]
+    done = subprocess.run(line, cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.stdout.split() == ["train"], done.stderr
 
 
 @pytest.mark.slow

@@ -185,8 +185,8 @@ def getaddrinfo(host, *args, **kwargs):
         refuse(host)
     return real[1](host, *args, **kwargs)
 socket.socket.connect, socket.getaddrinfo = connect, getaddrinfo
-from resnet_se.commands.demo import main
-main()
+from resnet_se.__main__ import run
+run("demo")
 """
 
 

@@ -325,7 +325,7 @@ SEARCH = (
 def study(tmp_path):
     """The trials of the one search under a runs directory, and its results file."""
     pytest.importorskip("optuna", reason="extra optuna")
-    from resnet_se.training.callbacks.pruning import open_study
+    from resnet_se.training.study import open_study
 
     def find(runs: str = "runs"):
         (folder,) = (tmp_path / runs / "searches").iterdir()
@@ -414,7 +414,7 @@ def test_a_rule_finds_a_good_trial_in_fewer_epochs(tmp_path, rule, share, loss, 
     well, more.
     """
     optuna = pytest.importorskip("optuna", reason="extra optuna")
-    from resnet_se.training.callbacks.pruning import open_study
+    from resnet_se.training.study import open_study
 
     generator = torch.Generator().manual_seed(seed)
     heights = 0.5 + 0.4 * torch.rand(30, generator=generator)
@@ -453,7 +453,7 @@ def test_importances_are_of_what_matters(tmp_path):
     from optuna.samplers import RandomSampler
 
     from resnet_se.commands.sweep.search import _importances, _plot_importances
-    from resnet_se.training.callbacks.pruning import open_study
+    from resnet_se.training.study import open_study
 
     space = {name: FloatDistribution(0, 1) for name in ("idle", "lr")}
     for seed in range(6):  # by the best tenth, two trials, 1 and 2 are told wrongly
@@ -475,7 +475,7 @@ def test_importances_are_of_what_matters(tmp_path):
 def test_importances_count_trials_that_were_pruned(tmp_path, metric):
     optuna = pytest.importorskip("optuna", reason="extra optuna")
     from resnet_se.commands.sweep.search import _importances
-    from resnet_se.training.callbacks.pruning import open_study
+    from resnet_se.training.study import open_study
 
     study = open_study(tmp_path, metric)
     study.sampler = optuna.samplers.RandomSampler(seed=0)

@@ -6,11 +6,13 @@
 from __future__ import annotations
 
 import re
+import shlex
 import sys
 from pathlib import Path
 
 import pytest
 import yaml
+from PIL import Image
 
 from tests.conftest import TINY, Run, call, records
 
@@ -39,6 +41,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (path / "careless_parts.py").write_text(PARTS)
     (path / "careless_broken.py").write_text("1 / 0\n")
     (path / "careless_lacks.py").write_text("import no_such_thing\n")
+    for folder in ("photos", "empty"):
+        (path / folder).mkdir()
+    Image.new("RGB", (40, 40)).save(path / "x.jpg")
+    (path / "photos/a.png").touch()
+    (path / "notes.txt").touch()
+    (path / "broken.jpg").touch()
+    for name in ("broken.zip", "empty.zip"):
+        (path / name).write_bytes(b"PK")
     return path
 
 
@@ -72,6 +82,13 @@ def test_evaluate_answers(finished: Run, folder, capsys, typed):
     words = [word.replace("RUN", str(finished.folder)) for word in typed.split()]
     status = call(folder, "evaluate", *words)
     assert CORPUS["evaluate"][typed] in answer(capsys, status, 2)
+
+
+@pytest.mark.parametrize("typed", CORPUS["commands"])
+def test_a_whole_line_is_answered(finished: Run, folder, capsys, typed):
+    words = [w.replace("RUN", str(finished.folder)) for w in shlex.split(typed)]
+    answered = answer(capsys, call(folder, *words), 2)
+    assert CORPUS["commands"][typed] in answered.replace(str(finished.folder), "RUN")
 
 
 def tiny_beside(words: list[str]) -> list[str]:

@@ -11,8 +11,6 @@ and pictures, lie in `out`.
 
 from __future__ import annotations
 
-import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +20,6 @@ from torch import Tensor
 
 from resnet_se.analysis.duplicates import Pair, find_pairs
 from resnet_se.analysis.label_errors import held_out, likely_errors
-from resnet_se.commands.app import run_command
 from resnet_se.commands.data_summary.output import print_summary
 from resnet_se.config.targets import build_target, check_targets
 from resnet_se.data.image_set import ImageSet
@@ -171,16 +168,3 @@ def _draw(
         at = [e["index"] + images.cut * (e["part"] == "test") for e in likely]
         titles = [f"{e['label']}?\n{e['predicted']}" for e in likely]
         contact_sheet(images.pixels[at], titles, out / "label_errors.png")
-
-
-def main() -> None:
-    """Console entry: `resnet-se data …`."""
-    first = sys.argv[1] if len(sys.argv) > 1 else ""
-    if first and "=" not in first and os.path.exists(first):
-        quoted = first.replace("\\", "\\\\").replace("'", "\\'")
-        sys.argv[1:2] = ["data=image_folder", f"data.source.root='{quoted}'"]
-    run_command(summarise, "data_summary")
-
-
-if __name__ == "__main__":
-    main()

@@ -20,7 +20,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from resnet_se.commands.app import run_command
 from resnet_se.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -100,8 +99,3 @@ def _serve(models: list[Pretrained], host: str, port: int, folder: Path) -> None
         ended.wait()
     finally:
         blocks.close(verbose=False)
-
-
-def main() -> None:
-    """Console entry: `resnet-se demo …`."""
-    run_command(demo, "demo")

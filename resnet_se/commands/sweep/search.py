@@ -44,7 +44,7 @@ from resnet_se.commands.sweep.multirun import (
 )
 from resnet_se.config.compose import as_mapping, plain_values
 from resnet_se.config.recipe import Recipe
-from resnet_se.training.callbacks.pruning import (
+from resnet_se.training.study import (
     FACTOR,
     METRICS,
     Rule,
