@@ -181,8 +181,10 @@ def _as_hydra_reads(command: str, word: str, multirun: bool) -> str:
         parsed = OverridesParser.create().parse_override(word)
     if known is not None and known.path and value not in ("", "null"):
         there = exists(value)
-        single = parsed is not None and not parsed.is_sweep_override()
-        if single and parsed.value() == value and not (there and "${" in value):
+        typed = None
+        if parsed is not None and not parsed.is_sweep_override():
+            typed = parsed.value()
+        if typed == value and not (there and "${" in value):
             return word
         grammar = parsed is not None and GRAMMAR.fullmatch(value)
         if "," in value and not there and not grammar:

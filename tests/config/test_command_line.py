@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
@@ -20,7 +22,8 @@ def value(override: str) -> object:
     """What a command reads of an override."""
     parsed = OverridesParser.create().parse_override(override)
     plain = OmegaConf.create({"x": parsed.value()})
-    return OmegaConf.to_container(plain, resolve=True)["x"]
+    container: Any = OmegaConf.to_container(plain, resolve=True)
+    return container["x"]
 
 
 @pytest.mark.parametrize("name", NAMES)
