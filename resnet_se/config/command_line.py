@@ -64,6 +64,8 @@ def as_overrides(command: str, words: list[str]) -> list[str]:
         flag = word.partition("=")[0]
         if override and (override[2] in names or not exists(word)):
             key = re.split(r"[./:]", override[2].rpartition("@")[2])[0]
+            if command == "evaluate" and key == "data" and not _named(words, "data"):
+                raise UserError("unknown key 'data'; evaluate takes it from the run")
             if key not in names and key != "hydra" and not _own_group(key, words):
                 raise UserError(f"unknown key {key!r}; {known_key(command, key)}")
             overrides.append(word)
@@ -107,6 +109,11 @@ def known_key(command: str, key: str) -> str:
     if key in top_level("train") and command != "train":
         return f"{command} takes it from the run"
     return nearest(key, top_level(command))
+
+
+def _named(words: list[str], group: str) -> bool:
+    """Return True where a choice of the group is typed."""
+    return any(re.match(rf"\+?(\w+@)?{group}=", word) for word in words)
 
 
 def _own_group(key: str, words: list[str]) -> bool:
