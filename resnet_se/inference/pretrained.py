@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,8 +27,8 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision.transforms.v2.functional import resize
 
-import resnet_se.config.compose  # noqa: F401  registers the resolvers of conf/
 from resnet_se.config import CONF
+from resnet_se.config.compose import as_mapping  # and registers the resolvers of conf/
 from resnet_se.config.recipe import Recipe, load_recipe, with_present_targets
 from resnet_se.config.targets import build_network, located, value_below
 from resnet_se.data.decode import to_pixels
@@ -141,8 +141,7 @@ class Pretrained(nn.Module):
             files = {path.stem: path for path in (CONF / "tta").glob("*.yaml")}
             if tta not in files:
                 raise UserError(f"tta: unknown {tta!r}; {nearest(tta, files)}")
-            named = OmegaConf.to_container(OmegaConf.load(files[tta]))
-            tta = cast("dict[str, Any]", named)
+            tta = as_mapping(OmegaConf.to_container(OmegaConf.load(files[tta])))
         if isinstance(tta, Mapping):
             return TTA(tta["views"]) if tta.get("views") else None
         if isinstance(tta, TTA) or not tta:
