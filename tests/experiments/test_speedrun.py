@@ -262,3 +262,36 @@ def test_the_picture_s_points_are_those_of_the_records(flops):
 
 def mean_of(values):
     return sum(values) / len(values)
+
+
+def test_smaller_images_first_are_told_as_measured():
+    folder = FOLDER.parent / "quickstart"
+    flat = " ".join((FOLDER / "README.md").read_text().split())
+    runs = [
+        json.loads(p.read_text()) for p in sorted(folder.glob("resized.seed?.json"))
+    ]
+    full = records("h200/quickstart/seed*/result.json")
+    for found in (runs, full):
+        for part, key in (("val", "acc"), ("test", "acc_tta")):
+            assert ", ".join(f"{100 * r[part][key]:.2f}" for r in found) in flat
+    assert f"n = {len(runs)}, one core" in flat
+    for run in runs:
+        assert run["setting"]["data.resolution"] == [[24, 0.4], [28, 0.7]]
+    preset = (CONF / "experiment/quickstart_resized.yaml").read_text()
+    assert f": {runs[1]['train']['pflop']:.3f} PFLOP" in preset
+    sizes = json.loads((folder / "sizes.json").read_text())
+    assert f"n = {sizes['rounds']} in turns" in flat
+    middle = {k: statistics.median(v) for k, v in sizes["seconds"].items()}
+    for side in ("32", "28", "24", "20"):
+        v = sizes["seconds"][side]
+        row = f"| {side} | {middle[side]:.2f} ({min(v):.2f}–{max(v):.2f}) | "
+        assert row + f"{middle[side] / middle['32']:.2f} |" in flat
+    for name, told in sizes["trainings"].items():
+        seconds = 10 * middle["validation"] + 22 * sum(
+            middle[str(next((s for s, end in told["resolution"] if e <= 10 * end), 32))]
+            for e in range(1, 11)
+        )
+        assert told["seconds"] == pytest.approx(seconds, abs=0.1)
+        assert f"| {name} | {seconds:.0f} | {told['share']:.2f} |" in flat
+    share = sizes["trainings"]["24 to 40 %, 28 to 70 %"]["share"]
+    assert f"the preset takes {share:.2f}" in flat
