@@ -25,9 +25,10 @@ from rich.table import Table
 from torch import Tensor
 
 from resnet_se.config.build import build_module, run_data, saved_run
-from resnet_se.config.recipe import Recipe
+from resnet_se.config.recipe import load_recipe
 from resnet_se.config.schema import PRECISION
-from resnet_se.config.targets import build_target, check_targets, located, signature_of
+from resnet_se.config.targets import build_target, check_targets, value_below
+from resnet_se.data.sources import CIFAR10, CIFAR100
 from resnet_se.data.test_sets.base import LabelledImages, TestSet, Trained, indices_of
 from resnet_se.inference.pretrained import Pretrained, read
 from resnet_se.inference.robustness import figures
@@ -184,15 +185,29 @@ def test_parts(source: Any, model: Pretrained, path: Path) -> Iterable[LabelledI
 
 
 def _own_part(model: Pretrained, path: Path) -> tuple[Tensor, Tensor]:
-    """Return the run's own test images and labels; of a bundle, by RESNET_SE_DATA."""
-    values = dict(model.config)
-    source = values["data"]["source"]
-    target = located("data.source._target_", source["_target_"])
-    if "root" in signature_of(target, source).parameters:
-        # A bundle does not say where its maker's data lie.
-        source = {"root": os.environ.get("RESNET_SE_DATA", "data"), **source}
-    recipe = Recipe({"seed": 0, **values}).replaced("data", source=source)
-    return run_data(path, model.fingerprint, recipe=recipe).test_part
+    """Return the run's own test images and labels.
+
+    Nothing that a bundle names is built: its images are CIFAR's, below RESNET_SE_DATA.
+
+    Raises:
+        UserError: they are not there, or others.
+    """
+    if (path / "config.yaml").is_file() and not is_bundle(path):
+        return run_data(path, model.fingerprint, recipe=load_recipe(path)).test_part
+    named = value_below(model.config, "data.source._target_")
+    known = {f"{c.__module__}.{c.__qualname__}": c for c in (CIFAR10, CIFAR100)}
+    if named not in known:
+        expected = f"a bundle of a network of {' or '.join(known)}"
+        raise UserError(f"data: expected {expected}, whose own test images these are, "
+                        f"got {named!r}")  # fmt: skip
+    root = os.environ.get("RESNET_SE_DATA", "data")
+    images = known[named](root, download=False).load()
+    if images.fingerprint != model.fingerprint:
+        raise UserError(
+            f"data: {path} was trained on data with fingerprint {model.fingerprint}, "
+            f"those in {root} have {images.fingerprint}"
+        )
+    return images.test_images, images.test_labels
 
 
 def _print_figures(title: str, found: Mapping[str, Any]) -> None:

@@ -87,6 +87,16 @@ def test_a_bundle_is_evaluated_beside_it(run, arrays, tmp_path):
     assert found["acc"] == test["acc"]
 
 
+def test_no_source_that_a_bundle_names_is_built(run, tmp_path, capsys):
+    """Its configuration is of whoever made it."""
+    assert call(tmp_path, "bundle", f"run={run}", f"out={tmp_path / 'b'}") == 0
+    options = (f"run={tmp_path / 'b'}", "data=cifar10_c_here")
+    assert call(tmp_path, "evaluate", *options) == 2
+    error = capsys.readouterr().err
+    assert "a network of resnet_se.data.sources.CIFAR10 or" in error
+    assert error.count("\n") == 1
+
+
 def test_corruptions_of_the_run_s_own_images(run, tmp_path):
     options = ("data=cifar10_c_here", "data.source.images=20", "tta=none")
     chosen = "data.source.corruptions=[contrast,pixelate,saturate]"
