@@ -6,12 +6,15 @@ import runpy
 import statistics
 from pathlib import Path
 
+import numpy as np
 import pytest
+from scipy import stats
 
 from resnet_se.analysis.report.compare import compare
 from resnet_se.analysis.report.groups import sections
 from resnet_se.analysis.report.runs import load
 from resnet_se.analysis.report.significance import mean_std
+from resnet_se.analysis.time_to import costs
 from resnet_se.config import CONF
 
 FOLDER = Path(__file__).parents[2] / "experiments" / "speedrun"
@@ -295,3 +298,15 @@ def test_smaller_images_first_are_told_as_measured():
         assert f"| {name} | {seconds:.0f} | {told['share']:.2f} |" in flat
     share = sizes["trainings"]["24 to 40 %, 28 to 70 %"]["share"]
     assert f"the preset takes {share:.2f}" in flat
+
+
+def test_time_to_accuracy_is_told_as_the_report_has_it():
+    text = " ".join((FOLDER / "README.md").read_text().split())
+    for name, words in (("se_lr83", "PFLOP with it"), ("vanilla", "without, five")):
+        [section] = sections(load([str(FOLDER / "h200" / name)]).runs)
+        found = costs(section.groups[0], 0.88)
+        assert [cost.reached for cost in found] == [True] * 5
+        logs = np.log([cost.pflop for cost in found])
+        interval = stats.t.interval(0.95, 4, logs.mean(), stats.sem(logs))
+        mean, low, high = np.exp([logs.mean(), *interval])
+        assert f"{mean:.3g} [{low:.3g}, {high:.3g}] {words}" in text
