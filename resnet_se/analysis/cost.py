@@ -40,6 +40,7 @@ def measure(run: Run) -> Cost:
         data,
         recipe["distill_weight"],
         recipe["distill_temperature"],
+        (recipe.get("loss") or {}).get("class_weights"),
     )
     model = build_module(recipe, data.num_classes, criterion=criterion)
     check_sizes(model.net, data)

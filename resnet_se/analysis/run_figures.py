@@ -26,6 +26,8 @@ from resnet_se.analysis.canvas import (
     confusion,
     subplots,
 )
+from resnet_se.data.datamodule import ImageDataModule
+from resnet_se.data.loaders import AugmentedImages, BatchesOnDevice, GivenImages
 from resnet_se.training.reliability import BINS, reliability
 
 SHOWN_CLASSES = 40  # bars of a picture
@@ -309,3 +311,22 @@ def contact_sheet(images: Tensor, titles: Sequence[str], path: Path) -> None:
         axis.imshow(image.permute(1, 2, 0).numpy())
         axis.set_title(title, fontsize=7, parse_math=False)
     figure.savefig(path, dpi=120)
+
+
+def augmented(data: ImageDataModule, n: int, epochs: int) -> Tensor:
+    """Return n training images, then as E epochs see them: (1 + E, n, 3, H, W)."""
+    images, labels = data.train_part
+    index = torch.arange(n) * len(images) // n
+    part = images[index], labels[index]
+    rows = [part[0].float()]
+    for epoch in range(epochs):
+        sampler = GivenImages(n, data.seed, epoch)
+        if data.engine == "batched":
+            loader = BatchesOnDevice(*part, data.augment, sampler, data.statistics)
+            x, _ = next(iter(loader))
+            x = x * data.std[:, None, None] + data.mean[:, None, None]
+            rows.append(255 * x)
+        else:
+            dataset = AugmentedImages(*part, data.augment, data.seed)
+            rows.append(dataset[next(iter(sampler))][0].float())
+    return torch.stack(rows).round().clamp(0, 255).to(torch.uint8)

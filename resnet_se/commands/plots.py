@@ -118,5 +118,5 @@ def _images(
     return {
         "classes": data.images.classes,
         "images": data.test_part[0],
-        "augmented": data.augmented(*run_figures.SHEET),
+        "augmented": run_figures.augmented(data, *run_figures.SHEET),
     }

@@ -3,7 +3,8 @@
     resnet-se predict RUN photos/*.jpg -o labels.csv
     resnet-se predict run=DIR inputs=PATH [out=PATH.csv] [tta=true] [top=5]
 
-A row a picture: path, class, probability, and so on for the `top` most probable;
+A row a picture: path, class, probability, and so on for the `top` most probable
+(`out=submission.csv`: `id,label`, Kaggle's form);
 `tta=true` takes the mean over the run's own views, a name those of `conf/tta`.  What
 cannot be read is named and left out, and makes the exit status 2.  Where a picture's
 folder has the name of a class, that is taken for its label: accuracy and confusion.
@@ -39,6 +40,7 @@ from resnet_se.utils.files import atomic_file, writing
 from resnet_se.utils.system import accelerator
 
 FORMATS = (".csv", ".jsonl")
+SUBMISSION = "submission.csv"  # this name has Kaggle's form
 WIDE = 20  # classes of a printed confusion table
 
 Write = Callable[[str, list[str], list[float]], None]
@@ -49,6 +51,7 @@ class Summary(NamedTuple):
 
     pictures: int
     broken: list[str]
+    passed_over: int
     confusion: Tensor
     seconds: float
 
@@ -130,7 +133,8 @@ def _classify(
             done += len(batch.pictures)
             advance(len(batch.pictures) + len(batch.broken))
     seconds = time.perf_counter() - started
-    return Summary(done, broken, confusion.view(k, k), seconds)
+    passed_over = pictures.passed_over()
+    return Summary(done, broken, passed_over, confusion.view(k, k), seconds)
 
 
 # --- output ------------------------------------------------------
@@ -151,7 +155,10 @@ def _rows(out: Path | None, top: int) -> Iterator[Write]:
         return
     with writing(out), atomic_file(out) as file:
         text = io.TextIOWrapper(file, encoding="utf-8", newline="")
-        yield _csv(text, top) if out.suffix == ".csv" else _json_lines(text)
+        if out.name == SUBMISSION:
+            yield _submission(text)
+        else:
+            yield _csv(text, top) if out.suffix == ".csv" else _json_lines(text)
         text.flush()
         text.detach()
 
@@ -165,6 +172,16 @@ def _csv(file: TextIO, top: int) -> Write:
     def write(path: str, names: list[str], chances: list[float]) -> None:
         pairs = zip(names, chances, strict=True)
         table.writerow([path, *(v for n, p in pairs for v in (n, f"{p:.6f}"))])
+
+    return write
+
+
+def _submission(file: TextIO) -> Write:
+    table = csv.writer(file, lineterminator="\n")
+    table.writerow(["id", "label"])
+
+    def write(path: str, names: list[str], chances: list[float]) -> None:
+        table.writerow([Path(path).stem, names[0]])
 
     return write
 
@@ -195,7 +212,12 @@ def _print_summary(model: Pretrained, summary: Summary) -> None:
     console = Console(stderr=True, highlight=False)
     rate = summary.pictures / max(summary.seconds, 1e-9)
     closing = f"{count_of(summary.pictures, 'picture')} in {summary.seconds:.1f} s"
-    console.print(f"{closing}, {rate:,.0f} images/s", soft_wrap=True)
+    closing += f", {rate:,.0f} images/s"
+    if summary.broken:
+        closing += f"; {len(summary.broken):,} could not be read"
+    if summary.passed_over:
+        closing += f"; {count_of(summary.passed_over, 'file')} no pictures by suffix"
+    console.print(closing, soft_wrap=True)
     if summary.accuracy is None:
         return
     known = "" if summary.labelled == summary.pictures else " whose folder is a class"

@@ -2,6 +2,8 @@
 
 resnet-se record RUN
 resnet-se record RUN RUN
+
+Pixels and their decoder, which no hash holds, come first where they differ.
 """
 
 from __future__ import annotations
@@ -15,6 +17,9 @@ from typing import Any
 from resnet_se.runs.record import check_fields, read_record
 from resnet_se.utils.errors import UserError
 
+# Of a record's `data`: what the pixels were, whatever the files are.
+PIXELS = ("fingerprint", "decoder", "order")
+
 
 def difference(a: dict[str, Any], b: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Return the keys of two settings whose values differ; a missing one is None."""
@@ -25,14 +30,16 @@ def difference(a: dict[str, Any], b: dict[str, Any]) -> dict[str, tuple[Any, Any
     }
 
 
-def _setting(run: str) -> tuple[str, dict[str, Any]]:
+def _setting(run: str) -> tuple[str, dict[str, Any], dict[str, Any]]:
     path = Path(run)
     record = read_record(path / "result.json" if path.is_dir() else path)
     try:
         check_fields(record, {(str,): ["config_hash"], (dict,): ["setting"]})
     except UserError as error:
         raise UserError(f"{run}: {error}") from None
-    return record["config_hash"], record["setting"]
+    data = record.get("data") or {}
+    pixels = {f"data.{key}": data[key] for key in PIXELS if key in data}
+    return record["config_hash"], record["setting"], pixels
 
 
 def main() -> None:
@@ -51,7 +58,10 @@ def main() -> None:
     if len(settings) == 1:
         print(json.dumps({"config_hash": settings[0][0], **settings[0][1]}, indent=2))
         return
-    (first, setting), (second, other) = settings
+    (first, setting, pixels), (second, other, others) = settings
     print(f"{first} {second}" if first != second else f"both {first}")
-    for key, (a, b) in difference(setting, other).items():
+    changed = difference(pixels, others)
+    if "data.fingerprint" not in changed:  # the same, whatever made them
+        changed = {}
+    for key, (a, b) in (changed | difference(setting, other)).items():
         print(f"  {key}: {a!r} → {b!r}")

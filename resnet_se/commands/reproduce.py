@@ -113,6 +113,11 @@ def reproduce(run_dir: Path, folder: Path) -> bool:
     record = read_result(run_dir)
     if record is None or record["status"] != "finished":
         raise UserError(f"{run_dir}: expected the directory of a finished run")
+    from resnet_se.data.decode import decoder
+
+    then, now = record["data"].get("decoder"), decoder()
+    if then not in (None, now):
+        print(f"data: decoded then by {then}, now by {now}")
     for line in differences(record, environment()):
         if not line.startswith("hardware"):  # told below, from the new record
             print(f"environment: {line}")
@@ -127,6 +132,9 @@ def reproduce(run_dir: Path, folder: Path) -> bool:
     for line in differences({"hardware": record["hardware"]}, result):
         if line.startswith("hardware"):
             print(f"environment: {line}")
+    pixels = record["data"]["fingerprint"], result["data"]["fingerprint"]
+    if pixels[0] != pixels[1]:
+        print(f"pixels: fingerprint {pixels[0]} → {pixels[1]}")
     same_hash = record["config_hash"] == result["config_hash"]
     print(f"hash: {'equal' if same_hash else 'differs: see resnet-se record'}")
     agreement = {"weights": weights_agree(run_dir, again)}

@@ -156,6 +156,11 @@ def _report_skipped(previous: dict[str, Any], run: Run, outcome: Outcome) -> Non
         )
     check_finished(previous, run.directory / "result.json")
     console.print(f"skipped: {run.directory} is finished")
+    from resnet_se.data.decode import decoder
+
+    made, here = previous["data"].get("decoder"), decoder()
+    if made not in (None, here):  # the hash holds the files, not the pixels
+        console.print(f"its pixels are of {made}, those read now of {here}")
     then, now = previous.get("git"), outcome.git
     if then and now and then["commit"] != now["commit"]:
         console.print(
@@ -185,6 +190,7 @@ def _train(run: Run, outcome: Outcome) -> None:
         run.data,
         recipe["distill_weight"],
         recipe["distill_temperature"],
+        (recipe.get("loss") or {}).get("class_weights"),
     )
     job = build(run, criterion)
     fit(job, outcome)
@@ -215,7 +221,7 @@ def _publish(job: Job, outcome: Outcome, plots: bool) -> None:
                 history=job.history.rows if job.history else [],
                 best_epoch=outcome.best_epoch,
                 soft_targets=module.mixing != Mixing(),
-                augmented=data.augmented(*run_figures.SHEET),
+                augmented=run_figures.augmented(data, *run_figures.SHEET),
                 val_labels=module.val_predictions.get("labels"),
                 val_logits=module.val_predictions.get("logits"),
                 **tested,

@@ -73,6 +73,10 @@ TRAIN: dict[str, Key] = {
     "distill": Key(Text | None, hashed="content", path=True),
     "distill_weight": Key(Unit, idle=0.9),
     "distill_temperature": Key(Positive, idle=4.0),
+    "loss": Key(dict),
+    "loss.class_weights": Key(
+        Literal["balanced"] | Sequence[Positive] | None, idle=None
+    ),
     "force": Key(bool, hashed=False),
     "runs_dir": Key(Text, hashed=False, private=True, recorded=False, path=True),
     "run_dir": Key(hashed=False, private=True),
@@ -121,6 +125,9 @@ TRAIN: dict[str, Key] = {
     "data.label_noise": Key(idle=0.0),
     "data.label_noise_kind": Key(idle="symmetric"),
     "data.resolution": Key(idle=None),
+    "data.folds": Key(idle=None),
+    "data.fold": Key(idle=0),
+    "data.sampler": Key(idle="shuffled"),
     "optimizer.lr": Key(Positive),
     "optimizer.penalty": Key(idle="decay"),
     "optimizer.epsilon": Key(idle="inside"),

@@ -24,11 +24,11 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from errno import EDQUOT, ENOSPC
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import IO, Any, NamedTuple, cast
 
-from resnet_se.data.image_tree import find_layout, is_hidden
+from resnet_se.data.image_tree import ANNOTATIONS, find_layout, is_hidden
 from resnet_se.data.reading import Limits, first_few, progress, root_error
 from resnet_se.utils.errors import UserError
 from resnet_se.utils.system import cache_folder
@@ -57,38 +57,67 @@ Content = Callable[[], IO[bytes]]
 
 
 @contextmanager
-def opened(root: Path, limits: Limits) -> Iterator[Path]:
+def opened(root: Path, limits: Limits, val: str | None = None) -> Iterator[Path]:
     """Yield the folder `root`, or a temporary one with the tree of an archive."""
     if root.is_dir():
         yield root
     else:
-        with unpacked(root, _in_tree, limits) as folder:
+        with unpacked(root, lambda members: _in_tree(members, val), limits) as folder:
             yield folder
 
 
-def _in_tree(members: Iterable[Member]) -> Callable[[Member], bool]:
-    """Return a test: the member is a class folder or lies in one."""
-    below: dict[str, set[str]] = {"": set()}
+def archive_folders(archive: Path, limits: Limits) -> Callable[[str], set[str]]:
+    """Return a function of a folder in an archive: the names of those below it.
+
+    Raises:
+        UserError: as `unpacked`.
+    """
+    status = archive.stat()
+    return _listed(archive, limits, status.st_size, status.st_mtime_ns)
+
+
+@lru_cache(maxsize=8)
+def _listed(
+    archive: Path, limits: Limits, _size: int, _time: int
+) -> Callable[[str], set[str]]:
+    with _damage_named(archive):
+        return _folders(member for member, _ in _members(archive, limits))
+
+
+def _folders(members: Iterable[Member]) -> Callable[[str], set[str]]:
+    below: dict[str, set[str]] = {}
     for member in members:
-        first, *rest = member.name.split("/")
-        rest += [""] * (member.kind == "folder")
-        if rest and not any(map(is_hidden, (first, *rest))):
-            below[""].add(first)
-            if len(rest) > 1:
-                below.setdefault(f"{first}/", set()).add(rest[0])
-    layout = find_layout(lambda at: set(below.get(at, ())))
-    splits = [f"{layout.top}{split}" for split in layout.splits]
+        parents = member.name.split("/")[: None if member.kind == "folder" else -1]
+        at = ""
+        for name in parents:
+            if is_hidden(name):
+                break
+            below.setdefault(at, set()).add(name)
+            at += f"{name}/"
+    return lambda at: set(below.get(at, ()))
+
+
+def _in_tree(
+    members: Iterable[Member], val: str | None = None
+) -> Callable[[Member], bool]:
+    """Return a test: the member is a class folder or lies in one."""
+    layout = find_layout(_folders(members), val)
+    splits = [f"{layout.top}{split}" for split in layout.parts]
 
     def wanted(member: Member) -> bool:
         name = f"{member.name}/" if member.kind == "folder" else member.name
         return any(
             name.startswith(split)
             # Not a file beside the class folders; a link might stand for one.
-            and (member.kind != "file" or "/" in name[len(split) :])
+            and (member.kind != "file" or _below_class(name[len(split) :]))
             for split in splits
         )
 
     return wanted
+
+
+def _below_class(name: str) -> bool:
+    return "/" in name or name == ANNOTATIONS
 
 
 @contextmanager

@@ -22,20 +22,19 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from resnet_se.data.augmentation.pipeline import Augmentation
+from resnet_se.data.decode import decoder, decoders_differ
 from resnet_se.data.human_labels import NoiseKind, noisy_labels
 from resnet_se.data.image_set import DataNotFound, DatasetInfo, ImageSet
 from resnet_se.data.loaders import (
     EVAL_BATCH_SIZE,
     AugmentedImages,
     BatchesOnDevice,
-    GivenImages,
     ImagesInOrder,
     ShuffledBatches,
-    evenly_spread,
-    train_val_split,
 )
 from resnet_se.data.normalisation import channel_statistics, normalise
 from resnet_se.data.resolution import Phases, Resolution, Size
+from resnet_se.data.splits import evenly_spread, train_val_split
 from resnet_se.utils import lightning_private as internals
 from resnet_se.utils.errors import UserError
 from resnet_se.utils.system import usable_cores
@@ -67,6 +66,9 @@ class ImageDataModule(L.LightningDataModule):
         drop_last: leave out the images that do not fill a last batch (likewise).
         resolution: phases on smaller images (`Resolution`), or null.
         epochs: of the training; phases are shares of them.
+        sampler: `balanced`: an epoch has as many images of each class.
+        folds, fold: k of a stratified k-fold, and the one held out, from 0; null:
+            `val_fraction` is.
         train_subset: train on about this many images, stratified and fixed by
             `split_seed`; null for all.
         label_noise, label_noise_kind: wrong labels to train and validate on, fixed by
@@ -112,8 +114,14 @@ class ImageDataModule(L.LightningDataModule):
         label_noise_kind: NoiseKind = "symmetric",
         resolution: Phases | None = None,
         epochs: Count = 1,
+        folds: Annotated[int, Field(ge=2)] | None = None,
+        fold: Natural = 0,
+        sampler: Literal["shuffled", "balanced"] = "shuffled",
     ):
         super().__init__()
+        if fold >= (folds or 1):
+            most = f"0 to {(folds or 1) - 1} with data.folds={folds}"
+            raise UserError(f"data.fold: expected {most}, got {fold}")
         if repeats > 1 and not drop_last:
             raise UserError(
                 "data.drop_last: expected true with data.repeats > 1, whose epochs "
@@ -133,8 +141,8 @@ class ImageDataModule(L.LightningDataModule):
         self.val_fraction = val_fraction
         self.split = split
         self.drop_last = drop_last
-        self.split_seed = split_seed
-        self.seed = seed
+        self.folding, self.sampler = (folds, fold), sampler
+        self.split_seed, self.seed = split_seed, seed
         self.num_workers = num_workers
         self.train_subset = train_subset
         self.repeats = repeats
@@ -176,11 +184,15 @@ class ImageDataModule(L.LightningDataModule):
     def _load(self) -> None:
         images: ImageSet = self.source.load()
         pixels, labels = images.train_images, images.train_labels
-        how = self.split, self.val_fraction, self.train_subset, self.split_seed
-        train, val = train_val_split(labels, *how)
+        own = not self.folding[0] and images.val_images is not None
+        how = "none" if own else self.split, self.val_fraction, self.train_subset
+        train, val = train_val_split(labels, *how, self.split_seed, *self.folding)
         labels = noisy_labels(labels, *self.noise, self.split_seed)
         self.train_part = pixels[train], labels[train]
         self.val_part = pixels[val], labels[val]
+        if own and images.val_images is not None and images.val_labels is not None:
+            noisy = noisy_labels(images.val_labels, *self.noise, self.split_seed)
+            self.val_part = images.val_images, noisy
         self.test_part = images.test_images, images.test_labels
         self.images = images.info  # not the images: the parts are copies of them
         self.mean, self.std = channel_statistics(self.train_part[0])
@@ -214,24 +226,7 @@ class ImageDataModule(L.LightningDataModule):
 
     def first_images(self, n: int) -> Tensor:
         """Return the first n training images, normalised: float (n, 3, H, W)."""
-        return normalise(self.train_part[0][:n], self.mean, self.std)
-
-    def augmented(self, n: int, epochs: int) -> Tensor:
-        """Return n training images, then as E epochs see them: (1 + E, n, 3, H, W)."""
-        index = torch.arange(n) * len(self.train_part[0]) // n
-        part = self.train_part[0][index], self.train_part[1][index]
-        rows = [part[0].float()]
-        for epoch in range(epochs):  # at full size
-            sampler = GivenImages(n, self.seed, epoch)
-            if self.engine == "batched":
-                loader = BatchesOnDevice(*part, self.augment, sampler, self.statistics)
-                x, _ = next(iter(loader))
-                x = x * self.std[:, None, None] + self.mean[:, None, None]
-                rows.append(255 * x)
-            else:
-                dataset = AugmentedImages(*part, self.augment, self.seed)
-                rows.append(dataset[next(iter(sampler))][0].float())
-        return torch.stack(rows).round().clamp(0, 255).to(torch.uint8)
+        return normalise(self.train_part[0][:n], *self.statistics)
 
     def shuffled(self, n: int) -> Iterator[Tensor]:
         """Return batches of about n training images, augmented, drawn over them all."""
@@ -248,6 +243,8 @@ class ImageDataModule(L.LightningDataModule):
             "name": self.images.name,
             "origin": self.images.origin,
             "fingerprint": self.images.fingerprint,
+            "order": self.images.order,
+            "decoder": decoder(),
             "classes": list(self.images.classes),
             "train": len(self.train_part[0]),
             "val": len(self.val_part[0]),
@@ -319,7 +316,8 @@ class ImageDataModule(L.LightningDataModule):
         images, repeats = len(self.train_part[0]), self.repeats
         order = images, self.batch_size, self.seed, *self._rank
         place = self._place["epoch"], self._place["done"]
-        sampler = ShuffledBatches(*order, *place, repeats, self.drop_last)
+        labels = self.train_part[1] if self.sampler == "balanced" else None
+        sampler = ShuffledBatches(*order, *place, repeats, self.drop_last, labels)
         size = self.resolution
         if self.engine == "batched":
             part = self._placed_pair("train_part", device)
@@ -380,6 +378,7 @@ class ImageDataModule(L.LightningDataModule):
             "place": {"epoch": internals.epochs_done(trainer), "done": done},
             "size": list(self.image_size),
             "fingerprint": self.images.fingerprint,
+            "decoder": decoder(),
             "classes": list(self.images.classes),
             "mean": self.mean,
             "std": self.std,
@@ -396,5 +395,6 @@ class ImageDataModule(L.LightningDataModule):
             raise UserError(
                 "ckpt_path: the checkpoint was trained on data with fingerprint "
                 f"{state['fingerprint']}, these have {images.fingerprint}"
+                f"{decoders_differ(state.get('decoder'))}"
             )
         self._place = state.get("place", self._place)  # older checkpoints have none

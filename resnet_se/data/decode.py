@@ -6,15 +6,17 @@ is transparent, 8-bit RGB; an image with too many pixels is refused by its heade
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps
+import PIL
+from PIL import Image, ImageOps, UnidentifiedImageError, features
 
 from resnet_se.utils.system import usable_cores
 
@@ -22,7 +24,10 @@ from resnet_se.utils.system import usable_cores
 FORMATS = (
     *("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO"),
     *("PCX", "PNG", "PPM", "TGA", "TIFF", "WEBP"),
+    "HEIF",  # with the extra `heif`
 )
+HEIC = (".heic", ".heif", ".hif")
+NO_HEIC = "HEIC, which needs pillow-heif: uv sync --extra heif, or convert it to JPEG"
 ORIENTATION = 0x0112  # in a photograph's EXIF; 1 is upright
 MEGAPIXELS = 64.0  # an image that claims more is taken for a decompression bomb
 # Pixels; below it threads only queue for Python's lock (measured: half the speed at
@@ -55,20 +60,40 @@ class TooManyPixels(DecodeError):
 def formats() -> list[str]:
     """Return those of `FORMATS` that this PIL was built with."""
     Image.init()
+    with suppress(ImportError):
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
     return [name for name in FORMATS if name in Image.OPEN]
 
 
 @cache
 def suffixes() -> frozenset[str]:
     """Return the endings of files in one of `formats`: `.jpg`, `.png`, …"""
+    known = formats()  # which registers them
     registered = Image.registered_extensions().items()
-    return frozenset(suffix for suffix, name in registered if name in formats())
+    return frozenset(suffix for suffix, name in registered if name in known)
+
+
+@cache
+def decoder() -> str:
+    """Return the names and versions of what makes pixels of a JPEG here."""
+    turbo = features.check_feature("libjpeg_turbo")
+    version = features.version("libjpeg_turbo") if turbo else features.version("jpg")
+    return f"Pillow {PIL.__version__}, libjpeg{'-turbo' * bool(turbo)} {version}"
+
+
+def decoders_differ(then: str | None) -> str:
+    """Return the end of a sentence on other pixels: the decoder then, and now."""
+    if then == decoder():
+        return ""
+    return f"; decoded then by {then or 'a decoder not recorded'}, now by {decoder()}"
 
 
 def decode(
-    path: Path, size: Size | None = None, megapixels: float = MEGAPIXELS
+    path: Path | bytes, size: Size | None = None, megapixels: float = MEGAPIXELS
 ) -> DecodedImage:
-    """Return the image of a file.
+    """Return the image of a file, or of its bytes.
 
     Args:
         size: resizes to this height and width (bilinear, with antialiasing).
@@ -78,7 +103,8 @@ def decode(
         DecodeError: it cannot be read; TooManyPixels: it has more than that.
     """
     try:
-        with Image.open(path, formats=formats()) as image:
+        file = io.BytesIO(path) if isinstance(path, bytes) else path
+        with Image.open(file, formats=formats()) as image:
             pixels = float(image.width * image.height)
             if pixels <= megapixels * 1e6:
                 return DecodedImage(to_pixels(image, size), str(image.format))
@@ -86,7 +112,13 @@ def decode(
         pixels = math.inf
     except Exception as error:  # PIL raises many kinds for damaged files
         reason = getattr(error, "strerror", None) or str(error)
-        reason = reason.replace(f" {str(path)!r}", "") or type(error).__name__
+        if isinstance(path, Path):
+            reason = reason.replace(f" {str(path)!r}", "")
+            if path.suffix.lower() in HEIC and "HEIF" not in formats():
+                reason = NO_HEIC
+        elif isinstance(error, UnidentifiedImageError):
+            reason = "cannot identify image file"
+        reason = reason or type(error).__name__
         raise DecodeError(reason.splitlines()[0]) from None
     raise TooManyPixels(megapixels, pixels)
 

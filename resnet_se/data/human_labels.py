@@ -76,7 +76,7 @@ class CIFAR10N:
     def key(self) -> str:
         """Return the identity of the images and of the labels' file."""
         digest = hashlib.sha256(self._file().read_bytes()).hexdigest()[:16]
-        return f"{self._images.key()}-{self.kind}-{digest}"
+        return f"{self._images.as_files()[0]}-{self.kind}-{digest}"
 
     def load(self) -> ImageSet:
         """Return the images with the labels of people.
@@ -84,7 +84,7 @@ class CIFAR10N:
         Raises:
             UserError: as `CIFAR10.load`; the labels are damaged, or of other images.
         """
-        images = self._images.load()
+        images = self._images.as_files()[1]()
         path = self._file()
         labels = read_human_labels(path)
         clean, given = labels["clean_label"], images.train_labels

@@ -1,6 +1,7 @@
 """The image set and its cache.
 
-Decoded images are kept in `cache_folder()` as `<key>.npz`, whose checksums show damage.
+Decoded images are kept in `cache_folder()` as `<key>.npz`, whose checksums show damage,
+with the decoder that made them: another one's are decoded again.
 """
 
 from __future__ import annotations
@@ -9,21 +10,22 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
+from resnet_se.data.decode import decoder
 from resnet_se.utils.errors import UserError
 from resnet_se.utils.files import atomic_file
 from resnet_se.utils.system import cache_folder
 
 log = logging.getLogger(__name__)
 
-SPLITS = ("train", "test")
 TENSORS = ("train_images", "train_labels", "test_images", "test_labels")
+VAL_TENSORS = ("val_images", "val_labels")
 
 
 class DataNotFound(UserError):
@@ -37,6 +39,7 @@ class DatasetInfo(NamedTuple):
     origin: str
     classes: tuple[str, ...]
     fingerprint: str
+    order: str
 
 
 @dataclass(frozen=True, eq=False)  # `==` of tensors has no single truth value
@@ -46,6 +49,9 @@ class ImageSet:
     Args:
         name: of the kind of source.
         origin: one line on where the pixels came from.
+        order: of the images: `files`, as they lie there; `content`, sorted by their
+            pixels' digests, the same however they are wrapped; `official`.
+        val_images, val_labels: a part to validate on, where the source has its own.
 
     Raises:
         UserError: shapes, dtypes, labels and classes do not fit each other.
@@ -58,13 +64,23 @@ class ImageSet:
     train_labels: torch.Tensor
     test_images: torch.Tensor
     test_labels: torch.Tensor
+    order: str = field(default="files", kw_only=True)
+    val_images: torch.Tensor | None = field(default=None, kw_only=True)
+    val_labels: torch.Tensor | None = field(default=None, kw_only=True)
+
+    @property
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Images and labels of all parts that there are, by their names here."""
+        names = TENSORS if self.val_images is None else TENSORS + VAL_TENSORS
+        return {name: getattr(self, name) for name in names}
 
     def __post_init__(self) -> None:
         k, size = len(self.classes), tuple(self.train_images.shape[2:])
         if k < 2 or len(set(self.classes)) < k:
             raise _misfit("classes", "2 or more different names", self.classes)
-        for split in SPLITS:
-            images = getattr(self, f"{split}_images")
+        for name in list(self.tensors)[::2]:
+            split = name.removesuffix("_images")
+            images = getattr(self, name)
             labels = getattr(self, f"{split}_labels")
             n, shape = len(images), tuple(images.shape)
             fits = images.ndim == 4 and shape == (n, 3, *size)
@@ -85,16 +101,18 @@ class ImageSet:
     @cached_property
     def fingerprint(self) -> str:
         """`sha256:` and 16 hex digits; of classes, shapes, pixels and labels alone."""
-        tensors = [getattr(self, name) for name in TENSORS]
+        tensors = list(self.tensors.values())
         shapes = [list(tensor.shape) for tensor in tensors]
         digest = hashlib.sha256(json.dumps([list(self.classes), shapes]).encode())
         for tensor in tensors:
-            digest.update(tensor.contiguous().numpy())
+            digest.update(tensor.contiguous().numpy().data)
         return f"sha256:{digest.hexdigest()[:16]}"
 
     @property
     def info(self) -> DatasetInfo:
-        return DatasetInfo(self.name, self.origin, self.classes, self.fingerprint)
+        return DatasetInfo(
+            self.name, self.origin, self.classes, self.fingerprint, self.order
+        )
 
 
 def _misfit(argument: str, expected: str, got: object) -> UserError:
@@ -106,19 +124,24 @@ def cached(key: str, build: Callable[[], ImageSet]) -> ImageSet:
     path = cache_folder() / f"{key}.npz"
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            tensors = [torch.from_numpy(arrays[name]) for name in TENSORS]
+            if "decoder" not in arrays or str(arrays["decoder"]) != decoder():
+                raise FileNotFoundError
+            names = [n for n in TENSORS + VAL_TENSORS if n in arrays]
+            tensors = {name: torch.from_numpy(arrays[name]) for name in names}
             name, origin, *classes = arrays["text"].tolist()
-        return ImageSet(name, origin, tuple(classes), *tensors)
+            order = str(arrays["order"]) if "order" in arrays else "files"
+        return ImageSet(name, origin, tuple(classes), order=order, **tensors)
     except (FileNotFoundError, NotADirectoryError):
         pass
     except Exception as error:  # zipfile, zlib, NumPy, ImageSet: each has its own kind
         log.warning("Cache file %s is damaged (%s): building it again", path, error)
     images = build()
-    arrays = {name: getattr(images, name).numpy() for name in TENSORS}
+    arrays = {name: tensor.numpy() for name, tensor in images.tensors.items()}
     text = np.array([images.name, images.origin, *images.classes])
+    made = {"order": np.array(images.order), "decoder": np.array(decoder())}
     try:
         with atomic_file(path) as target:
-            np.savez(target, text=text, **arrays)
+            np.savez(target, text=text, **made, **arrays)
     except OSError as error:
         log.warning("Images are not cached, the next run decodes again: %s", error)
     return images

@@ -1,38 +1,34 @@
-"""Image trees: the layouts of their folders, the files allowed in them, decoding.
+"""Image trees: the layouts of their folders, the files allowed in them.
 
-Three layouts are read, alone or under one common folder:
+Three layouts are read, alone or under one or two common folders:
 
-    train/<class>/* and test/<class>/*   (or val, valid, validation for test)
+    train/<class>/* and test/<class>/*   val/<class>/* beside them is validated on, or,
+                                         without test/, tested on
     train/<class>/*                      a test part is cut from it
     <class>/*                            the same
+
+The parts go by any of `PART_NAMES`, in upper case or lower.
 """
 
 from __future__ import annotations
 
-import math
 import os
 import stat
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-
-from resnet_se.data.decode import (
-    DecodedImage,
-    DecodeError,
-    TooManyPixels,
-    decode,
-    decoding_threads,
-    pil_limit_lifted,
-)
-from resnet_se.data.reading import Limits, first_few, progress, root_error, source_error
+from resnet_se.data.decode import HEIC, NO_HEIC, suffixes
+from resnet_se.data.reading import Limits, first_few, root_error, source_error
 from resnet_se.utils.errors import nearest
 
-TESTS = ("test", "val", "valid", "validation")
-CHUNK = 256  # images that a thread decodes at once
+PART_NAMES = {
+    "train": ("train", "training", "seg_train"),
+    "val": ("val", "valid", "validation", "dev", "eval"),
+    "test": ("test", "testing", "seg_test"),
+}
+IMAGES, ANNOTATIONS = "images", "val_annotations.txt"  # of Tiny ImageNet's val/
+ROLES = {name: role for role, names in PART_NAMES.items() for name in names}
 
 
 def is_hidden(name: str) -> bool:
@@ -45,38 +41,118 @@ def is_hidden(name: str) -> bool:
 class Layout(NamedTuple):
     """Folders that hold the class folders; each name ends in a slash or is empty."""
 
-    top: str  # the common folder, "pets/"
+    top: str  # the common folders, "pets/"
     splits: tuple[str, ...]  # below it: train/ and test/; train/; or the top itself
+    val: str = ""  # below it, where it is validated on
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The folders of all parts: to train on, any to test on, any to validate on."""
+        return (*self.splits, self.val) if self.val else self.splits
 
 
-def find_layout(folders: Callable[[str], set[str]]) -> Layout:
-    """Return the layout of a tree; `folders(at)` are the names of those below `at`."""
+def find_layout(folders: Callable[[str], set[str]], val: str | None = None) -> Layout:
+    """Return the layout of a tree.
+
+    Args:
+        folders: of `at`, the names of those below it.
+        val: the name of the part to validate on; None: one of its usual names.
+
+    Raises:
+        UserError: two folders are the same part.
+    """
     names, top = folders(""), ""
-    if len(names) == 1 and not names & {"train", *TESTS}:
-        top = f"{names.pop()}/"
-        names = folders(top)
-    tests = [f"{name}/" for name in TESTS if name in names][:1]
-    train = "train/" if tests or "train" in names else ""
-    return Layout(top, (train, *tests))
+    for _ in range(2):
+        if len(names) == 1 and not _roles(names, val):
+            inner = f"{top}{next(iter(names))}/"
+            if not (below := folders(inner)):
+                break
+            names, top = below, inner
+    roles = _roles(names, val)
+    if not any(folders(f"{top}{name}/") for name in roles.get("val", ())):
+        roles.pop("val", None)  # /dev, a folder of scripts
+    for role, (first, *others) in roles.items():
+        if others:
+            got = f"{first}/ and {', '.join(f'{name}/' for name in others)}"
+            raise root_error(f"one part called {role}", got)
+    # A part may lie in a folder of its own name: seg_train/seg_train/.
+    at = {
+        role: f"{name}/{name}/" if folders(f"{top}{name}/") == {name} else f"{name}/"
+        for role, (name,) in roles.items()
+    }
+    # Tiny ImageNet's: images of all classes in one folder, those to test on unlabelled.
+    if "val" in at and folders(top + at.get("test", "")) == {IMAGES}:
+        del at["test"]
+    test = at.pop("test", None) or (at.pop("val", None) if val is None else None)
+    train = at.get("train", "train/" if test else "")
+    return Layout(top, (train, test) if test else (train,), at.get("val", ""))
 
 
-def tree_files(folder: Path, root: Path, limits: Limits) -> dict[str, Path | None]:
-    """Return {"train/cat/": None, "train/cat/1.png": its path, …}.
+def reading_tag(layout: Layout, classes: set[str]) -> str:
+    """Return a mark for keys of trees that earlier versions read in another way.
+
+    They knew `train` and one of four names of a test part, validated on neither, and
+    sorted classes by name: "" where that gives the same.
+    """
+    test = layout.splits[1:] or ("test/",)
+    same = (
+        layout.top.count("/") < 2
+        and layout.splits[0] in ("", "train/")
+        and test[0] in ("test/", "val/", "valid/", "validation/")
+        and not layout.val
+        and sorted_classes(classes) == sorted(classes)
+    )
+    read = "+".join(layout.parts).replace("/", "") or "numbers"
+    return "" if same else f"-{ascii(read)[1:-1]}"
+
+
+def _roles(names: set[str], val: str | None) -> dict[str, list[str]]:
+    """Return {train, val, test: the folders of that part}."""
+    roles: dict[str, list[str]] = {}
+    for name in sorted(names):
+        role = ROLES.get(name.casefold())
+        if val is not None:
+            role = "val" if name == val else role if role != "val" else None
+        if role:
+            roles.setdefault(role, []).append(name)
+    return roles
+
+
+def sorted_classes(names: Iterable[str]) -> list[str]:
+    """Return classes by name, or by number where all are numbers."""
+    names = sorted(names)
+    return sorted(names, key=int) if all(map(str.isdecimal, names)) else names
+
+
+class TreeFiles(NamedTuple):
+    """Files of a tree: {"train/cat/": None, "train/cat/1.png": its path, …}."""
+
+    layout: Layout
+    files: dict[str, Path | None]
+    left_out: dict[str, int]  # {suffix: files that are no pictures by it}
+
+
+def tree_files(
+    folder: Path, root: Path, limits: Limits, val: str | None = None
+) -> TreeFiles:
+    """Return the files that may be pictures.
 
     Args:
         folder: of the tree, with the common folder; links are followed.
         root: its name in messages.
+        val: as for `find_layout`.
 
     Raises:
         UserError: naming a file that is empty or not a regular one, a circle of links,
-            more bytes than allowed, a folder that cannot be read.
+            more bytes than allowed, a folder that cannot be read, HEIC files.
     """
     files: dict[str, Path | None] = {}
+    left_out: dict[str, int] = {}
     unfit: list[str] = []
     size = 0
     try:
-        layout = _layout_of(folder)
-        for split in layout.splits:
+        layout = _layout_of(folder, val)
+        for split in layout.parts:
             below = folder / layout.top / split
             if not below.is_dir():
                 continue  # `class_files` misses it
@@ -84,6 +160,10 @@ def tree_files(folder: Path, root: Path, limits: Limits) -> dict[str, Path | Non
                 if name.endswith("/"):
                     files[name] = None
                 elif "/" in name[len(split) :]:  # not beside the classes
+                    suffix = path.suffix.lower()
+                    if suffix and suffix not in (*suffixes(), *HEIC):
+                        left_out[suffix] = left_out.get(suffix, 0) + 1
+                        continue
                     files[name] = path
                     if reason := _unfit(status):
                         unfit.append(f"{name} ({reason})")
@@ -93,77 +173,131 @@ def tree_files(folder: Path, root: Path, limits: Limits) -> dict[str, Path | Non
         raise root_error("a folder that can be read", f"{root} ({error})") from error
     if unfit:
         raise root_error(f"image files in {root}", first_few(sorted(unfit)))
-    return files
+    heic = [n for n in sorted(files) if Path(n).suffix.lower() in {*HEIC} - suffixes()]
+    if heic:
+        got = f"{first_few(heic)} ({NO_HEIC})"
+        raise root_error(f"pictures that Pillow decodes in {root}", got)
+    return TreeFiles(layout, files, left_out)
 
 
 def class_files(
-    folder: Path, root: Path, files: dict[str, Path | None], test_fraction: float | None
-) -> tuple[Layout, list[dict[str, list[str]]]]:
-    """Return the layout and {class: names} of the training and any test part.
+    folder: Path, root: Path, tree: TreeFiles, test_fraction: float | None
+) -> list[dict[str, list[str]]]:
+    """Return {class: names} of each part of the layout, as in `Layout.parts`.
 
     Args:
-        folder, root, files: of `tree_files`.
+        folder, root, tree: of `tree_files`.
         test_fraction: of each class, to be cut off where there is no test part; None:
             there must be one.
 
     Raises:
         UserError: the parts do not have the same 2 or more classes, or one is empty.
     """
-    layout = _layout_of(folder)
+    layout, files, _ = tree
     parts: list[dict[str, list[str]]] = []
-    for split in layout.splits:
+    for split in layout.parts:
         classes: dict[str, list[str]] = {}
         for name in sorted(files):
             if name.startswith(split):
                 group = classes.setdefault(name[len(split) :].split("/")[0], [])
                 group += [name] * (not name.endswith("/"))
-        parts.append(dict(sorted(classes.items())))
+        if classes.keys() == {IMAGES} and parts and IMAGES not in parts[0]:
+            annotations = folder / layout.top / split / ANNOTATIONS
+            classes = _annotated(classes[IMAGES], annotations, root)
+        parts.append({name: classes[name] for name in sorted_classes(classes)})
     beside = first_few(sorted(e.name for e in _visible(folder / layout.top)), 10)
-    for split, classes in zip(layout.splits, parts, strict=True):
+    for split, classes in zip(layout.parts, parts, strict=True):
         if not classes:
             expected = f"{split or 'train/'}<class>/ folders in {root}"
             raise root_error(expected, f"only {beside or 'nothing'}")
         for name, images in classes.items():
             if not name.isprintable():
                 raise root_error("class folders of printable names", ascii(name))
-            if not images:
+            if not images and split in layout.splits:
                 raise root_error(f"images in {root}", f"{split}{name} empty")
     if len(layout.splits) == 1 and test_fraction is None:
         raise root_error(f"test/<class>/ folders in {root}", f"only {beside}")
     _check_classes(layout, parts, root)
     cut = test_fraction if test_fraction and len(layout.splits) == 1 else 0.0
-    _check_counts(layout.splits[0], parts[0], root, cut)
-    return layout, parts
+    counts = {name: len(images) for name, images in parts[0].items()}
+    check_counts(layout.splits[0], counts, root, cut)
+    return parts
 
 
-def _layout_of(folder: Path) -> Layout:
-    return find_layout(lambda at: {e.name for e in _visible(folder / at) if e.is_dir()})
+def _annotated(names: list[str], annotations: Path, root: Path) -> dict[str, list[str]]:
+    """Return {class: names} by a table of file, class and more, divided by tabs."""
+    try:
+        rows = [row.split("\t") for row in annotations.read_text().splitlines()]
+    except (OSError, ValueError):
+        expected = f"class folders, or {ANNOTATIONS} beside {IMAGES}/, in {root}"
+        raise root_error(expected, f"none in {annotations.parent.name}/") from None
+    labels = {row[0]: row[1] for row in rows if len(row) > 1}
+    classes: dict[str, list[str]] = {}
+    for name in names:
+        file = name.rpartition("/")[2]
+        if file not in labels:
+            raise root_error(f"each file of {root} in {ANNOTATIONS}", f"no {file}")
+        classes.setdefault(labels[file], []).append(name)
+    return classes
+
+
+def _layout_of(folder: Path, val: str | None) -> Layout:
+    def folders(at: str) -> set[str]:
+        return visible_folders(folder / at)
+
+    layout = find_layout(folders, val)
+    if val is not None and layout.val.rstrip("/").rpartition("/")[2] != val:
+        names = folders(layout.top)
+        got = f"no such folder beside {', '.join(sorted(names))}"
+        raise source_error("val", "the name of a part", f"{val!r}, {got}")
+    if layout.splits == ("",):
+        _check_alike({name: folders(layout.top + name) for name in folders(layout.top)})
+    return layout
+
+
+def _check_alike(folders: dict[str, set[str]]) -> None:
+    """Refuse "classes" whose folders hold the same folders: they are parts."""
+    first = next(iter(folders.values()), set())
+    if (
+        len(folders) > 1
+        and len(first) > 1
+        and all(f == first for f in folders.values())
+    ):
+        parts = first_few(f"{name}/" for name in sorted(folders))
+        got = f"{parts} with the same folders in each ({first_few(sorted(first))})"
+        hint = "name parts train/ and test/, or name one of them with data.source.val"
+        raise root_error("class folders", got, hint)
 
 
 def _check_classes(
     layout: Layout, parts: list[dict[str, list[str]]], root: Path
 ) -> None:
-    folders = list(zip(layout.splits, parts, strict=True))
-    for (split, classes), (other, names) in zip(folders, folders[::-1], strict=True):
-        for name in classes:
-            if name not in names:
-                expected = f"{split}{name}/ to be in {other} as well in {root}"
-                hint = nearest(name, names)
-                raise root_error(expected, f"no {other}{name}", hint)
-    if len(parts[0]) < 2:
-        raise root_error(f"2 or more classes in {root}", first_few(parts[0]))
+    train, classes = layout.splits[0], parts[0]
+    for other, names in zip(layout.parts[1:], parts[1:], strict=True):
+        for name in names:
+            if name not in classes:
+                expected = f"{other}{name}/ to be in {train} as well in {root}"
+                hint = nearest(name, classes)
+                raise root_error(expected, f"no {train}{name}", hint)
 
 
-def _check_counts(
-    split: str, classes: dict[str, list[str]], root: Path, cut: float
-) -> None:
-    for name, images in classes.items():
-        n = len(images)
+def check_counts(split: str, counts: Mapping[str, int], root: Path, cut: float) -> None:
+    """Refuse a class too small to train, validate and, after the cut, test on."""
+    if len(counts) < 2:
+        raise root_error(f"2 or more classes in {root}", first_few(counts) or "none")
+    for name, n in counts.items():
         if n - (max(1, round(n * cut)) if cut else 0) < 2:
             expected = "2 or more images of each class to train and validate on"
             if cut:
                 expected += f", once {cut:g} are cut off (data.source.test_fraction),"
             raise root_error(f"{expected} in {root}", f"{n} in {split}{name}")
+
+
+def visible_folders(folder: Path) -> set[str]:
+    """Return the names of the folders in a folder; none where there is no such."""
+    if not folder.is_dir():
+        return set()
+    return {entry.name for entry in _visible(folder) if entry.is_dir()}
 
 
 def _visible(folder: Path) -> list[os.DirEntry[str]]:
@@ -202,76 +336,3 @@ def _unfit(status: os.stat_result | None) -> str:
     if kind == stat.S_IFREG:
         return "" if status.st_size else "empty"
     return {stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket"}.get(kind, "a device")
-
-
-# --- decoding ----------------------------------------------------
-
-
-def decode_files(
-    names: list[str], paths: list[Path], root: Path, size: int | None, limits: Limits
-) -> tuple[np.ndarray, list[str]]:
-    """Return RGB images, uint8 (N, 3, H, W), and the formats of their files.
-
-    Args:
-        names: of the files in messages.
-        root: folder or archive that they come from, for messages.
-        size: resizes to size×size; None: all must be of one size.
-
-    Raises:
-        UserError: naming the files that are broken, of another size, or too large.
-    """
-    with pil_limit_lifted():
-        first, original = _first_readable(names, paths, limits)
-        shape = (3, size, size) if size else original
-        size_hint = "data.source.size makes them smaller"
-        described = f"{len(names):,} images of {shape} ({size_hint})"
-        limits.check_bytes(described, len(names) * math.prod(shape))
-        images = np.empty((len(names), *shape), np.uint8)  # (N, 3, H, W)
-        formats: set[str] = set()
-        broken: dict[int, str] = {}
-        odd: dict[int, str] = {}
-
-        def decode_from(begin: int) -> None:
-            for i in range(begin, min(begin + CHUNK, len(names))):
-                try:
-                    image = _decode(names[i], paths[i], size, limits)
-                except DecodeError as error:
-                    broken[i] = f"{names[i]} ({error})"
-                    continue
-                if image.pixels.shape == shape:
-                    images[i] = image.pixels
-                    formats.add(image.format)
-                else:
-                    odd[i] = f"{names[i]} with {image.pixels.shape}"
-
-        bar = progress(f"decoding {len(names):,} images", len(names))
-        threads = decoding_threads(math.prod(original[1:]))
-        with ThreadPoolExecutor(threads) as pool, bar as advance:
-            for _ in pool.map(decode_from, range(0, len(names), CHUNK)):
-                advance(CHUNK)
-    if broken:
-        expected = f"images that PIL reads as 8-bit RGB in {root}"
-        raise root_error(expected, first_few(broken[i] for i in sorted(broken)))
-    if odd:
-        expected = f"images of {shape} as {first} in {root}"
-        got = first_few(odd[i] for i in sorted(odd))
-        raise source_error("size", expected, got, "set it to resize them")
-    return images, sorted(formats)
-
-
-def _first_readable(
-    names: list[str], paths: list[Path], limits: Limits
-) -> tuple[str, tuple[int, ...]]:
-    """Return name and shape (3, H, W) of the first image that can be read."""
-    for name, path in zip(names, paths, strict=True):
-        with suppress(DecodeError):
-            return name, _decode(name, path, None, limits).pixels.shape
-    return "", (3, 1, 1)  # all are broken, which `decode_files` reports
-
-
-def _decode(name: str, path: Path, size: int | None, limits: Limits) -> DecodedImage:
-    try:
-        return decode(path, (size, size) if size else None, limits.megapixels)
-    except TooManyPixels as error:
-        limits.check_pixels(name, error.pixels)
-        raise

@@ -16,6 +16,7 @@ import numpy as np
 
 from resnet_se.data.archives import is_archive, unpacked
 from resnet_se.data.decode import (
+    HEIC,
     DecodeError,
     Size,
     decode,
@@ -62,6 +63,12 @@ class Pictures:
         for root in self.roots:
             yield from _below(root) if root.path.is_dir() else [root]
 
+    def passed_over(self) -> int:
+        """Return the number of files in the folders that are no pictures by suffix."""
+        folders = [root for root in self.roots if root.path.is_dir()]
+        files = sum(1 for root in folders for _ in _files_below(root))
+        return files - sum(1 for root in folders for _ in _below(root))
+
 
 @contextmanager
 def find_pictures(inputs: Iterable[str | Path]) -> Iterator[Pictures]:
@@ -105,13 +112,19 @@ def _matches(name: str) -> list[Path]:
 
 
 def _below(root: Picture) -> Iterator[Picture]:
-    """Yield the pictures in a folder and in those inside it, sorted within each."""
+    """Yield the pictures in a folder and in those inside it, HEIC among them."""
+    known = (*suffixes(), *HEIC)
+    return (file for file in _files_below(root) if file.path.suffix.lower() in known)
+
+
+def _files_below(root: Picture) -> Iterator[Picture]:
+    """Yield the files in a folder and in those inside it, sorted within each."""
     for folder, inner, names in os.walk(root.path):
         inner[:] = sorted(name for name in inner if not is_hidden(name))
         at = os.path.relpath(folder, root.path)
         prefix = root.name if at == "." else os.path.join(root.name, at)
         for name in sorted(names):
-            if not is_hidden(name) and Path(name).suffix.lower() in suffixes():
+            if not is_hidden(name):
                 yield Picture(os.path.join(prefix, name), Path(folder, name))
 
 

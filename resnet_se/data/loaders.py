@@ -1,4 +1,4 @@
-"""Batches of images: split, order, shares of the ranks, engines.
+"""Batches of images: order, shares of the ranks, engines.
 
 Both engines take their images in the same order, and ranks share it: of one permutation
 by (seed, epoch), the k-th global batch is its k-th `batch_size` × `world_size` images,
@@ -8,7 +8,6 @@ batches of one device with 2·B.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 
 import torch
@@ -20,7 +19,6 @@ from resnet_se.data.augmentation.custom import apply_custom, apply_custom_batch
 from resnet_se.data.augmentation.pipeline import Augmentation
 from resnet_se.data.normalisation import normalise_
 from resnet_se.data.resolution import NATIVE, Resolution, downsample
-from resnet_se.utils.errors import UserError
 from resnet_se.utils.random_streams import derive_seed
 
 EVAL_BATCH_SIZE = 500
@@ -30,83 +28,23 @@ EVAL_BATCH_SIZE = 500
 GPU_CHUNK = 2048
 
 
-def stratified_split(
-    labels: Tensor, fraction: float, seed: int
-) -> tuple[Tensor, Tensor]:
-    """Return ascending indices (N_train,) and (N_val,), stratified by class.
+def balanced_order(labels: Tensor, generator: torch.Generator) -> Tensor:
+    """Return N indices, sorted by class, with ⌊N/K⌋ or one more of each class.
 
-    A class of n images gives max(1, round(n × fraction)) of them to validation.
-
-    Raises:
-        UserError: `fraction` is not in (0, 1), or a class would have none left.
+    A class's images are gone through in a random order, and again in another.
     """
-    if not 0 < fraction < 1:
-        raise UserError(f"data.val_fraction: expected 0 < f < 1, got {fraction}")
-    generator = torch.Generator().manual_seed(derive_seed("split", seed))
-    chosen = torch.zeros(len(labels), dtype=torch.bool)
-    for label in labels.unique():
+    classes = labels.unique()
+    shares = torch.arange(len(labels)).tensor_split(len(classes))
+    chosen = []
+    for label, share in zip(classes, shares, strict=True):
         members = (labels == label).nonzero().squeeze(1)
-        n_val = max(1, round(len(members) * fraction))
-        if n_val >= len(members):
-            raise UserError(
-                f"data.val_fraction={fraction}: class {int(label)} has "
-                f"{len(members)} images and would keep none to train on"
-            )
-        order = torch.randperm(len(members), generator=generator)
-        chosen[members[order[:n_val]]] = True
-    return (~chosen).nonzero().squeeze(1), chosen.nonzero().squeeze(1)
-
-
-def tail_split(labels: Tensor, fraction: float) -> tuple[Tensor, Tensor]:
-    """Return indices (N_train,) and (N_val,): the first images, and the last ones.
-
-    Keras's `validation_split`: ⌊N × (1 − fraction)⌋ images are trained on.
-
-    Raises:
-        UserError: no image is left for one of the parts, or none of a class to train
-            on: the images are sorted by class.
-    """
-    size = math.floor(len(labels) * (1 - fraction))
-    train, val = torch.arange(len(labels)).split([size, len(labels) - size])
-    if not len(train) or not len(val):
-        raise UserError(
-            f"data.val_fraction: expected images in both parts, got {len(train)} to "
-            f"train on and {len(val)} held out of {len(labels)}"
-        )
-    missing = set(labels.unique().tolist()) - set(labels[train].unique().tolist())
-    if missing:
-        raise UserError(
-            f"data.split=tail: class {min(missing)} lies in the last {len(val)} images "
-            "alone, none to train on; images sorted by class need data.split=stratified"
-        )
-    return train, val
-
-
-def train_val_split(
-    labels: Tensor, split: str, fraction: float, subset: int | None, seed: int
-) -> tuple[Tensor, Tensor]:
-    """Return indices (N_train,) and (N_val,), `split` either `stratified` or `tail`.
-
-    Of the first about `subset` are left, stratified, where that is not None; raises as
-    the two splits.
-    """
-    if split == "tail":
-        train, val = tail_split(labels, fraction)
-    else:
-        train, val = stratified_split(labels, fraction, seed)
-    if subset is not None and subset < len(train):
-        share = 1 - subset / len(train)
-        train = train[stratified_split(labels[train], share, seed)[0]]
-    return train, val
-
-
-def evenly_spread(labels: Tensor) -> Tensor:
-    """Return an order (N,) of which any beginning has its share of every class."""
-    share = torch.empty(len(labels), dtype=torch.float64)
-    for label in labels.unique():
-        members = (labels == label).nonzero().squeeze(1)
-        share[members] = (torch.arange(len(members)).double() + 0.5) / len(members)
-    return share.argsort(stable=True)
+        rounds = -(-len(share) // len(members))
+        orders = [
+            members[torch.randperm(len(members), generator=generator)]
+            for _ in range(rounds)
+        ]
+        chosen.append(torch.cat(orders)[: len(share)])
+    return torch.cat(chosen)
 
 
 class ShuffledBatches(Sampler):
@@ -127,6 +65,8 @@ class ShuffledBatches(Sampler):
             image i's r-th repeat is i + r × size.
         drop_last: leave out the images that do not fill a batch on every rank; else
             they are a smaller batch, as many on each rank, with repeats of one alone.
+        balance: labels (N,); an epoch has as many images of each class, a rare class's
+            several times over, a frequent one's a part.
     """
 
     def __init__(
@@ -140,8 +80,10 @@ class ShuffledBatches(Sampler):
         done: int = 0,
         repeats: int = 1,
         drop_last: bool = True,
+        balance: Tensor | None = None,
     ):
         self.size = size
+        self.balance = balance
         self.batch_size = batch_size
         self.seed = seed
         self.rank = rank
@@ -166,6 +108,8 @@ class ShuffledBatches(Sampler):
             derive_seed("shuffle", self.seed, self.epoch)
         )
         order = torch.randperm(self.size, generator=generator)
+        if self.balance is not None:
+            order = balanced_order(self.balance, generator)[order]
         full = len(self) - (self.rest > 0)
         shape = full, self.world_size, self.batch_size
         used = full * self.world_size * self.batch_size // self.repeats

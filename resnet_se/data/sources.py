@@ -13,25 +13,33 @@ CIFAR-10 and -100: Krizhevsky 2009, https://www.cs.toronto.edu/~kriz/cifar.html
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
+import sys
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from http.client import HTTPException
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
-from pydantic import Field
 
-from resnet_se.data.archives import ARCHIVES, is_archive, opened, unpacked
+from resnet_se.data.archives import ARCHIVES, is_archive, unpacked
 from resnet_se.data.download import download
 from resnet_se.data.image_set import DataNotFound, ImageSet, cached
-from resnet_se.data.image_tree import class_files, decode_files, tree_files
-from resnet_se.data.loaders import stratified_split
 from resnet_se.data.reading import Limits, first_few, root_error
-from resnet_se.utils.validation import Positive, Text, validated
+from resnet_se.data.wrappings.cifar_files import (
+    READERS,
+    Names,
+    kind_of,
+    names_of,
+    source_files,
+)
+from resnet_se.data.wrappings.content import RECORDED, canonical, content_key
+from resnet_se.data.wrappings.image_folder import ImageFolder, digest_of, expanded
+from resnet_se.utils.errors import UserError
+from resnet_se.utils.validation import Text, validated
 
 CIFAR10_CLASSES = (
     "airplane", "automobile", "bird", "cat", "deer",
@@ -53,106 +61,15 @@ CIFAR100_CLASSES = tuple(FINE_LABELS.split())
 
 @validated
 @dataclass(frozen=True)
-class ImageFolder:
-    """Images in class folders, in a folder, a tar or a zip; layouts: `image_tree`.
-
-    Labels follow the sorted class names; hidden files are left out.
-
-    Args:
-        root: the folder or archive.
-        size: resizes to size×size (bilinear, antialiased); null: all are of one size.
-        test_fraction: share of each class cut off as the test part, always the same
-            images, where the layout has none; null: it must have one.
-        max_gb: most that an archive may unpack to, or files or decoded images hold.
-        max_megapixels: most of one image.
-    """
-
-    root: Text
-    size: Annotated[int, Field(ge=1, le=4096)] | None = None
-    test_fraction: Annotated[float, Field(gt=0, lt=1)] | None = 0.2
-    max_gb: Positive = Limits().gb
-    max_megapixels: Positive = Limits().megapixels
-
-    def key(self) -> str:
-        """Return a hash of the archive's bytes, or of names and bytes in the folder.
-
-        Bytes, not modification times: a copy of the folder has the same key, and an
-        edit that keeps size and time has not.
-
-        Raises:
-            UserError: as `load`.
-        """
-        root, digest = self._existing_root(), hashlib.sha256()
-        if root.is_file():
-            _digest_file(digest, root)
-        else:
-            for name, path in sorted(tree_files(root, root, self._limits).items()):
-                if path:
-                    digest.update(
-                        b"%s\0%d\0" % (os.fsencode(name), path.stat().st_size)
-                    )
-                    _digest_file(digest, path)
-        size = f"-{self.size}px" if self.size else ""
-        cut = f"-test{self.test_fraction:g}" if self.test_fraction else ""
-        return f"image_folder-{digest.hexdigest()[:16]}{size}{cut}"
-
-    def load(self) -> ImageSet:
-        """Return the images, sorted by class and name.
-
-        Raises:
-            UserError: naming the files of a damaged archive, an unknown layout, images
-                that cannot be decoded, have another size, or are too large.
-        """
-        root = self._existing_root()
-        images = cached(self.key(), lambda: self._decode(root))
-        return replace(images, origin=f"{root.resolve().name}: {images.origin}")
-
-    @property
-    def _limits(self) -> Limits:
-        return Limits(self.max_gb, self.max_megapixels)
-
-    def _existing_root(self) -> Path:
-        root = _expanded(self.root)
-        if os.path.isdir(root) or (os.path.isfile(root) and is_archive(root)):
-            return root
-        expected = f"a folder, or a file ending in {', '.join(ARCHIVES)}"
-        if not os.path.lexists(root):
-            raise DataNotFound(str(root_error(expected, root, "nothing is there")))
-        raise root_error(expected, root)
-
-    def _decode(self, root: Path) -> ImageSet:
-        with opened(root, self._limits) as folder:
-            files = tree_files(folder, root, self._limits)
-            layout, parts = class_files(folder, root, files, self.test_fraction)
-            names = [n for part in parts for group in part.values() for n in group]
-            paths = [path for name in names if (path := files[name])]
-            images, formats = decode_files(names, paths, root, self.size, self._limits)
-        x = torch.from_numpy(images)  # (N, 3, H, W)
-        groups = [(k, n) for part in parts for k, n in enumerate(part.values())]
-        y = torch.tensor([k for k, names in groups for _ in names])  # (N,)
-        origin = f"{'/'.join(formats)} files"
-        if len(layout.splits) == 1:
-            assert self.test_fraction is not None  # `class_files` checks
-            train, test = stratified_split(y, self.test_fraction, seed=0)
-            origin += f", {self.test_fraction:.0%} cut off to test"
-        else:
-            n = sum(map(len, parts[0].values()))
-            train, test = torch.arange(len(y)).tensor_split([n])
-            if layout.splits[1] != "test/":
-                origin += f", tested on {layout.splits[1]}"
-        splits = x[train], y[train], x[test], y[test]
-        return ImageSet("image_folder", origin, tuple(parts[0]), *splits)
-
-
-@validated
-@dataclass(frozen=True)
 class CIFAR10:
-    """CIFAR-10 from `root`, a folder or an archive; downloaded where it is not there.
+    """CIFAR-10 from `root`, a folder or a file; downloaded where it is not there.
 
-    A folder is searched for, in this order: the official `cifar-10-batches-py` or
-    `cifar-10-python.tar.gz`; an image tree, `train/<class>` and `test/<class>`, in it
-    or in one sub-folder `cifar10*`; one archive `*cifar10*` of such a tree.  Nothing
-    but the download is ever written there.
+    A folder is searched for, in this order: the Python batches or their archive, under
+    the official names or Keras's; an image tree, `train/<class>` and `test/<class>`;
+    the binary version, the Parquet copy, Kaggle's (`cifar_files`); one sub-folder or
+    archive `*cifar10*` of these.  Nothing but the download is ever written there.
+
+    The Python batches keep their order, the others have the one of their content.
     """
 
     root: Text
@@ -162,64 +79,130 @@ class CIFAR10:
     classes: ClassVar[tuple[str, ...]] = CIFAR10_CLASSES
 
     def find(self) -> Path | None:
-        """Return the folder or archive to read; None if it is not on disk.
+        """Return the folder or file to read; None if it is not on disk.
 
         Raises:
-            UserError: two fit equally well, or the folder cannot be read.
+            UserError: two fit equally well, it is the MATLAB version, or the folder
+                cannot be read.
         """
-        root, official = _expanded(self.root), self._official()
+        root, names, official = expanded(self.root), self._names, self._official()
+        if names.matlab in root.name and root.exists():
+            hint = f"take {official.filename} or the binary version"
+            raise root_error(
+                f"{self._title} in another form", f"MATLAB's, {root}", hint
+            )
         if os.path.isfile(root):
             return root
         if not os.path.isdir(root) or root.name == official.base_folder:
             return root if os.path.isdir(root) else None
-        if (root / official.base_folder).is_dir():
-            return root / official.base_folder
-        if (root / official.filename).is_file():
-            return root / official.filename
-        if _is_tree(root):
-            return root
-        pattern = rf"cifar-?{len(self.classes)}(?!\d)"  # not 100 for 10
         try:
-            named = [
-                path
-                for path in sorted(root.iterdir())
-                if re.search(pattern, path.name, re.IGNORECASE)
-            ]
+            return self._find_in(root)
         except OSError as error:
             raise root_error("a folder that can be read", error) from error
-        trees = [path for path in named if _is_tree(path)]
-        archives = [path for path in named if path.is_file() and is_archive(path)]
-        matches = trees or archives
+
+    def _find_in(self, root: Path) -> Path | None:
+        names, official = self._names, self._official()
+        base, keras = official.base_folder, names.keras_archives
+        for name in (base, official.filename, f"{base}-target/{base}", *keras):
+            if (root / name).exists():
+                return root / name
+        if kind_of(root, names, below=False):
+            return root
+        inside = sorted(root.iterdir())
+        pattern = rf"cifar-?{len(self.classes)}(?!\d)"  # not 100 for 10
+        named = [p for p in inside if re.search(pattern, p.name, re.IGNORECASE)]
+        matlab = [path for path in named if names.matlab in path.name]
+        if matlab:
+            print(f"{matlab[0]}: MATLAB's version, not read", file=sys.stderr)
+        named = [path for path in named if path not in matlab]
+        folders = [p for p in named if p.is_dir() and kind_of(p, names)]
+        files = [p for p in named if p.is_file() and self._may_be_ours(p)]
+        matches = folders or files
         if len(matches) > 1:
-            names = first_few(path.name for path in matches)
+            listed = first_few(path.name for path in matches)
             hint = "make one of them data.source.root, or RESNET_SE_DATA"
-            raise root_error(f"one copy of {self._title} in {root}", names, hint)
+            raise root_error(f"one copy of {self._title} in {root}", listed, hint)
         return matches[0] if matches else None
 
     def key(self) -> str:
-        """Return a constant for the official data, else `ImageFolder.key`.
+        """Return a constant for the Python batches, else the identity of the content.
 
         Raises:
             DataNotFound: they are neither on disk nor to be had by a download.
+            UserError: as `load`, for all but the Python batches.
         """
-        path, official = self.find() or self._download(), self._official()
-        if path.name in (official.base_folder, official.filename):
-            return f"{self.name}-{official.tgz_md5[:16]}"
-        return ImageFolder(str(path), test_fraction=None).key()
+        path = self.find() or self._download()
+        kind = self._kind(path)
+        if kind == "python":
+            return self._constant
+        if kind == "tree" and (files := self._tree(path).key()) in RECORDED.values():
+            return files
+        return content_key(self.load(), self._constant)
 
     def load(self) -> ImageSet:
         """Return the 32×32 images.
 
         Raises:
             DataNotFound: as `key`.
-            UserError: as `ImageFolder.load`; or other classes, or another size.
+            UserError: as `ImageFolder.load` and the readers of `cifar_files`; or other
+                classes, or another size.
         """
-        path, official = self.find() or self._download(), self._official()
-        if path.name == official.base_folder:
-            return self._batches(path.parent)
-        if path.name == official.filename:
-            return cached(self.key(), lambda: self._packed_batches(path))
-        images = ImageFolder(str(path), test_fraction=None).load()
+        path = self.find() or self._download()
+        kind = self._kind(path)
+        if kind == "python":
+            if path.is_file():
+                return cached(self._constant, lambda: self._packed_batches(path))
+            inside = path.name == self._names.batches
+            return self._batches(path.parent if inside else path)
+        if kind != "tree":
+            files = digest_of(source_files(kind, path, self._names))
+            reader = READERS[kind]
+            return cached(
+                f"{self.name}-{kind}-{files}",
+                lambda: canonical(reader(self.name, path, self._names)),
+            )
+        tree = self._tree(path)
+        if (files := tree.key()) in RECORDED.values():
+            return self._checked(tree.load(), path)
+        images = cached(
+            f"{self.name}-{files}",
+            lambda: canonical(self._checked(tree.decode(path), path)),
+        )
+        return replace(images, origin=f"{path.resolve().name}: {images.origin}")
+
+    def as_files(self) -> tuple[str, Callable[[], ImageSet]]:
+        """Return key and `load` of the images in their files' order; raises as these.
+
+        For what else is in that order: labels without the images.
+        """
+        path = self.find() or self._download()
+        if self._kind(path) != "tree":
+            return self.key(), self.load
+        tree = self._tree(path)
+        return tree.key(), lambda: self._checked(tree.load(), path)
+
+    @property
+    def _constant(self) -> str:
+        return f"{self.name}-{self._official().tgz_md5[:16]}"
+
+    def _kind(self, path: Path) -> str:
+        kind = kind_of(path, self._names)
+        if not kind and path.is_file() and not is_archive(path):
+            ends = ", ".join((*ARCHIVES, ".parquet"))
+            raise root_error(f"a folder, or a file ending in {ends}", path)
+        return kind or "tree"  # which says what it misses
+
+    def _may_be_ours(self, path: Path) -> bool:
+        try:
+            return bool(kind_of(path, self._names))
+        except UserError:  # damaged: reading it says more
+            return True
+
+    @staticmethod
+    def _tree(path: Path) -> ImageFolder:
+        return ImageFolder(str(path), test_fraction=None)
+
+    def _checked(self, images: ImageSet, path: Path) -> ImageSet:
         size, hint = tuple(images.train_images.shape[2:]), "try data=image_folder"
         if images.classes != self.classes:
             expected = f"{self._title}'s classes ({', '.join(self.classes)}) in {path}"
@@ -227,6 +210,10 @@ class CIFAR10:
         if size != (32, 32):
             raise root_error(f"images of (32, 32) in {path}", size, hint)
         return replace(images, name=self.name)
+
+    @property
+    def _names(self) -> Names:
+        return names_of(self.classes)
 
     @property
     def _title(self) -> str:
@@ -253,7 +240,8 @@ class CIFAR10:
             folder = root / official.base_folder
             hint = "delete it and unpack or download it again"
             raise root_error(f"whole batches in {folder}", error, hint) from error
-        return ImageSet(self.name, f"official {self._title}", self.classes, *tensors)
+        origin = f"official {self._title}"
+        return ImageSet(self.name, origin, self.classes, *tensors, order="official")
 
     def _packed_batches(self, archive: Path) -> ImageSet:
         base = f"{self._official().base_folder}/"
@@ -263,7 +251,7 @@ class CIFAR10:
             return self._batches(folder)
 
     def _download(self) -> Path:
-        root, official = _expanded(self.root), self._official()
+        root, official = expanded(self.root), self._official()
         if not self.download:
             raise self._not_found("data.source.download is false")
         if is_archive(root):
@@ -292,21 +280,3 @@ class CIFAR100(CIFAR10):
 
     name: ClassVar[str] = "cifar100"
     classes: ClassVar[tuple[str, ...]] = CIFAR100_CLASSES
-
-
-def _expanded(root: str) -> Path:
-    return Path(os.path.expanduser(root))  # leaves ~nobody as it is
-
-
-def _is_tree(folder: Path) -> bool:
-    return all((folder / split).is_dir() for split in ("train", "test"))
-
-
-def _digest_file(digest: Any, path: Path) -> None:
-    try:
-        with path.open("rb") as file:
-            while piece := file.read(1 << 20):
-                digest.update(piece)
-    except OSError as error:
-        got = f"{path} ({error.strerror})"
-        raise root_error("files that can be read", got) from error

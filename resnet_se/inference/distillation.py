@@ -6,12 +6,15 @@ augmented and mixed (Beyer et al. 2022, arXiv 2106.05237).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from resnet_se.data.datamodule import ImageDataModule
 from resnet_se.inference.pretrained import Pretrained, load
+from resnet_se.training.class_weights import WeightedCrossEntropy, class_weights
 from resnet_se.training.module import Criterion, cross_entropy
 from resnet_se.utils.errors import UserError
 
@@ -25,6 +28,7 @@ class Distillation:
             normalised by.
         weight: w in 0..1.
         temperature: T > 0.
+        hard: the loss H(targets, σ(z)).
     """
 
     def __init__(
@@ -33,8 +37,9 @@ class Distillation:
         statistics: tuple[Tensor, Tensor],
         weight: float,
         temperature: float,
+        hard: Criterion = cross_entropy,
     ):
-        self.teacher = teacher
+        self.teacher, self.hard = teacher, hard
         self.mean, self.std = (s[:, None, None] for s in statistics)
         self.weight = weight
         self.temperature = temperature
@@ -48,24 +53,33 @@ class Distillation:
             pixels = images * self.std + self.mean
             soft = (self.teacher(pixels) / self.temperature).softmax(dim=1)  # (B, K)
         softened = F.cross_entropy(logits / self.temperature, soft)
-        hard = F.cross_entropy(logits, targets)
+        hard = self.hard(images, logits, targets)
         return torch.lerp(hard, softened * self.temperature**2, self.weight)
 
 
 def make_criterion(
-    teacher_path: str | None, data: ImageDataModule, weight: float, temperature: float
+    teacher_path: str | None,
+    data: ImageDataModule,
+    weight: float,
+    temperature: float,
+    weights: str | Sequence[float] | None = None,
 ) -> Criterion:
     """Return the loss of a training: cross-entropy, or `Distillation` from a teacher.
 
     Args:
+        weights: of the classes, as for `class_weights`.
         teacher_path: a run directory or a bundle; None: no teacher.
         data: read; the student's.
 
     Raises:
         UserError: no run and no bundle; a teacher of other classes or another size.
     """
+    hard: Criterion = cross_entropy
+    if weights is not None:
+        labels, count = data.train_part[1], data.num_classes
+        hard = WeightedCrossEntropy(class_weights(weights, labels, count))
     if not teacher_path:
-        return cross_entropy
+        return hard
     teacher = load(teacher_path)
     classes = data.images.classes
     if teacher.classes != classes:
@@ -79,7 +93,7 @@ def make_criterion(
             f"distill: expected a teacher of images of {_size(data.image_size)}, got "
             f"one of {_size(teacher.size)}; name a run on images of that size"
         )
-    return Distillation(teacher, data.statistics, weight, temperature)
+    return Distillation(teacher, data.statistics, weight, temperature, hard)
 
 
 def _listed(classes: tuple[str, ...]) -> str:

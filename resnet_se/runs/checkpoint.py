@@ -103,7 +103,7 @@ def _problem(loaded: Any) -> str | None:
         return "its epoch_so_far is not what one writes"
     size, classes = data.get("size", [1, 1]), data.get("classes", [])
     sound = (
-        all(type(data[k]) is str for k in ("fingerprint",) if k in data)
+        all(type(data[k]) is str for k in ("fingerprint", "decoder") if k in data)
         and all(_is_triple(data[k]) for k in ("mean", "std") if k in data)
         and (isinstance(classes, list) and all(type(name) is str for name in classes))
         and (isinstance(size, list) and len(size) == 2)

@@ -29,8 +29,12 @@ def score(
     test = {k: round_significant(float(v)) for k, v in trainer.callback_metrics.items()}
     outputs = model.predictions
     predicted = outputs["logits"].argmax(dim=1)
-    per_class = [round_significant(float(v)) for v in model.per_class]
     assert data.images is not None  # set up by the test
+    tested = outputs["labels"].bincount(minlength=data.num_classes).tolist()
+    per_class = [  # the recall of a class without images is undefined
+        round_significant(float(v)) if n else None
+        for v, n in zip(model.per_class, tested, strict=True)
+    ]
     return {
         "val": {"acc": val["val/acc"], "loss": val["val/loss"]},
         "test": {

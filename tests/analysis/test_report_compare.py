@@ -8,6 +8,7 @@ from scipy import stats
 
 from resnet_se.analysis.report.compare import Family, compare
 from resnet_se.analysis.report.groups import Group, Section, sections, short_names
+from resnet_se.analysis.report.notes import folds
 from resnet_se.analysis.report.runs import Run
 from resnet_se.analysis.report.significance import mcnemar_exact
 from tests.records import record, swept
@@ -443,3 +444,21 @@ def test_groups_share_what_their_seeds_share():
     assert group.experiment == "a"
     with pytest.raises(AttributeError):
         _ = group.nothing
+
+
+def test_folds_are_averaged_and_said():
+    runs = [
+        record("a", seed, range(wrong), setting={"data.folds": 3, **fold})
+        for seed in (0, 1)
+        for wrong, fold in ((10, {}), (20, {"data.fold": 1}), (30, {"data.fold": 2}))
+    ]
+    other = record("a", 0, range(5), setting={"data.folds": 4})
+    section = one_section([*runs, other, record("b", 0)])
+    accuracies = [
+        r.test["acc"] for r in section.runs if r.setting.get("data.folds") == 3
+    ]
+    line, alone = folds(section)
+    mean, deviation = np.mean(accuracies), np.std(accuracies, ddof=1)
+    assert "a, mean over 3 of 3 folds (6 runs): val " in line
+    assert line.endswith(f"test {100 * mean:.2f} ± {100 * deviation:.2f} %")
+    assert "a, mean over 1 of 4 folds (1 run)" in alone

@@ -151,7 +151,7 @@ def test_a_picture_that_fails_does_not_lose_the_run(
     def fail(*_):
         raise ValueError("what a transform of one's own may say of eight images")
 
-    monkeypatch.setattr(ImageDataModule, "augmented", fail)
+    monkeypatch.setattr(run_figures, "augmented", fail)
     assert train("plots=true", "trainer.max_epochs=1") == 0
     ((_, result),) = run_dirs().items()
     assert result["status"] == "finished"
@@ -169,7 +169,7 @@ def test_the_sheet_shows_what_training_sees():
         augment = Augmentation(flip=0.5, alternate_flip=True)
         data = ImageDataModule(source, augment, engine=engine, batch_size=10)
         data.setup()
-        first, *epochs = data.augmented(4, 4)
+        first, *epochs = run_figures.augmented(data, 4, 4)
         images = data.train_part[0]
         assert torch.equal(first, images[torch.arange(4) * len(images) // 4])
         for i in range(4):  # two epochs show each image both ways

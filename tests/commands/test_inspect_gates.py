@@ -17,7 +17,7 @@ from resnet_se.analysis import gate_study
 from resnet_se.analysis.report.gates import read_study
 from resnet_se.analysis.report.runs import load
 from resnet_se.analysis.report.significance import images_only
-from resnet_se.data.loaders import stratified_split
+from resnet_se.data.splits import stratified_split
 from resnet_se.data.synthetic import Synthetic
 from resnet_se.inference import export
 from resnet_se.runs import checkpoint

@@ -22,10 +22,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from resnet_se.data import archives, sources
+from resnet_se.data import archives
 from resnet_se.data.image_set import ImageSet
 from resnet_se.data.image_tree import tree_files
-from resnet_se.data.sources import ImageFolder
+from resnet_se.data.wrappings import image_folder
+from resnet_se.data.wrappings.image_folder import ImageFolder
 from resnet_se.utils.errors import UserError
 
 
@@ -276,7 +277,7 @@ def test_an_archive_is_unpacked_where_there_is_room(
         )
     seen = []
     monkeypatch.setattr(
-        sources,
+        image_folder,
         "tree_files",
         lambda folder, *rest: seen.append(folder) or tree_files(folder, *rest),
     )
@@ -344,7 +345,7 @@ def test_a_huge_member_outside_the_tree_is_passed_over(
             for name, data in CONTENT.items():
                 tar.addfile(member(name, len(data)), io.BytesIO(data))
         file.write(rest.getvalue())
-    assert ImageFolder(str(sparse))._decode(sparse).fingerprint == expected
+    assert ImageFolder(str(sparse)).decode(sparse).fingerprint == expected
 
 
 @pytest.mark.parametrize("name", ["train/ant/9.png", "raw/film.bin"])

@@ -14,14 +14,16 @@ from torch.utils.data import DataLoader
 from resnet_se.data import loaders
 from resnet_se.data.augmentation.pipeline import Augmentation
 from resnet_se.data.datamodule import ImageDataModule
+from resnet_se.data.decode import decoder
 from resnet_se.data.loaders import (
     AugmentedImages,
     ImagesInOrder,
     ShuffledBatches,
-    stratified_split,
 )
 from resnet_se.data.normalisation import normalise
 from resnet_se.data.sources import ImageSet
+from resnet_se.data.splits import fold_split, stratified_split
+from resnet_se.data.synthetic import Synthetic
 from resnet_se.utils.errors import UserError
 from tests.data.test_augmentation import ALL, PAPER, random_images
 
@@ -426,6 +428,24 @@ def test_a_resumed_loader_begins_where_the_checkpoint_was_written(engine):
         loader.sampler.set_epoch(epoch + 1)
 
 
+def test_other_pixels_are_refused_with_both_decoders():
+    """The same files, decoded by two libraries, are other pixels under one hash."""
+    data = module("batched")
+    state = {"fingerprint": "sha256:0", "decoder": "Pillow 9.5.0, libjpeg 9.5"}
+    with pytest.raises(UserError) as caught:
+        data.load_state_dict(state)
+    now = decoder()
+    assert now.startswith("Pillow ")
+    assert "libjpeg" in now
+    message = str(caught.value)
+    assert f"sha256:0, these have {data.images.fingerprint}" in message
+    assert f"decoded then by Pillow 9.5.0, libjpeg 9.5, now by {now}" in message
+    assert data.describe()["decoder"] == now
+    with pytest.raises(UserError) as caught:
+        data.load_state_dict({**state, "decoder": now})
+    assert "decoded" not in str(caught.value)
+
+
 @lightning
 @pytest.mark.parametrize(("limit", "steps"), [(3, 3), (0.5, 2), (1.0, 4), (9, 4)])
 def test_lightnings_limits_hold(tmp_path, limit, steps):
@@ -591,3 +611,23 @@ def test_share_out_of_range_is_named(fraction):
 def test_a_class_left_without_training_images_is_named():
     with pytest.raises(UserError, match="class 1 has 1 images"):
         stratified_split(torch.tensor([0, 0, 0, 1]), 0.1, 0)
+
+
+def test_folds_hold_each_image_out_once_and_each_class_evenly():
+    labels = torch.tensor([0] * 11 + [1] * 7).roll(3)
+    held_out = []
+    for fold in range(3):
+        train, val = fold_split(labels, 3, fold, seed=5)
+        assert sorted(torch.cat([train, val]).tolist()) == list(range(18))
+        counts = torch.bincount(labels[val], minlength=2).tolist()
+        assert counts[0] in (3, 4)
+        assert counts[1] in (2, 3)
+        held_out += val.tolist()
+    assert sorted(held_out) == list(range(18))
+    other = fold_split(labels, 3, 0, seed=6)[1]
+    assert other.tolist() != fold_split(labels, 3, 0, seed=5)[1].tolist()
+    with pytest.raises(UserError, match=r"data\.folds: expected at most 7"):
+        fold_split(labels, 8, 0, seed=0)
+    for folds, fold in ((3, 3), (None, 1)):
+        with pytest.raises(UserError, match=r"data\.fold: expected 0 to"):
+            ImageDataModule(Synthetic(20, 20), Augmentation(), folds=folds, fold=fold)

@@ -5,7 +5,8 @@ import torch
 
 from resnet_se.data.augmentation.geometry import AffineDraws, resample
 from resnet_se.data.augmentation.pipeline import Augmentation
-from resnet_se.data.loaders import ShuffledBatches, tail_split
+from resnet_se.data.loaders import ShuffledBatches
+from resnet_se.data.splits import tail_split
 from resnet_se.utils.errors import UserError
 from tests.keras_reference import KERAS
 

@@ -1,11 +1,13 @@
 """Laws of the record of a run: plain JSON that comes back, damage is named."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
 import torch
 
+from resnet_se.commands import record as commands_record
 from resnet_se.commands.record import difference
 from resnet_se.runs.record import (
     SCHEMA,
@@ -133,3 +135,29 @@ def test_record_says_what_it_cannot_show(two_runs, tmp_path, command, capsys):
     ):
         assert command("record", *runs) == 2
         assert words in capsys.readouterr().err
+
+
+def test_other_pixels_are_the_first_difference_of_two_runs(tmp_path, capsys):
+    data = {"fingerprint": "sha256:1", "decoder": "Pillow 13.0.0, libjpeg-turbo 3.1"}
+    other = {"fingerprint": "sha256:2", "decoder": "Pillow 9.5.0, libjpeg 9.5"}
+    for name, pixels in (("a", data), ("b", other), ("c", {**data, "decoder": "x"})):
+        setting = {"data.content": "image_folder-1", "a": name}
+        fields = {"config_hash": "00000000", "setting": setting, "data": pixels}
+        (tmp_path / name).mkdir()
+        write_result(tmp_path / name, record(**fields))
+
+    def lines(a, b):
+        monkey.setattr(sys, "argv", ["record", str(tmp_path / a), str(tmp_path / b)])
+        commands_record.main()
+        return capsys.readouterr().out.splitlines()
+
+    with pytest.MonkeyPatch.context() as monkey:
+        assert lines("a", "b") == [
+            "both 00000000",
+            "  data.decoder: 'Pillow 13.0.0, libjpeg-turbo 3.1' → "
+            "'Pillow 9.5.0, libjpeg 9.5'",
+            "  data.fingerprint: 'sha256:1' → 'sha256:2'",
+            "  a: 'a' → 'b'",
+        ]
+        # The same pixels, whatever made them.
+        assert lines("a", "c") == ["both 00000000", "  a: 'a' → 'c'"]

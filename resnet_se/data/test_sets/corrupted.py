@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from resnet_se.data.loaders import evenly_spread
+from resnet_se.data.splits import evenly_spread
 from resnet_se.data.test_sets.base import LabelledImages, TestSet, Trained
 from resnet_se.data.test_sets.corruptions import CORRUPTIONS, MAIN, SIDE, corrupt
 from resnet_se.utils.errors import UserError, nearest

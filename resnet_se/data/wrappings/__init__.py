@@ -1,0 +1,1 @@
+"""Other forms that images and labels come in, and how their files are read."""
