@@ -80,8 +80,8 @@ def images(labels: np.ndarray) -> ImageSet:
 
 @pytest.fixture
 def given(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    monkeypatch.setattr(CIFAR10, "key", lambda self: "cifar10-x")
     monkeypatch.setattr(CIFAR10, "load", lambda self: images(CLEAN))
+    monkeypatch.setattr(CIFAR10, "as_files", lambda self: ("cifar10-x", self.load))
     return monkeypatch
 
 
