@@ -211,6 +211,19 @@ def test_any_wrapping_of_other_images_has_the_order_of_its_content(tmp_path):
     assert cifar10(as_binary(tmp_path / "other", parts)).key() != keys[0]
 
 
+def test_files_keep_their_order_for_labels_without_images(tmp_path):
+    """CIFAR-10N's are in the order of the files within a class."""
+    source = cifar10(as_tree(tmp_path, tiny()))
+    key, read = source.as_files()
+    images = read()
+    assert images.order == "files"
+    assert images.train_labels.tolist() == sorted(images.train_labels.tolist())
+    first = sorted((tmp_path / "cifar10/train/airplane").iterdir())[0]
+    pixels = torch.from_numpy(np.asarray(Image.open(first)).copy()).permute(2, 0, 1)
+    assert torch.equal(images.train_images[0], pixels)
+    assert key != source.key()
+
+
 def test_a_set_with_runs_on_record_keeps_their_key_and_order(tmp_path, monkeypatch):
     parts = tiny()
     (x, y), (test_x, test_y) = parts
