@@ -1,6 +1,6 @@
 """Trains a finished run again and compares the two, digit by digit.
 
-    resnet-se reproduce RUN [--keep DIR]
+    resnet-se reproduce RUN [--keep DIR] [--trust]
 
 The same overrides train in a scratch folder, at the recorded precision.  On one CPU
 with as many threads and the same versions the weights are the same bit for bit, with
@@ -16,17 +16,29 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from resnet_se.config.command_line import quoted
+from hydra import initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+
+from resnet_se.config import CONF
+from resnet_se.config.command_line import quoted, top_level
+from resnet_se.config.compose import compose_job, plain_values
+from resnet_se.config.schema import is_idle
+from resnet_se.config.targets import GET_CLASS, targets
 from resnet_se.runs.record import read_result
 from resnet_se.utils.errors import UserError
 from resnet_se.utils.system import environment
 
+# Packages whose classes a recorded run may name.
+KNOWN = ("resnet_se", "torch", "torchvision", "lightning", "timm", "hydra")
 FIGURES = (
     ("test", "acc"),
     ("test", "acc_tta"),
@@ -36,17 +48,80 @@ FIGURES = (
 )
 
 
-def command_of(run_dir: Path, record: dict[str, Any], runs_dir: Path) -> list[str]:
-    """Return the command line that trains the run again, its files under `runs_dir`."""
-    overrides = [
-        o for o in record["overrides"] if not o.startswith("trainer.precision=")
-    ]
+def command_of(
+    run_dir: Path, record: dict[str, Any], runs_dir: Path, trust: bool = False
+) -> list[str]:
+    """Return the command line that trains the run again, its files under `runs_dir`.
+
+    Raises:
+        UserError: as `check_overrides`, unless trusted.
+    """
+    recorded = record["overrides"]
+    if not trust:
+        recorded = check_overrides(recorded, run_dir)
+    overrides = [o for o in recorded if not o.startswith("trainer.precision=")]
     overrides += [f"trainer.precision={record['hardware']['precision']}"]
     overrides += [f"runs_dir={quoted(str(runs_dir))}", "plots=false", "logger=none"]
     overrides += _data_of(run_dir, record, runs_dir)
     if not any(o.startswith("seed=") for o in overrides):
         overrides.append(f"seed={record['seed']}")
     return [sys.executable, "-m", "resnet_se.train", *overrides]
+
+
+def check_overrides(overrides: list[str], owner: Path) -> list[str]:
+    """Return the overrides of a record that can change a result, once they are safe.
+
+    Hydra's own keys can run code and read other folders, so they are refused before
+    anything is composed; of what is composed targets and places are checked.
+
+    Raises:
+        UserError: Hydra's keys, a flag, an interpolation, a class that is not of this
+            package or one that it builds on, or a place outside of the run.
+    """
+    kept = []
+    for word in overrides:
+        try:
+            parsed = OverridesParser.create().parse_override(word)
+            key = parsed.key_or_group
+        except (HydraException, TypeError):
+            raise _untrusted(owner, repr(word), "no override") from None
+        root = re.split(r"[./@]", key)[0]
+        if root not in top_level("train") or root in ("hydra", "hparams_search"):
+            raise _untrusted(owner, word, "not of a training alone")
+        if "${" in word or parsed.is_sweep_override():
+            raise _untrusted(owner, word, "not a plain value")
+        if not (is_idle(key) or key == "force"):
+            kept.append(word)
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        values = plain_values(compose_job(kept))
+    for path, node in targets(values, ""):
+        named = [node["_target_"]]
+        if named == [GET_CLASS]:
+            named.append(node.get("path"))
+        if any(str(name).partition(".")[0] not in KNOWN for name in named):
+            raise _untrusted(owner, f"{path}: {named[-1]}", "code of another package")
+    for group in ("callbacks", "trainer"):
+        for path, text in _texts(values.get(group), group):
+            if text.startswith(("/", "~")) or ".." in Path(text).parts or ":" in text:
+                raise _untrusted(owner, f"{path}={text}", "a place outside of the run")
+    return kept
+
+
+def _untrusted(owner: Path, what: str, why: str) -> UserError:
+    return UserError(
+        f"{owner}: its record has {what}, which is {why}; --trust does it all the "
+        "same, if you trust whoever made the run"
+    )
+
+
+def _texts(node: Any, path: str) -> Iterator[tuple[str, str]]:
+    """Return the texts below a node and their dotted keys."""
+    if isinstance(node, str):
+        yield path, node
+    elif isinstance(node, Mapping | list):
+        items = node.items() if isinstance(node, Mapping) else enumerate(node)
+        for key, value in items:
+            yield from _texts(value, f"{path}.{key}")
 
 
 def _data_of(run_dir: Path, record: dict[str, Any], runs_dir: Path) -> list[str]:
@@ -104,7 +179,7 @@ def differences(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
     return lines
 
 
-def reproduce(run_dir: Path, folder: Path) -> bool:
+def reproduce(run_dir: Path, folder: Path, trust: bool = False) -> bool:
     """Train again under `folder`, print the comparison; return true if all agrees.
 
     Raises:
@@ -121,7 +196,8 @@ def reproduce(run_dir: Path, folder: Path) -> bool:
     for line in differences(record, environment()):
         if not line.startswith("hardware"):  # told below, from the new record
             print(f"environment: {line}")
-    done = subprocess.run(command_of(run_dir, record, folder), check=False)
+    line = command_of(run_dir, record, folder, trust)
+    done = subprocess.run(line, check=False)
     paths = [
         p for p in folder.glob("*/*/result.json") if p.parent.parent.name != "sweeps"
     ]
@@ -153,13 +229,15 @@ def main() -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("run", type=Path)
     parser.add_argument("--keep", type=Path, help="keep the new run under this folder")
+    parser.add_argument("--trust", action="store_true", help="of a run of your own: "
+                        "also its code of other packages, and its places")  # fmt: skip
     arguments = parser.parse_args()
     try:
         if arguments.keep:
-            agrees = reproduce(arguments.run, arguments.keep.resolve())
+            agrees = reproduce(arguments.run, arguments.keep.resolve(), arguments.trust)
         else:
             with tempfile.TemporaryDirectory() as folder:
-                agrees = reproduce(arguments.run, Path(folder))
+                agrees = reproduce(arguments.run, Path(folder), arguments.trust)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

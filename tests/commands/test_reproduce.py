@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,14 @@ import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from PIL import Image
 
-from resnet_se.commands.reproduce import command_of, differences, digits, weights_agree
+from resnet_se.commands.reproduce import (
+    check_overrides,
+    command_of,
+    differences,
+    digits,
+    weights_agree,
+)
+from resnet_se.config.schema import is_idle
 from resnet_se.runs import checkpoint
 from resnet_se.runs.record import read_result
 from resnet_se.utils.errors import UserError
@@ -45,6 +54,38 @@ def test_environments_that_differ_are_named():
     now = {"versions": {"torch": "2.15"}, "git": None}
     assert differences(then, now) == ["versions.torch: 2.14 → 2.15"]
     assert differences(now, now) == []
+
+
+@pytest.mark.parametrize(
+    ("word", "why"),
+    [
+        ("+hydra.callbacks.x._target_=os.system", "not of a training alone"),
+        ("hydra.searchpath=[file:///elsewhere]", "not of a training alone"),
+        ("hydra/launcher=joblib", "not of a training alone"),
+        ("~hydra.sweeper", "not of a training alone"),
+        ("hparams_search=optuna", "not of a training alone"),
+        ("--config-dir=elsewhere", "no override"),
+        ("-m", "no override"),
+        (5, "no override"),
+        ("seed=1,2", "not a plain value"),
+        ("model.reduction=${oc.env:HOME}", "not a plain value"),
+        ("model._target_=mynet.Net", "code of another package"),
+        ("+callbacks.x._target_=elsewhere.Watch", "code of another package"),
+        ("callbacks.checkpoint.dirpath=/elsewhere", "a place outside of the run"),
+        ("callbacks.checkpoint.dirpath=../elsewhere", "a place outside of the run"),
+        ("+trainer.default_root_dir='~/x'", "a place outside of the run"),
+    ],
+)
+def test_a_record_of_others_runs_nothing_but_a_training(word, why):
+    with pytest.raises(UserError, match=why):
+        check_overrides([*TINY, word], Path("RUN"))
+
+
+def test_what_cannot_change_a_result_is_not_repeated():
+    watched = ["logger=wandb", "tags=[a]", "plots=true", "force=true"]
+    watched += ["logger.x._target_=os.system", "+notes.a=b"]
+    kept = check_overrides([*TINY, *watched, "mixing=cutmix"], Path("RUN"))
+    assert kept == [*(o for o in TINY if not is_idle(o.split("=")[0])), "mixing=cutmix"]
 
 
 @pytest.mark.slow
