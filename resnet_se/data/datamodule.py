@@ -187,12 +187,12 @@ class ImageDataModule(L.LightningDataModule):
         own = not self.folding[0] and images.val_images is not None
         how = "none" if own else self.split, self.val_fraction, self.train_subset
         train, val = train_val_split(labels, *how, self.split_seed, *self.folding)
-        labels = noisy_labels(labels, *self.noise, self.split_seed)
+        noise = *self.noise, self.split_seed, len(images.classes)
+        labels = noisy_labels(labels, *noise)
         self.train_part = pixels[train], labels[train]
         self.val_part = pixels[val], labels[val]
         if own and images.val_images is not None and images.val_labels is not None:
-            noisy = noisy_labels(images.val_labels, *self.noise, self.split_seed)
-            self.val_part = images.val_images, noisy
+            self.val_part = images.val_images, noisy_labels(images.val_labels, *noise)
         self.test_part = images.test_images, images.test_labels
         self.images = images.info  # not the images: the parts are copies of them
         self.mean, self.std = channel_statistics(self.train_part[0])

@@ -26,14 +26,14 @@ FILE = "CIFAR-10_human.pt"
 NoiseKind = Literal["symmetric", "pairs"]
 
 
-def noisy_labels(labels: Tensor, share: float, kind: NoiseKind, seed: int) -> Tensor:
+def noisy_labels(
+    labels: Tensor, share: float, kind: NoiseKind, seed: int, classes: int
+) -> Tensor:
     """Return labels (N,) of which a share of every class is wrong, fixed by the seed.
 
     Args:
-        labels: some of every class.
         kind: `symmetric`: any other class, all as likely; `pairs`: the next class.
     """
-    classes = int(labels.max()) + 1
     generator = stream("label noise", seed)
     noisy = labels.clone()
     for label in range(classes):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -157,3 +158,19 @@ def test_a_mistake_is_one_sentence(tmp_path, capsys, options, message):
     assert message in error
     assert error.strip().count("\n") <= 1
     assert not (tmp_path / "data_summary").exists()
+
+
+def test_a_validation_part_of_its_own_is_looked_at_too(tmp_path, folder):
+    """As `train/ valid/ test/` have it."""
+    root = tmp_path / "three"
+    for part in ("train", "valid", "test"):
+        shutil.copytree(folder, root / part)
+    assert call(tmp_path, "data", "three") == 0
+    summary = json.loads((tmp_path / "data_summary/summary.json").read_text())
+    assert [part["images"] for part in summary["parts"].values()] == [25] * 3
+    counts = summary["duplicates"]["counts"]
+    # 23 pictures lie once in each part; one lies twice, with both labels.
+    assert counts["within val"] == {"exact": 1, "near": 0, "other_label": 1}
+    for between in ("train and val", "train and test", "val and test"):
+        assert counts[between] == {"exact": 27, "near": 0, "other_label": 2}
+    assert summary["duplicates"]["test_images_in_train"] == list(range(25))

@@ -26,24 +26,26 @@ LABELS = torch.arange(1000) % 10
 
 @pytest.mark.parametrize("share", [0.1, 0.4])
 def test_the_share_of_every_class_is_exact_and_the_seed_fixes_it(share):
-    noisy = noisy_labels(LABELS, share, "symmetric", seed=0)
+    noisy = noisy_labels(LABELS, share, "symmetric", 0, 10)
     for label in range(10):
         wrong = noisy[label::10] != label
         assert int(wrong.sum()) == round(100 * share)
-    assert torch.equal(noisy, noisy_labels(LABELS, share, "symmetric", seed=0))
-    assert not torch.equal(noisy, noisy_labels(LABELS, share, "symmetric", seed=1))
+    assert torch.equal(noisy, noisy_labels(LABELS, share, "symmetric", 0, 10))
+    assert not torch.equal(noisy, noisy_labels(LABELS, share, "symmetric", 1, 10))
 
 
 def test_symmetric_noise_takes_every_other_class_and_pairs_the_next():
     many = torch.arange(20_000) % 10
-    noisy = noisy_labels(many, 0.9, "symmetric", seed=0)[::10]  # of class 0
+    noisy = noisy_labels(many, 0.9, "symmetric", 0, 10)[::10]  # of class 0
     counts = noisy.bincount(minlength=10)
     assert counts[0] == 200
     assert (counts[1:] - 200).abs().max() < 4 * 200**0.5
-    pairs = noisy_labels(LABELS, 0.3, "pairs", seed=0)
+    pairs = noisy_labels(LABELS, 0.3, "pairs", 0, 10)
     wrong = pairs != LABELS
     assert int(wrong.sum()) == 300
     assert torch.equal(pairs[wrong], (LABELS[wrong] + 1) % 10)
+    few = torch.zeros(10, dtype=torch.int64)  # a part without the other classes
+    assert noisy_labels(few, 0.5, "pairs", 0, 10).sum() == 5
 
 
 def test_noise_changes_neither_split_nor_pixels_nor_test():

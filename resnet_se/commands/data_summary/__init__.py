@@ -31,19 +31,28 @@ SHOWN = 24  # pictures of a sheet
 
 
 class Images:
-    """All images of a set, training part first, and their labels."""
+    """All images of a set, part after part, training first, and their labels."""
 
     def __init__(self, images: ImageSet):
         self.set = images
-        self.cut = len(images.train_labels)
-        self.pixels = torch.cat([images.train_images, images.test_images])
-        self.labels = torch.cat([images.train_labels, images.test_labels])
+        tensors = images.tensors
+        self.parts = [p for p in ("train", "val", "test") if f"{p}_images" in tensors]
+        pixels, labels = (
+            [tensors[f"{part}_{kind}"] for part in self.parts]
+            for kind in ("images", "labels")
+        )
+        self.pixels, self.labels = torch.cat(pixels), torch.cat(labels)
+        ends = torch.tensor([len(part) for part in labels]).cumsum(0).tolist()
+        self.begin = dict(zip(self.parts, [0, *ends], strict=False))
+
+    def part(self, index: int) -> str:
+        """Return the part that an image is in."""
+        return [name for name in self.parts if self.begin[name] <= index][-1]
 
     def name(self, index: int) -> dict[str, Any]:
         """Return the part, the place in it and the label of an image."""
-        part, at = ("train", index) if index < self.cut else ("test", index - self.cut)
-        label = self.set.classes[int(self.labels[index])]
-        return {"part": part, "index": at, "label": label}
+        part, label = self.part(index), self.set.classes[int(self.labels[index])]
+        return {"part": part, "index": index - self.begin[part], "label": label}
 
 
 def summarise(cfg: DictConfig) -> dict[str, Any]:
@@ -74,9 +83,9 @@ def summarise(cfg: DictConfig) -> dict[str, Any]:
 
 def _counts(images: ImageSet) -> dict[str, Any]:
     k, found = len(images.classes), {}
-    for part in ("train", "test"):
-        pixels: Tensor = getattr(images, f"{part}_images")
-        labels: Tensor = getattr(images, f"{part}_labels")
+    for part in Images(images).parts:
+        pixels: Tensor = images.tensors[f"{part}_images"]
+        labels: Tensor = images.tensors[f"{part}_labels"]
         mean, std = channel_statistics(pixels) if len(pixels) else ((), ())
         by_class = labels.bincount(minlength=k).tolist()
         found[part] = {
@@ -92,22 +101,21 @@ def _counts(images: ImageSet) -> dict[str, Any]:
 
 def _duplicates(images: Images, pairs: list[Pair]) -> dict[str, Any]:
     """Return the number of pairs within and between the parts, and the pairs."""
-    counts = {
-        place: {"exact": 0, "near": 0, "other_label": 0}
-        for place in ("within train", "train and test", "within test")
+    places = {
+        (one, other): f"within {one}" if one == other else f"{one} and {other}"
+        for i, one in enumerate(images.parts)
+        for other in images.parts[i:]
     }
+    counts = {p: {"exact": 0, "near": 0, "other_label": 0} for p in places.values()}
+    tested = set()
     for pair in pairs:
-        inside = (pair.first >= images.cut) + (pair.second >= images.cut)
-        row = counts[list(counts)[inside]]
+        between = images.part(pair.first), images.part(pair.second)
+        row = counts[places[between]]
         row["exact" if pair.exact else "near"] += 1
-        row["other_label"] += int(
-            images.labels[pair.first] != images.labels[pair.second]
-        )
-    tested = {
-        pair.second - images.cut
-        for pair in pairs
-        if pair.first < images.cut <= pair.second
-    }
+        first, second = images.labels[[pair.first, pair.second]]
+        row["other_label"] += int(first != second)
+        if between == ("train", "test"):
+            tested.add(pair.second - images.begin["test"])
     return {
         "counts": counts,
         "test_images_in_train": sorted(tested),
@@ -165,6 +173,6 @@ def _draw(
         contact_sheet(images.pixels[shown], titles, out / "duplicates.png")
     likely = (errors or {}).get("likely", [])[:SHOWN]
     if likely:
-        at = [e["index"] + images.cut * (e["part"] == "test") for e in likely]
+        at = [e["index"] + images.begin[e["part"]] for e in likely]
         titles = [f"{e['label']}?\n{e['predicted']}" for e in likely]
         contact_sheet(images.pixels[at], titles, out / "label_errors.png")
