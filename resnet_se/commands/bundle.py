@@ -88,7 +88,7 @@ def _files(model: Pretrained) -> dict[str, bytes]:
         bundle.CONFIG: _json(_public_config(model.config)),
         bundle.RECORD: _json(_public_record(model.record)),
     }
-    manifest = {
+    manifest: dict[str, Any] = {
         "format": bundle.FORMAT,
         "classes": model.classes,
         "size": model.size,
@@ -97,6 +97,7 @@ def _files(model: Pretrained) -> dict[str, bytes]:
         "fingerprint": model.fingerprint,
         "files": {k: hashlib.sha256(v).hexdigest() for k, v in files.items()},
     }
+    manifest["checksum"] = bundle.checksum(manifest)
     files[bundle.MANIFEST] = _json(manifest)
     files["README.md"] = _card(model).encode()
     files["hubconf.py"] = HUBCONF.encode()
@@ -147,6 +148,7 @@ def _card(model: Pretrained) -> str:
         name=model.default_name,
         classes=model.classes,
         size=model.size,
+        network=str(model.config.get("model", {}).get("_target_")),
         parameters=parameter_counts(model.net)["total"],
         fingerprint=model.fingerprint,
         data=unknown | record.get("data", {}),

@@ -3,7 +3,7 @@
     model.safetensors  the weights
     config.json        the run's configuration
     result.json        its record
-    bundle.json        classes, preprocessing, and the SHA-256 of the three above
+    bundle.json        classes, preprocessing, the SHA-256 of the three above, its own
     README.md          the model card
     hubconf.py         for torch.hub; nothing here runs it
 
@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from resnet_se.utils.errors import UserError
 
-FORMAT = 1
+FORMAT = 2  # 1 had no checksum of the manifest
 MANIFEST, WEIGHTS = "bundle.json", "model.safetensors"
 CONFIG, RECORD = "config.json", "result.json"
 VERIFIED = (WEIGHTS, CONFIG, RECORD)
@@ -61,6 +61,12 @@ def is_bundle(path: Path) -> bool:
     return (path.suffix == ".zip" and path.is_file()) or (path / MANIFEST).is_file()
 
 
+def checksum(manifest: dict[str, Any]) -> str:
+    """Return the SHA-256 of all in a manifest but its own checksum."""
+    rest = {key: value for key, value in manifest.items() if key != "checksum"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
 def read(path: Path) -> Content:
     """Read a bundle's content and verify it.
 
@@ -70,8 +76,10 @@ def read(path: Path) -> Content:
     try:
         files = _from_zip(path) if path.is_file() else _from_folder(path)
         manifest = json.loads(files[MANIFEST])
-        if manifest["format"] != FORMAT:
+        if manifest["format"] not in (1, FORMAT):
             raise ValueError(f"format {FORMAT} expected, got {manifest['format']!r}")
+        if manifest["format"] != 1 and manifest["checksum"] != checksum(manifest):
+            raise ValueError(f"{MANIFEST} is not what was bundled")
         for name in VERIFIED:
             if hashlib.sha256(files[name]).hexdigest() != manifest["files"][name]:
                 raise ValueError(f"{name} is not what was bundled")

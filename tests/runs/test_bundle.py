@@ -17,6 +17,7 @@ import torch
 import yaml
 
 import resnet_se
+from resnet_se.runs.bundle import checksum
 from resnet_se.utils.errors import UserError
 from tests.conftest import Run, call
 
@@ -45,7 +46,8 @@ def change(folder: Path, name: str, edit: Callable[[dict], None]) -> None:
     if name in manifest["files"]:
         digest = hashlib.sha256((folder / name).read_bytes()).hexdigest()
         manifest["files"][name] = digest
-        (folder / "bundle.json").write_text(json.dumps(manifest))
+    manifest["checksum"] = checksum(manifest)
+    (folder / "bundle.json").write_text(json.dumps(manifest))
 
 
 # --- the round trip ----------------------------------------------
@@ -152,7 +154,7 @@ def test_runs_and_bundles_of_the_earlier_modules_give_the_same_digits(
         for name, value in again[part].items():
             assert value == finished.result[part][name], name
     # Passed on, it names the network as this version does.
-    assert command("bundle", "run=old", "out=new") == 0
+    assert command("bundle", "run=run", "out=new") == 0
     assert torch.equal(resnet_se.load(tmp_path / "new")(IMAGES), expected(IMAGES))
     assert "resnet_se.resnet." not in (tmp_path / "new/config.json").read_text()
 
@@ -253,7 +255,7 @@ def test_views_that_are_none(copy, tta):
 @pytest.mark.parametrize(
     ("edit", "said"),
     [
-        (lambda m: m.update(format=2), "format 1 expected, got 2"),
+        (lambda m: m.update(format=3), "format 2 expected, got 3"),
         (lambda m: m.update(classes=["a"]), "classes: expected 2 or more"),
         (lambda m: m.update(classes=["a", "b"]), "of another architecture"),
         (lambda m: m.update(size=[0, 32]), "size: expected"),
@@ -265,6 +267,17 @@ def test_a_manifest_that_does_not_fit(copy, edit, said):
     change(copy, "bundle.json", edit)
     with pytest.raises(UserError, match=said):
         resnet_se.load(copy)
+
+
+@pytest.mark.parametrize("edit", [{"mean": [0, 0, 0]}, {"classes": list("abcdefghij")}])
+def test_an_edited_manifest_is_noticed(copy, edit):
+    manifest = json.loads((copy / "bundle.json").read_text())
+    (copy / "bundle.json").write_text(json.dumps(manifest | edit))
+    with pytest.raises(UserError, match=r"bundle\.json is not what was bundled"):
+        resnet_se.load(copy)
+    del manifest["checksum"]  # as bundles of the first format were
+    (copy / "bundle.json").write_text(json.dumps(manifest | {"format": 1}))
+    resnet_se.load(copy)
 
 
 def test_what_is_no_bundle(tmp_path, copy):
