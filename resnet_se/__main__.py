@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from importlib import import_module
 
@@ -43,6 +44,8 @@ CONFIGS = {"data": "data_summary"}
 # The others' `main` reads its own command line.
 MODULES = {name: name for name in COMMANDS if name not in TASKS}
 MODULES["models"] = "model_table"
+# Those that only print: a reader that goes away, as `head` does, ends them in silence.
+LISTINGS = ("inspect", "models", "plan", "predict", "record")
 
 
 def usage() -> str:
@@ -84,6 +87,8 @@ def main() -> None:
     sys.path.insert(0, "")
     # Hydra and argparse read what is left, as after `python -m`.
     sys.argv = [f"resnet-se {command}", *arguments[1:]]
+    if command in LISTINGS and hasattr(signal, "SIGPIPE"):
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     run(command)
 
 

@@ -16,13 +16,13 @@ from types import MethodType
 
 import torch
 import torch.nn.functional as F
-from hydra import compose, initialize_config_dir
+from hydra import compose
 from torch.profiler import ProfilerActivity, profile
 
 from resnet_se.commands.benchmark import training_step
-from resnet_se.config import CONF
 from resnet_se.config.build import build_module
 from resnet_se.config.compose import plain_values
+from resnet_se.config.hydra_versions import with_conf
 from resnet_se.config.recipe import Recipe
 from resnet_se.models import layers
 from resnet_se.models.complexity import network_summary
@@ -50,7 +50,7 @@ def mean_squeeze(self, x):
 
 def make_step(name: str, parts: str):
     """A bf16 step of a preset: `as it is`, `mean`, or `compiled`; and its MACs."""
-    with initialize_config_dir(str(CONF), version_base="1.3"):
+    with with_conf():
         cfg = compose("train", [f"model={name}", "mixing=none"])
     net = build_module(Recipe(plain_values(cfg)), 10)
     if parts == "mean":

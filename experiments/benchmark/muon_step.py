@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra import compose, initialize_config_dir
+from hydra import compose
 from torch import Tensor, nn
 
-from resnet_se.config import CONF
 from resnet_se.config.build import build_network
 from resnet_se.config.compose import plain_values
+from resnet_se.config.hydra_versions import with_conf
 from resnet_se.training.muon import COEFFICIENTS, STEPS, Muon, make_muon
 from resnet_se.utils import system
 
@@ -62,7 +62,7 @@ def orthogonalized(matrix: Tensor) -> Tensor:
 
 
 def network(name: str) -> nn.Module:
-    with initialize_config_dir(str(CONF), version_base="1.3"):
+    with with_conf():
         node = plain_values(compose("train", [f"model={name}"]))["model"]
     torch.manual_seed(0)
     net = build_network(node, 10).to(memory_format=torch.channels_last)

@@ -13,13 +13,13 @@ from pathlib import Path
 
 import torch
 from floors import seconds, summary
-from hydra import compose, initialize_config_dir
+from hydra import compose
 from torch import Tensor, nn
 
 from resnet_se.commands.benchmark import training_step
-from resnet_se.config import CONF
 from resnet_se.config.build import build_module
 from resnet_se.config.compose import plain_values
+from resnet_se.config.hydra_versions import with_conf
 from resnet_se.config.recipe import Recipe
 from resnet_se.utils import system
 
@@ -71,7 +71,7 @@ class Apart(nn.Module):
 
 def make_step(way: str, precision: str):
     torch.manual_seed(0)
-    with initialize_config_dir(str(CONF), version_base="1.3"):
+    with with_conf():
         cfg = compose("train", [f"model={NETWORK}", "mixing=none"])
     model = build_module(Recipe(plain_values(cfg)), 10)
     if way == "compiled, pooling apart":

@@ -19,13 +19,13 @@ import time
 from pathlib import Path
 
 import torch
-from hydra import compose, initialize_config_dir
+from hydra import compose
 from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
 from resnet_se.commands.predict import predict
-from resnet_se.config import CONF
+from resnet_se.config.hydra_versions import with_conf
 from resnet_se.inference.pretrained import Pretrained, read
 from resnet_se.utils import system
 
@@ -35,7 +35,7 @@ WAYS = ("predict", "plain", "plain with workers")
 
 def with_predict(run: str, inputs: str, out: Path) -> float:
     """Seconds of the command itself, its import and the reading of the run apart."""
-    with initialize_config_dir(str(CONF), version_base="1.3"):
+    with with_conf():
         cfg = compose("predict")
     cfg.run, cfg.inputs, cfg.out, cfg.accelerator = run, inputs, str(out), "cpu"
     return predict(cfg).seconds

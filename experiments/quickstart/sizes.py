@@ -18,10 +18,11 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from hydra import compose, initialize_config_dir
+from hydra import compose
 
-from resnet_se.config import CONF, build
+from resnet_se.config import build
 from resnet_se.config.compose import plain_values
+from resnet_se.config.hydra_versions import with_conf
 from resnet_se.config.recipe import Recipe
 from resnet_se.data.resolution import Resolution
 from resnet_se.utils import system
@@ -42,7 +43,7 @@ def main() -> None:
     torch.set_num_threads(1)
     system.keep_freed_memory()
     overrides = ["experiment=quickstart", "trainer=cpu", f"data.source.root={root}"]
-    with initialize_config_dir(str(CONF), version_base="1.3"):
+    with with_conf():
         recipe = Recipe(plain_values(compose("train", overrides)))
     data = build.build_datamodule(recipe)
     data.locate()

@@ -22,12 +22,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra import compose, initialize_config_dir
+from hydra import compose
 
 from resnet_se.analysis.timing import Stopwatch
 from resnet_se.commands.app import filter_warnings
-from resnet_se.config import CONF, build
+from resnet_se.config import build
 from resnet_se.config.compose import plain_values
+from resnet_se.config.hydra_versions import with_conf
 from resnet_se.config.recipe import Recipe
 from resnet_se.data.normalisation import channel_statistics, normalise
 from resnet_se.data.sources import CIFAR10
@@ -46,7 +47,7 @@ class Ours:
     """A recipe through the Trainer."""
 
     def __init__(self, overrides: list[str], root: Path):
-        with initialize_config_dir(str(CONF), version_base="1.3"):
+        with with_conf():
             told = ["trainer=cpu", "trainer.precision=32-true"]
             told += [f"data.source.root={root}", "data.num_workers=0", *overrides]
             self.recipe = Recipe(plain_values(compose("train", told)))

@@ -12,13 +12,12 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
-import hydra
 from omegaconf import DictConfig
 
 from resnet_se.commands.sweep.zipped import typed_to_hydra
-from resnet_se.config import CONF
 from resnet_se.config.command_line import as_overrides
 from resnet_se.config.compose import own_conf
+from resnet_se.config.hydra_versions import main
 from resnet_se.config.messages import EXPECTED, explain, needs_no_traceback
 from resnet_se.utils.errors import UserError
 
@@ -58,9 +57,7 @@ def run_command(task: str | Callable[[DictConfig], Any], config_name: str) -> No
     sys.argv += own_conf()
     try:
         sys.argv[1:] = typed_to_hydra(sys.argv[1:])
-        hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(
-            job
-        )()
+        main(config_name)(job)()
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # nothing is left to stop
         again = "; the same command goes on from here" if config_name == "train" else ""

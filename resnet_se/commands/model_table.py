@@ -12,13 +12,14 @@ import argparse
 import json
 from typing import Any
 
-from hydra import compose, initialize_config_dir
+from hydra import compose
 from omegaconf import DictConfig, open_dict
 from rich.console import Console
 from rich.table import Table
 
 import resnet_se.config.compose  # noqa: F401  registers the resolvers of conf/
 from resnet_se.config import CONF
+from resnet_se.config.hydra_versions import with_conf
 from resnet_se.config.targets import build_target
 
 
@@ -35,7 +36,7 @@ def counts(model: DictConfig) -> dict[str, int]:
 def presets() -> dict[str, dict[str, Any]]:
     """Return {preset: its `counts`}, by name; `small` in it are its small twin's."""
     rows: dict[str, dict[str, Any]] = {}
-    with initialize_config_dir(str(CONF), version_base="1.3"):
+    with with_conf():
         budgets = [compose("train", [f"budget={b}"]).budget for b in ("paper", "small")]
         for path in sorted((CONF / "model").glob("*.yaml")):
             cfg = compose(f"model/{path.stem}")  # as `train` does, without the rest

@@ -13,7 +13,6 @@ from __future__ import annotations
 import re
 import sys
 
-from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
@@ -25,9 +24,9 @@ from resnet_se.analysis.cost import Cost, measure
 from resnet_se.analysis.report.text import count
 from resnet_se.commands.app import filter_warnings
 from resnet_se.commands.sweep.zipped import expand, split_zips
-from resnet_se.config import CONF
 from resnet_se.config.command_line import as_overrides
 from resnet_se.config.compose import compose_job
+from resnet_se.config.hydra_versions import with_conf
 from resnet_se.config.messages import EXPECTED, explain
 from resnet_se.config.settle import Run, settle
 from resnet_se.config.validate import validate
@@ -83,7 +82,7 @@ def main() -> None:
     planner = Planner()
     sums = [0.0, 0.0]
     failures: list[str] = []
-    with initialize_config_dir(str(CONF), version_base="1.3"):
+    with with_conf():
         try:
             jobs = jobs_of(as_overrides("train", sys.argv[1:]))
         except (HydraException, OmegaConfBaseException, ValueError) as error:

@@ -280,7 +280,8 @@ def _finish_loggers(status: str) -> None:
 
 def main() -> None:
     """Console entry: `resnet-se train …`."""
-    import resnet_se.commands.sweep.search  # noqa: F401  makes itself known to Hydra
+    import resnet_se.commands.sweep.lost_jobs
+    import resnet_se.commands.sweep.search  # noqa: F401  make themselves known to Hydra
 
     try:
         distributed.die_with_parent()

@@ -32,7 +32,7 @@ from resnet_se.training.loop import Job
 from resnet_se.training.metrics import direction
 from resnet_se.training.mixing import Mixing
 from resnet_se.training.module import Classifier, Criterion, cross_entropy
-from resnet_se.training.param_groups import make_optimizer
+from resnet_se.training.param_groups import make_optimizer, set_mode
 from resnet_se.utils import distributed
 from resnet_se.utils.errors import UserError
 
@@ -69,11 +69,13 @@ def rehearse(recipe: Recipe) -> None:
     make_schedule(optimizer, 1, recipe.trainer["max_epochs"])
     for parameter in net.parameters():
         parameter.grad = torch.zeros_like(parameter)
+    set_mode(optimizer, training=True)
+    name = type(optimizer).__name__
     try:
-        optimizer.step(lambda: 0.0)
+        optimizer.step(closure=lambda: 0.0)
     except Exception as error:
-        name = type(optimizer).__name__
-        raise UserError(f"optimizer: {name}: {error}") from error
+        hint = "; Lightning hands every step its closure" * ("closure" in str(error))
+        raise UserError(f"optimizer: {name}: {error}{hint}") from error
 
 
 def build_module(

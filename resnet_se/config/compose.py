@@ -14,18 +14,19 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 
 from resnet_se.config import CONF
+from resnet_se.config.hydra_versions import register_resolver
 from resnet_se.config.recipe import RUN_DIR
 from resnet_se.training.metrics import METRICS
 
 # --- resolvers ---------------------------------------------------
 
 
-def _epochs(value: float, *, _root_: DictConfig) -> float:
+def _epochs(value: float | int, *, _root_: DictConfig) -> float:
     """`${epochs:N}`: N of the paper's epochs under the chosen budget."""
     return round(float(value) * _root_.budget.scale, 4)
 
 
-def _whole_epochs(value: float, least: int = 1, *, _root_: DictConfig) -> int:
+def _whole_epochs(value: float | int, least: int = 1, *, _root_: DictConfig) -> int:
     """`${whole_epochs:N,M}`: the same as an integer of at least M, 1 by default."""
     return max(least, round(float(value) * _root_.budget.scale))
 
@@ -58,14 +59,14 @@ def _typed() -> str:
     return hashlib.sha256(json.dumps(words).encode()).hexdigest()[:6]
 
 
-OmegaConf.register_new_resolver("depths", _depths, replace=True)
-OmegaConf.register_new_resolver("direction", _direction, replace=True)
-OmegaConf.register_new_resolver("epochs", _epochs, replace=True)
-OmegaConf.register_new_resolver("pid", os.getpid, replace=True, use_cache=True)
-OmegaConf.register_new_resolver("reduction", _reduction, replace=True)
-OmegaConf.register_new_resolver("typed", _typed, replace=True, use_cache=True)
-OmegaConf.register_new_resolver("whole_epochs", _whole_epochs, replace=True)
-OmegaConf.register_new_resolver("widths", _widths, replace=True)
+register_resolver("depths", _depths, replace=True)
+register_resolver("direction", _direction, replace=True)
+register_resolver("epochs", _epochs, replace=True)
+register_resolver("pid", os.getpid, replace=True, use_cache=True)
+register_resolver("reduction", _reduction, replace=True)
+register_resolver("typed", _typed, replace=True, use_cache=True)
+register_resolver("whole_epochs", _whole_epochs, replace=True)
+register_resolver("widths", _widths, replace=True)
 
 
 # --- composing ---------------------------------------------------

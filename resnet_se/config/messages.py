@@ -20,6 +20,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from resnet_se.config import CONF
+from resnet_se.config.hydra_versions import with_conf
 from resnet_se.config.migration import equivalent_of
 from resnet_se.config.targets import HYDRA_KEYS, located
 from resnet_se.utils.errors import UserError, nearest
@@ -126,7 +127,7 @@ def _explain_key(dotted: str, config_name: str) -> str:
     typed = [word for word in sys.argv[1:] if _is_choice(word)]
     if config_name != "train":  # others have but one group that keys are below
         typed = [word for word in typed if "@" in word]
-    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+    with with_conf():
         node = hydra.compose(config_name, typed)
     path: list[str] = []
     for part in dotted.split("."):

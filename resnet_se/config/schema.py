@@ -271,12 +271,14 @@ class Slot(NamedTuple):
         bases: a class must be one of these or a subclass.
         packages: whose functions may stand there too, if they say that they return one.
         methods: a class must have these besides.
+        call: a class of one's own with `__call__` may stand there too.
     """
 
     words: str
     bases: tuple[str, ...] = ()
     packages: tuple[str, ...] = ("resnet_se",)
     methods: tuple[str, ...] = ()
+    call: bool = False
 
 
 def _one_of(noun: str, base: str) -> Slot:
@@ -288,8 +290,8 @@ _SOURCE = Slot("a source: a class with key() and load()", (), (), ("key", "load"
 # A path lies in the longest of these that it starts with.
 TARGET_SLOTS = {
     "model": Slot(
-        "a network: a subclass of torch.nn.Module, or a function of timm or "
-        "torchvision that returns one",
+        "a network: a subclass of torch.nn.Module, or a function of timm, torchvision "
+        "or your own that says it returns one (-> torch.nn.Module)",
         ("torch.nn.Module",),
         ("resnet_se", "timm", "torchvision"),
     ),
@@ -297,8 +299,10 @@ TARGET_SLOTS = {
     "data.source": _SOURCE,
     "data.fallback": _SOURCE,
     "augment": Slot(
-        "a transform: a subclass of Augmentation or of torchvision's v2.Transform",
+        "a transform: a subclass of Augmentation or of torchvision's v2.Transform, or "
+        "a class of your own with __call__",
         ("resnet_se.data.augmentation.pipeline.Augmentation", "torch.nn.Module"),
+        call=True,
     ),
     "mixing": _one_of("a mixing", "resnet_se.training.mixing.Mixing"),
     "tta": _one_of("test-time augmentation", "resnet_se.models.tta.TTA"),
@@ -314,6 +318,22 @@ TARGET_SLOTS = {
     "trainer": _one_of("a trainer", "lightning.Trainer"),
     "trainer.profiler": _one_of("a profiler", "lightning.pytorch.profilers.Profiler"),
     "trainer.strategy": _one_of("a strategy", "lightning.pytorch.strategies.Strategy"),
+}
+
+# What cannot work here, though it is of the right kind, and what does instead.
+UNFIT = {
+    "lightning.pytorch.callbacks.lr_finder.LearningRateFinder": (
+        "the schedule sets the rate anew in every step; search it: "
+        "hparams_search=optuna, or -m optimizer.lr=0.03,0.1,0.3"
+    ),
+    "lightning.pytorch.callbacks.batch_size_finder.BatchSizeFinder": (
+        "the batch size is part of the run's name; a batch that does not fit into "
+        "memory ends with the largest that does: data.batch_size=…"
+    ),
+    "lightning.pytorch.callbacks.finetuning.BackboneFinetuning": (
+        "a network here is whole, with no `backbone` beside its head; start from "
+        "trained weights: init_from=…, at a lower optimizer.lr"
+    ),
 }
 
 # Arguments that the code adds to those in the configuration.

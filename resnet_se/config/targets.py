@@ -22,15 +22,17 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from resnet_se.config import CONF, PACKAGE
+from resnet_se.config.hydra_versions import checked_targets
 from resnet_se.config.schema import (
     ARGUMENTS_OF,
     INJECTED_ARGS,
     TARGET_SLOTS,
     THIRD_PARTY_HINTS,
+    UNFIT,
     WRAPPER_KEYS,
     Slot,
 )
-from resnet_se.runs.run_hash import canonical
+from resnet_se.runs.run_hash import canonical, own_files
 from resnet_se.utils.errors import UserError, nearest
 from resnet_se.utils.validation import check_value, hints_of
 
@@ -106,6 +108,10 @@ def check_kind(path: str, node: Node) -> None:
     assert isinstance(name, str)
     if not _fits(where[1], name, f"{path}.{key}"):
         raise UserError(f"{path}.{key}: expected {where[1].words}, got {name!r}")
+    target = located(path, name)
+    for cls in inspect.getmro(target) if inspect.isclass(target) else ():
+        if reason := UNFIT.get(f"{cls.__module__}.{cls.__qualname__}"):
+            raise UserError(f"{path}: {cls.__name__} does not work here: {reason}")
 
 
 def _fits(slot: Slot, name: str, path: str) -> bool:
@@ -115,8 +121,10 @@ def _fits(slot: Slot, name: str, path: str) -> bool:
     bases = tuple(located(path, base) for base in slot.bases)
     if inspect.isclass(target):
         methods = all(callable(getattr(target, name, None)) for name in slot.methods)
-        return methods and (not bases or issubclass(target, bases))
-    if not inspect.isroutine(target) or package_of(target) not in slot.packages:
+        own_call = slot.call and "__call__" in vars(target) and _is_own(target)
+        return methods and (not bases or issubclass(target, bases) or own_call)
+    known = package_of(target) in slot.packages
+    if not inspect.isroutine(target) or not (known or _is_own(target)):
         return False
     kind = returned(target)
     return inspect.isclass(kind) and issubclass(kind, bases)
@@ -125,6 +133,11 @@ def _fits(slot: Slot, name: str, path: str) -> bool:
 def package_of(target: Any) -> str:
     """The package that a function was written in, whatever name it was found by."""
     return str(getattr(target, "__module__", "")).partition(".")[0]
+
+
+def _is_own(target: Any) -> bool:
+    """Return whether a class or function is the user's own: not installed, not ours."""
+    return bool(own_files(package_of(target)))
 
 
 def returned(target: Any) -> Any:
@@ -368,7 +381,8 @@ def build_target(path: str, node: Any, **arguments: Any) -> Any:
         node = OmegaConf.create(nested)
         for part in path.split("."):
             node = node[part]
-    return instantiate(node, _convert_="all", **arguments)
+    with checked_targets():
+        return instantiate(node, _convert_="all", **arguments)
 
 
 def build_network(node: Any, num_classes: int) -> Any:

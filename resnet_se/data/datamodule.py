@@ -279,7 +279,8 @@ class ImageDataModule(L.LightningDataModule):
                 f"data.batch_size: expected at most {most} (the images to train on, by "
                 f"the number of devices), got {self.batch_size}"
             )
-        asked, self.batch_size = self.batch_size, max(1, most // STEPS)
+        fits = min(most, max(2, most // STEPS))  # BatchNorm fails of one image
+        asked, self.batch_size = self.batch_size, fits
         self.fitted = (
             f"data.batch_size: {asked} do not fit, there are {images} images to train "
             f"on; {self.batch_size} are taken, data.batch_size=… takes others"
@@ -347,11 +348,13 @@ class ImageDataModule(L.LightningDataModule):
         return self._in_order("test")
 
     def _in_order(self, part: str) -> ImagesInOrder:
+        # Lightning's: an integer counts batches, a float is a share.
+        limit: float = getattr(self.trainer, f"limit_{part}_batches", 1.0)
         name = f"{part}_part"
-        limit = getattr(self.trainer, f"limit_{part}_batches", 1.0)
-        if isinstance(limit, int) or limit < 1:  # batches, or Lightning's share of them
+        images, labels = getattr(self, name)
+        whole = len(ImagesInOrder(images, labels, *self._rank))
+        if limit < (whole if isinstance(limit, int) else 1):
             # A part of a set that is sorted by class would hold a few classes alone.
-            images, labels = getattr(self, name)
             order = evenly_spread(labels)
             setattr(self, name, (images[order], labels[order]))
             self._placed.pop(name, None)

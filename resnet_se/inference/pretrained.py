@@ -15,12 +15,13 @@ import os
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from hydra import compose, initialize_config_dir
+from hydra import compose
 from hydra.errors import InstantiationException
 from omegaconf import OmegaConf
 from PIL import Image
@@ -29,11 +30,11 @@ from torchvision.transforms.v2.functional import resize
 
 from resnet_se.config import CONF
 from resnet_se.config.compose import as_mapping  # and registers the resolvers of conf/
+from resnet_se.config.hydra_versions import with_conf
 from resnet_se.config.recipe import Recipe, load_recipe, with_present_targets
 from resnet_se.config.targets import build_network, located, value_below
-from resnet_se.data.decode import to_pixels
-from resnet_se.data.inference_inputs import batches, find_pictures
 from resnet_se.data.normalisation import normalise
+from resnet_se.inference.inputs import from_files, from_memory
 from resnet_se.inference.predictions import Predictions
 from resnet_se.models.tta import TTA
 from resnet_se.runs import bundle, checkpoint
@@ -174,72 +175,18 @@ class Pretrained(nn.Module):
         items: Any = inputs  # a string and an array are iterable as well
         if isinstance(inputs, str | Path | Image.Image | np.ndarray | Tensor):
             items = [inputs]
-        for item in items:
-            if isinstance(item, str | Path):
-                with find_pictures([item]) as pictures:
-                    for batch in batches(pictures, self.size, batch_size):
-                        for name, reason in batch.broken.items():
-                            raise UserError(f"inputs: cannot read {name}: {reason}")
-                        names += [picture.name for picture in batch.pictures]
-                        images = torch.from_numpy(batch.pixels)
-                        rows.append(self.probabilities(images, views).cpu())
-            else:
-                for images in _pixels(item, self.size).split(batch_size):
-                    names += [f"image {len(names) + i}" for i in range(len(images))]
-                    rows.append(self.probabilities(images, views).cpu())
+        # A list or a generator of single images or files is batched as it comes.
+        for of_files, group in groupby(
+            items, lambda item: isinstance(item, str | Path)
+        ):
+            parts = from_files if of_files else from_memory
+            for read, images in parts(group, self.size, batch_size):
+                names += read or [f"image {len(names) + i}" for i in range(len(images))]
+                rows.append(self.probabilities(images, views).cpu())
         if not rows:
             raise UserError("inputs: expected at least one picture, got none")
         # Outside of inference mode again: an ordinary tensor.
         return Predictions(tuple(names), self.classes, torch.cat(rows).clone())
-
-
-def _pixels(item: Any, size: tuple[int, int]) -> Tensor:
-    """Convert an image or array of any kind to (N, 3, H, W), uint8 or in 0..1."""
-    if isinstance(item, Image.Image):
-        return _from_pil([item], size)
-    shape, dtype = tuple(getattr(item, "shape", ())), getattr(item, "dtype", None)
-    if isinstance(item, np.ndarray):
-        if item.dtype != np.uint8 or not _is_picture(shape):
-            raise UserError(
-                "inputs: expected a uint8 array (H, W), (H, W, C) or (N, H, W, C) with "
-                f"C = 1, 3 or 4, got {dtype} {shape}"
-            )
-        many = item if item.ndim == 4 else item[None]
-        if many.ndim == 4 and many.shape[-1] == 3:
-            return torch.from_numpy(np.ascontiguousarray(many)).permute(0, 3, 1, 2)
-        many = many[..., 0] if many.shape[-1] == 1 and many.ndim == 4 else many
-        return _from_pil([Image.fromarray(image) for image in many], size)
-    if not isinstance(item, Tensor):
-        kind = type(item).__name__
-        raise UserError(f"inputs: expected paths, images or arrays, got {kind}")
-    images = item[None] if item.ndim == 3 else item
-    if images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape:
-        raise UserError(
-            f"inputs: expected a tensor (3, H, W) or (N, 3, H, W), got {shape}"
-        )
-    if images.dtype == torch.uint8:
-        return images
-    low, high = images.aminmax() if images.is_floating_point() else (-1, -1)
-    if not (low >= 0 and high <= 1):
-        got = f"{dtype} in {float(low):g}..{float(high):g}" if high != -1 else dtype
-        raise UserError(
-            f"inputs: expected a tensor of uint8, or floats in 0..1, got {got}"
-        )
-    return images.float()
-
-
-def _is_picture(shape: tuple[int, ...]) -> bool:
-    return 0 not in shape and (
-        len(shape) == 2 or (len(shape) in (3, 4) and shape[-1] in (1, 3, 4))
-    )
-
-
-def _from_pil(images: list[Image.Image], size: tuple[int, int]) -> Tensor:
-    try:
-        arrays = [to_pixels(image, size) for image in images]
-    except (ValueError, OSError) as error:
-        raise UserError(f"inputs: cannot read the image: {error}") from None
-    return torch.from_numpy(np.stack(arrays))
 
 
 # --- from a name -------------------------------------------------
@@ -264,7 +211,7 @@ def preset_node(name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
     names = [path.stem for path in (CONF / "model").glob("*.yaml")]
     if name not in names:
         raise UserError(f"name: unknown {name!r}; {nearest(str(name), names)}")
-    with initialize_config_dir(str(CONF), version_base="1.3"):
+    with with_conf():
         composed = compose("train", [f"model={name}"]).model
     node: Any = OmegaConf.to_container(composed, resolve=True)
     known = inspect.signature(located("model", node["_target_"])).parameters

@@ -155,7 +155,7 @@ def own_sources(targets: Iterable[str]) -> dict[str, str]:
         name = waiting.pop()
         if name == "resnet_se" or ":" in name or name in sys.stdlib_module_names:
             continue
-        files = [] if f"source of {name}" in digests else _own_files(name)
+        files = [] if f"source of {name}" in digests else own_files(name)
         whole = hashlib.sha256()
         for file in files:
             try:
@@ -172,7 +172,7 @@ def own_sources(targets: Iterable[str]) -> dict[str, str]:
     return digests
 
 
-def _own_files(name: str) -> list[Path]:
+def own_files(name: str) -> list[Path]:
     """The source files of a module or package, unless built in or installed."""
     try:
         spec = importlib.util.find_spec(name)

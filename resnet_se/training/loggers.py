@@ -12,17 +12,18 @@ from __future__ import annotations
 import os
 import sys
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import lightning as L
 import numpy as np
 import torch
-from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 from PIL import Image
 from torch import Tensor
 
+from resnet_se.training.wandb_file import read_rows
 from resnet_se.utils import lightning_private as internals
 from resnet_se.utils.errors import UserError
 from resnet_se.utils.files import atomic_file
@@ -33,6 +34,7 @@ if TYPE_CHECKING:  # importing wandb takes a second, which few runs need
 # Seconds, unless WANDB_INIT_TIMEOUT or WANDB_FINISH_TIMEOUT is set.  wandb's own limits
 # are a minute and a half, and none at the end.
 TIMEOUTS = {"init_timeout": 20.0, "finish_timeout": 120.0}
+FLUSH = 1.0  # seconds until a row is in the file; wandb's 15 s are lost to `kill -9`
 # By status; those of wandb's own hooks.
 EXIT_CODES = {"finished": 0, "failed": 1, "pruned": 0, "interrupted": 255}
 SAMPLES = 48  # images in the table of sample predictions
@@ -73,12 +75,36 @@ class WandbRun(WandbLogger):
         log_model: bool = False,
     ):
         self.uploads_model = log_model  # Lightning would upload last.ckpt as well
+        self.logged: set[tuple[int, str]] = set()  # steps and names, by earlier starts
+        self.next_row: int | None = None  # after theirs; wandb would begin at 0
         run = None
         if internals.rank() == 0:
+            self._read_earlier(Path(run_dir))
             run = _start(Path(run_dir), project, tags, group, offline)
             run.define_metric("trainer/global_step")
             run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
         super().__init__(project=project, save_dir=str(run_dir), experiment=run)
+
+    def _read_earlier(self, run_dir: Path) -> None:
+        for file in sorted(run_dir.glob("wandb/offline-run-*/*.wandb")):
+            for row in read_rows(file):
+                self.next_row = max(self.next_row or 0, row["_step"] + 1)
+                step = row.get("trainer/global_step")
+                self.logged |= {(step, name) for name in row}
+
+    def log_metrics(
+        self, metrics: Mapping[str, float], step: int | None = None
+    ) -> None:
+        """Log a row; what an earlier start has logged of this step stays as it is."""
+        new = {k: v for k, v in metrics.items() if (step, k) not in self.logged}
+        if not new.keys() - {"epoch"}:
+            return
+        row = {**new, "trainer/global_step": step} if step is not None else new
+        first, self.next_row = self.next_row, None
+        if first is None:
+            self.experiment.log(row)
+        else:
+            self.experiment.log(row, step=first, commit=True)
 
 
 def _start(
@@ -99,7 +125,7 @@ def _start(
         name: seconds
         for name, seconds in TIMEOUTS.items()
         if f"WANDB_{name.upper()}" not in os.environ
-    }
+    } | {"x_transaction_log_flush_interval": FLUSH}
     if offline:
         return wandb.init(mode="offline", **options)
     if wandb.setup().settings.mode not in ("online", "run"):
@@ -157,6 +183,27 @@ def finish(status: str) -> None:
             print(f"wandb: the run could not be closed: {error}", file=sys.stderr)
 
 
+# --- after a resume ----------------------------------------------
+
+
+def catch_up(trainer: L.Trainer, rows: Sequence[Mapping[str, float]]) -> None:
+    """Log the epochs of earlier starts to dashboards that may lack their last ones.
+
+    wandb's has what its file holds; TensorBoard and CSV begin anew, in a file that
+    outdates the earlier ones.
+    """
+    if not trainer.is_global_zero:
+        return
+    for logger in trainer.loggers:
+        if not isinstance(logger, WandbRun | TensorBoardLogger | CSVLogger):
+            continue
+        for row in rows:
+            metrics = {name: value for name, value in row.items() if "/" in name}
+            step = int(row["step"]) - 1  # as Lightning counts an epoch's last
+            logger.log_metrics({**metrics, "epoch": row["epoch"]}, step)
+        logger.save()
+
+
 # --- TensorBoard -------------------------------------------------
 
 
@@ -167,7 +214,8 @@ def tensorboard(run_dir: str | Path) -> TensorBoardLogger:
         UserError: TensorBoard is not installed.
     """
     try:
-        return TensorBoardLogger(save_dir=run_dir, name="", version="tensorboard")
+        # Readers leave out what an earlier start wrote: `catch_up` writes it again.
+        return TensorBoardLogger(run_dir, "", "tensorboard", purge_step=0)
     except ModuleNotFoundError:
         raise UserError(
             "logger=tensorboard: TensorBoard is not installed; "

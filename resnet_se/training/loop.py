@@ -27,6 +27,7 @@ from resnet_se.training.evaluation import load_weights, save_predictions, score
 from resnet_se.training.module import Classifier
 from resnet_se.training.preparation import (
     check_sizes,
+    check_training,
     compile_network,
     forward_backward,
 )
@@ -90,6 +91,7 @@ def fit(job: Job, outcome: Outcome) -> None:
     if device.type == "cpu":
         keep_freed_memory()
     data.fit_batch_size(world_size)
+    check_training(module.net, data.image_size, data.num_classes, data.batch_size)
     outcome.hardware = hardware(device, str(trainer.precision), world_size)
     outcome.data = data.describe()
     outcome.model = network_summary(module.net, data.image_size[0])

@@ -25,6 +25,7 @@ from resnet_se.training.param_groups import (
     check_state,
     l2_penalty,
     set_anew,
+    set_mode,
 )
 from resnet_se.training.reliability import reliability
 from resnet_se.training.schedules import Schedule
@@ -153,6 +154,23 @@ class Classifier(L.LightningModule):
                 set_anew(optimizer, fresh)
                 cast(Schedule, self.lr_schedulers()).set_rates()
             check_state(optimizer, fresh)  # takes a step of `fresh`
+        self._set_mode(training=True)
+
+    def on_validation_model_eval(self) -> None:
+        super().on_validation_model_eval()
+        self._set_mode(training=False)
+
+    def on_validation_model_train(self) -> None:
+        super().on_validation_model_train()
+        self._set_mode(training=True)
+
+    def on_train_end(self) -> None:
+        self._set_mode(training=False)
+
+    def _set_mode(self, training: bool) -> None:
+        if self.trainer.state.fn == TrainerFn.FITTING:
+            for optimizer in self.trainer.optimizers:
+                set_mode(optimizer, training)
 
     def on_train_epoch_start(self) -> None:
         self.train_batches = {}

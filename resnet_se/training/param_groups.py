@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import math
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
@@ -134,6 +136,29 @@ def _begin_momentum(optimizer: Optimizer) -> None:
                 continue
             for p in group["params"]:
                 optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
+
+
+def set_mode(optimizer: Optimizer, training: bool) -> None:
+    """Switch a schedule-free optimizer between its training and evaluation weights.
+
+    It trains one sequence of weights and is tested on an average of it (Defazio et al.
+    2024, arXiv 2405.15682); others have no modes.
+    """
+    switch = getattr(optimizer, "train" if training else "eval", None)
+    if callable(switch):
+        switch()
+
+
+@contextmanager
+def averaged(optimizers: Iterable[Optimizer]) -> Iterator[None]:
+    """The body sees the weights that are tested, which a checkpoint keeps."""
+    modes = [o for o in optimizers if callable(getattr(o, "eval", None))]
+    training = [o for o in modes if o.param_groups[0].get("train_mode", True)]
+    for optimizer in training:
+        set_mode(optimizer, training=False)
+    yield
+    for optimizer in training:
+        set_mode(optimizer, training=True)
 
 
 def check_donor(checkpoint: dict[str, Any], fresh: Optimizer) -> None:

@@ -9,6 +9,7 @@ import copy
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import lightning as L
 import torch
@@ -35,6 +36,35 @@ def check_shape(net: torch.nn.Module, size: tuple[int, int], num_classes: int) -
         logits = shadow(images)
     except Exception as error:
         raise UserError(f"model: {name} fails on images {given}: {error}") from error
+    _check_logits(logits, name, given, expected)
+
+
+def check_training(
+    net: torch.nn.Module, size: tuple[int, int], num_classes: int, batch_size: int
+) -> None:
+    """The same of a network in training, where some give more than logits.
+
+    Raises:
+        UserError: as `check_shape`; BatchNorm also fails of a single image, where
+            nothing is left of its height and width.
+    """
+    shadow = copy.deepcopy(net).cpu().train()
+    images = torch.zeros(min(batch_size, 2), 3, *size)
+    name, given = type(net).__name__, tuple(images.shape)
+    try:
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            logits = shadow(images)
+    except Exception as error:
+        hint = "; take data.batch_size=2 or more" if batch_size == 1 else ""
+        raise UserError(
+            f"model: {name} fails in training on images {given}: {error}{hint}"
+        ) from error
+    _check_logits(logits, f"{name} in training", given, (len(images), num_classes))
+
+
+def _check_logits(
+    logits: Any, name: str, given: tuple[int, ...], expected: tuple[int, int]
+) -> None:
     shape = tuple(getattr(logits, "shape", ())) or type(logits).__name__
     if shape != expected:
         raise UserError(

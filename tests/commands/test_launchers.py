@@ -21,8 +21,10 @@ import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn
 
 from resnet_se.commands.sweep import multirun
+from resnet_se.commands.sweep.lost_jobs import enduring
 from resnet_se.config import CONF
 from tests.conftest import TINY
 
@@ -214,6 +216,74 @@ def test_a_launchers_jobs_start_their_own_ranks(tmp_path, run_dirs, launcher):
     assert [o["kind"] for o in outcomes(tmp_path)] == ["done", "done"]
     assert [r["train"]["steps"] for r in run_dirs().values()] == [216 // 64] * 2
     assert len({process for process, *_ in notes(run_dirs)}) == 4  # two ranks a job
+
+
+class Killed(L.Callback):
+    """Ends the process of seed 1 as the kernel does where memory runs out."""
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        if pl_module.seed == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.slow
+def test_a_killed_job_fails_alone(tmp_path, run_dirs):
+    extra("submitit_local")
+    line = ("-m", "launcher=submitit_local", "launcher.jobs=2", "seed=0,1,2")
+    killed = "+callbacks.killed._target_=tests.commands.test_launchers.Killed"
+    process = start(tmp_path, *line, killed, "trainer.max_epochs=1")
+    printed = process.communicate(timeout=600)[0]
+    assert process.returncode == 1, printed
+    assert [o["kind"] for o in outcomes(tmp_path)] == ["done", "failed", "done"]
+    lost = outcomes(tmp_path)[1]
+    assert "killed" in lost["error"]
+    assert run_dirs()[Path(lost["run_dir"])]["seed"] == 1
+    assert "2 done, 1 failed" in printed
+    assert "Traceback" not in printed
+
+
+class Pool:
+    """A launcher whose worker dies at a job, as joblib's, with all that wait for it."""
+
+    def __init__(self, folder, dies_at):
+        self.folder, self.dies_at, self.launched = folder, dies_at, []
+
+    def launch(self, job_overrides, initial_job_idx):
+        for number, overrides in enumerate(job_overrides, initial_job_idx):
+            self.launched.append(number)
+            record = multirun.job_record(number, overrides)
+            kind = "running" if number == self.dies_at else "done"
+            multirun.write_outcome(self.folder / str(number), record | {"kind": kind})
+            if number == self.dies_at:
+                raise RuntimeError("a worker was killed")
+        return [JobReturn() for _ in job_overrides]
+
+
+def test_a_launcher_that_has_lost_a_worker_goes_on(tmp_path, capsys):
+    pool = Pool(tmp_path, dies_at=1)
+    launcher = enduring(pool, tmp_path)
+    launcher.launch([[f"seed={n}"] for n in range(3)], initial_job_idx=0)
+    launcher.launch([["seed=3"]], initial_job_idx=3)  # the next batch
+    kinds = [o["kind"] for o in multirun.outcomes(tmp_path)]
+    assert kinds == ["done", "failed", "not started", "done"]
+    assert "goes on from here" in capsys.readouterr().err
+
+
+def test_what_a_launcher_cannot_start_at_all_is_raised(tmp_path):
+    class Unset:
+        def launch(self, job_overrides, initial_job_idx):
+            raise RuntimeError("no partition")
+
+    with pytest.raises(RuntimeError, match="no partition"):
+        enduring(Unset(), tmp_path).launch([["seed=0"]], initial_job_idx=0)
+    assert not list(tmp_path.iterdir())
+
+
+def test_all_batches_are_composed_before_the_first_starts(train, capsys):
+    batches = ("-m", "hydra.sweeper.max_batch_size=1", "seed=-1")
+    assert train(*batches, "optimizer=sgd,sdg") == 2
+    assert "optimizer" in capsys.readouterr().err
+    assert not list(Path("runs/sweeps").glob("*/*/outcome.json"))
 
 
 # The commands of SLURM that submitit calls.  A requeued job's script runs once more.

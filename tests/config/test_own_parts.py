@@ -113,6 +113,73 @@ def test_a_source_that_cannot_be_read_is_said(sources, folder):
         sources()
 
 
+PARTS = (
+    NET
+    + """
+def make(width: int, num_classes: int) -> torch.nn.Module:
+    return Net(width, num_classes)
+def unsaid(width, num_classes):
+    return Net(width, num_classes)
+class Bright:
+    def __call__(self, image):
+        return image.clamp(min=20)
+class NoClosure(torch.optim.SGD):
+    def step(self):
+        super().step()
+class Averaged(torch.optim.SGD):
+    # As schedule-free ones: weights to train and, in evaluation, others to test.
+    def __init__(self, params, lr):
+        super().__init__(params, lr)
+        for group in self.param_groups:
+            group["train_mode"] = False
+    def shift(self, mode):
+        for group in self.param_groups:
+            if group["train_mode"] != mode:
+                for p in group["params"]:
+                    p.data.add_(1.0 if mode else -1.0)
+            group["train_mode"] = mode
+    def train(self):
+        self.shift(True)
+    def eval(self):
+        self.shift(False)
+    def step(self, closure=None):
+        assert all(g["train_mode"] for g in self.param_groups), "not in train mode"
+        return super().step(closure)
+"""
+)
+
+
+@pytest.fixture
+def parts(folder) -> Path:
+    (folder / "ownnet.py").write_text(PARTS)
+    return folder
+
+
+def test_a_factory_and_a_plain_callable_work(parts, command, capsys):
+    own = ("model._target_=ownnet.make", *OWN[1:])
+    assert command("train", *own, "+augment.own._target_=ownnet.Bright") == 0
+    assert command("train", "model._target_=ownnet.unsaid", *OWN[1:]) == 2
+    assert "-> torch.nn.Module" in capsys.readouterr().err
+
+
+def test_an_optimizer_without_a_closure_is_told(parts, command, capsys):
+    options = ("optimizer._target_=ownnet.NoClosure", "optimizer.lr=0.1")
+    assert command("train", *OWN, *options) == 2
+    assert "Lightning hands every step its closure" in capsys.readouterr().err
+
+
+def test_an_optimizer_with_two_modes_trains_and_is_saved_in_the_tested_one(
+    parts, command
+):
+    options = ("optimizer._target_=ownnet.Averaged", "optimizer.lr=0.0001")
+    assert command("train", *OWN, *options) == 0
+    for name in ("best", "last"):
+        (path,) = parts.glob(f"runs/*/*/checkpoints/{name}.ckpt")
+        weights = torch.load(path, weights_only=True)["state_dict"]
+        means = [w.mean() for n, w in weights.items() if n.endswith("weight")]
+        assert all(abs(mean) < 0.5 for mean in means)  # in training they are near 1
+
+
 def test_force_trains_again_beside(folder, command):
     for _ in range(2):
         assert command("train", *OWN, "force=true") == 0

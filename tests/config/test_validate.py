@@ -141,6 +141,20 @@ def _never(*_: Any, **__: Any) -> None:
     raise AssertionError("called before it was checked")
 
 
+@pytest.mark.parametrize(
+    ("name", "instead"),
+    {
+        "LearningRateFinder": "hparams_search=optuna",
+        "BatchSizeFinder": "data.batch_size",
+        "BackboneFinetuning": "init_from",
+    }.items(),
+)
+def test_callbacks_that_cannot_work_here_name_what_does(name, instead):
+    node = OmegaConf.create({"_target_": f"lightning.pytorch.callbacks.{name}"})
+    with pytest.raises(UserError, match=f"{name} does not work here.*{instead}"):
+        check_kind("callbacks.x", node)
+
+
 def test_each_place_refuses_the_kind_of_another():
     kinds = {
         "model": "torch.nn.Linear",

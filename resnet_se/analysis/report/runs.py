@@ -286,7 +286,8 @@ def load(paths: Iterable[str]) -> Loaded:
         if run.status != "finished":
             loaded.unfinished.append(run)
             continue
-        data = (run.data["fingerprint"], run.test["images"])
+        # A trial's test set may be the same images in another order.
+        data = (run.data["fingerprint"], run.test["images"], run.trial)
         other = tested.setdefault(data, run)
         if not np.array_equal(run.labels, other.labels):
             reason = f"test.labels are not those of {other.path} on the same data"

@@ -23,11 +23,12 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, read_write
 from rich.console import Console
 from rich.table import Table
 
 from resnet_se.config import CONF
+from resnet_se.config.hydra_versions import register_resolver
 from resnet_se.config.messages import explain
 from resnet_se.utils.errors import nearest
 from resnet_se.utils.files import Busy, atomic_file, exclusive
@@ -72,7 +73,7 @@ for _name, _resolver, _cached in (
     ("side_by_side", _parallel_jobs, False),
     ("share", _per_job, True),
 ):
-    OmegaConf.register_new_resolver(_name, _resolver, replace=True, use_cache=_cached)
+    register_resolver(_name, _resolver, replace=True, use_cache=_cached)
 
 _locks_held: list[Any] = []
 
@@ -122,21 +123,17 @@ def recorded(task: Callable[..., JobResult]) -> Callable[[DictConfig], None]:
             task(cfg)
             return
         folder = Path(hydra.runtime.output_dir)
-        overrides = [o for o in hydra.overrides.task if "api_key" not in o]
-        overrides = [o for o in overrides if not o.startswith(PRUNER)]
-        record = {"job": hydra.job.num, "overrides": overrides}
+        record = job_record(hydra.job.num, hydra.overrides.task)
         if cfg.get("fail_fast") and any(
             o["kind"] == "failed" for o in outcomes(folder.parent)
         ):
-            _write(folder, record | {"kind": "not started"})
+            write_outcome(folder, record | {"kind": "not started"})
             return
         started = time.perf_counter()
-        # Where it goes wrong before a run directory has a name, the overrides have to
-        # do.
-        record["run_dir"] = ""
 
         def name(run_dir: Path) -> None:
             record["run_dir"] = str(run_dir.resolve())
+            write_outcome(folder, record | {"kind": "running"})
 
         try:
             from resnet_se.config.validate import check_keys
@@ -145,11 +142,12 @@ def recorded(task: Callable[..., JobResult]) -> Callable[[DictConfig], None]:
             claim_gpus(cfg.launcher.gpus, cfg.launcher.jobs, folder.parent)
             result = task(cfg, name)
         except Busy as error:
-            _write(folder, record | {"kind": "busy", "error": str(error)})
+            write_outcome(folder, record | {"kind": "busy", "error": str(error)})
             print(f"busy: {error}", file=sys.stderr)
             return
         except Exception as error:
-            _write(folder, record | {"kind": "failed", "error": explain(error)})
+            failed = {"kind": "failed", "error": explain(error)}
+            write_outcome(folder, record | failed)
             raise
         record |= {
             "kind": result.kind,
@@ -160,12 +158,19 @@ def recorded(task: Callable[..., JobResult]) -> Callable[[DictConfig], None]:
             test, val = result.record["test"], result.record["val"]
             record |= {"acc": test["acc"], "acc_tta": test["acc_tta"]}
             record |= {"val_acc": val["acc"], "val_loss": val["loss"]}
-        _write(folder, record)
+        write_outcome(folder, record)
 
     return job
 
 
-def _write(folder: Path, record: dict[str, Any]) -> None:
+def job_record(number: int, overrides: Sequence[str]) -> dict[str, Any]:
+    """Return the beginning of a job's outcome, before its run directory has a name."""
+    told = [o for o in overrides if "api_key" not in o and not o.startswith(PRUNER)]
+    return {"job": number, "overrides": told, "run_dir": ""}
+
+
+def write_outcome(folder: Path, record: dict[str, Any]) -> None:
+    """Write a job's `outcome.json` into its folder of the sweep."""
     with atomic_file(folder / "outcome.json") as file:
         file.write(json.dumps(record, indent=2).encode())
 
@@ -189,6 +194,10 @@ class SweepTable(Callback):
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         self.dry = slurm_scripts() if config.launcher.get("dry_run") else nullcontext()
         self.dry.__enter__()
+        sweeper = config.hydra.sweeper
+        if sweeper._target_.endswith(".BasicSweeper"):  # see lost_jobs.py
+            with read_write(sweeper):
+                sweeper._target_ = "hydra_plugins.JobSweeper"
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **_: Any) -> None:
         # Hydra's sweeper keeps what each job returned to its end, 0.3 MB of them.
@@ -200,7 +209,8 @@ class SweepTable(Callback):
             return
         folder = Path(config.hydra.sweep.dir)
         records = outcomes(folder)
-        if not records:
+        stopped = sys.exc_info()[0] is not None  # Hydra 1.4 comes here all the same
+        if not records and not stopped:
             print(
                 f"error: no job left an outcome in {folder.resolve()}: workers on "
                 "other machines need a runs_dir that all reach, an absolute path; is "
@@ -209,8 +219,9 @@ class SweepTable(Callback):
                 file=sys.stderr,
             )
             sys.exit(2)
-        self.show(records, config)
-        if any(record["kind"] == "failed" for record in records):
+        if records:
+            self.show(records, config)
+        if not stopped and any(record["kind"] == "failed" for record in records):
             sys.exit(1)
 
     def show(self, records: list[dict[str, Any]], config: DictConfig) -> None:

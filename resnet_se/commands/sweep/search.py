@@ -36,6 +36,7 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, ListConfig, OmegaConf, read_write
 
+from resnet_se.commands.sweep.lost_jobs import enduring
 from resnet_se.commands.sweep.multirun import (
     PRUNER,
     SweepTable,
@@ -150,9 +151,10 @@ class OptunaSearch(Sweeper):
             config.hydra.overrides.hydra = [
                 o for o in typed_to_hydra if not o.startswith("hydra.sweeper.")
             ] + ["hydra.mode=MULTIRUN", f"hydra.sweep.dir='{self.folder}'"]
-        self.launcher = Plugins.instance().instantiate_launcher(
+        launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
         )
+        self.launcher = enduring(launcher, self.folder)
 
     def _name(self, searched: Mapping[str, Override]) -> str:
         """`<experiment>-seed<k>-<hash>`; the hash: fixed settings, space, metric."""
@@ -215,7 +217,8 @@ class OptunaSearch(Sweeper):
         self.launcher.launch(jobs, initial_job_idx=min(batch))
         for record in outcomes(self.folder):
             number = record["job"]
-            if number not in batch or record["kind"] in ("busy", "not started"):
+            undecided = record["kind"] in ("busy", "not started") or "lost" in record
+            if number not in batch or undecided:
                 continue  # told before, or to be run by the next start
             value = record.get(self.metric.replace("/", "_"))
             states = import_optuna().trial.TrialState

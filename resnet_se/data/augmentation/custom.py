@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from resnet_se.utils.errors import UserError
 from resnet_se.utils.random_streams import derive_seed
 
+Transform = Callable[[Tensor], Tensor]
+
 
 def apply_custom(
-    custom: nn.Module, images: Tensor, index: Tensor, seed: int, epoch: int
+    custom: Transform,
+    images: Tensor,
+    index: Tensor,
+    seed: int,
+    epoch: int,
 ) -> Tensor:
     """Return uint8 (B, 3, H, W) after `custom`, called image by image.
 
@@ -26,7 +34,11 @@ def apply_custom(
 
 
 def apply_custom_batch(
-    custom: nn.Module, images: Tensor, first: int, seed: int, epoch: int
+    custom: Transform,
+    images: Tensor,
+    first: int,
+    seed: int,
+    epoch: int,
 ) -> Tensor:
     """Return uint8 (B, 3, H, W) after `custom`, called once.
 
@@ -40,7 +52,7 @@ def apply_custom_batch(
     return result
 
 
-def check_custom(key: str, custom: nn.Module, shape: tuple[int, ...]) -> None:
+def check_custom(key: str, custom: Transform, shape: tuple[int, ...]) -> None:
     """Raise UserError, naming `augment.<key>`, unless uint8 keeps dtype and shape."""
     where = f"augment.{key}: {type(custom).__name__}"
     try:

@@ -16,12 +16,13 @@ distribution, not the same numbers.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 
 from resnet_se.data.augmentation import policies
@@ -93,8 +94,8 @@ class Augmentation:
     zoom_axes: Literal[1, 2] = 1
     whole_shifts: bool = True
     affine: AffineOrder = "torchvision"
-    own: nn.Module | None = None
-    own_batch: nn.Module | None = None
+    own: Callable[[Tensor], Tensor] | None = None
+    own_batch: Callable[[Tensor], Tensor] | None = None
 
     def __post_init__(self) -> None:
         if self.alternate_flip and self.flip != 0.5:
@@ -148,7 +149,7 @@ class Augmentation:
             UserError: as `check`.
         """
         self.check(height, width)
-        steps: list[nn.Module] = [] if self.own is None else [self.own]
+        steps: list[Callable[..., Any]] = [] if self.own is None else [self.own]
         if self.crop_padding:
             steps.append(
                 v2.RandomCrop(

@@ -12,6 +12,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from resnet_se.runs import checkpoint as checkpoint_files
 from resnet_se.training.metrics import Mode, direction
+from resnet_se.training.param_groups import averaged
 from resnet_se.utils import lightning_private as internals
 from resnet_se.utils.validation import Count, Natural, Text, check_value, validated
 
@@ -36,6 +37,12 @@ class CheckpointFiles(CheckpointIO):
 
     def remove_checkpoint(self, path: Any) -> None:
         Path(path).unlink(missing_ok=True)
+
+
+def save(trainer: L.Trainer, path: Path) -> None:
+    """Write a checkpoint, of the weights that are tested."""
+    with averaged(trainer.optimizers):
+        trainer.save_checkpoint(path)
 
 
 class Checkpoints(Checkpoint):
@@ -115,13 +122,13 @@ class Checkpoints(Checkpoint):
         due = self.every_n_steps and trainer.global_step % self.every_n_steps == 0
         stepped = (index + 1) % trainer.accumulate_grad_batches == 0
         if due and stepped and not last:
-            trainer.save_checkpoint(self.dirpath / checkpoint_files.LAST)
+            save(trainer, self.dirpath / checkpoint_files.LAST)
 
     def on_train_epoch_end(self, trainer: L.Trainer, *_: Any) -> None:
         of_these = self.validated_at == trainer.global_step
         if of_these or not self.monitor.startswith("val/"):
             self._keep_if_best(trainer)
-        trainer.save_checkpoint(self.dirpath / checkpoint_files.LAST)
+        save(trainer, self.dirpath / checkpoint_files.LAST)
 
     def on_validation_end(self, trainer: L.Trainer, *_: Any) -> None:
         """Note of which weights the figures are; in mid-epoch they may be the best."""
@@ -138,4 +145,4 @@ class Checkpoints(Checkpoint):
         score = trainer.callback_metrics.get(self.monitor)
         if score is not None and self._improves(float(score), self.best_score):
             self.best_score, self.best_epoch = float(score), trainer.current_epoch
-            trainer.save_checkpoint(self.dirpath / checkpoint_files.BEST)
+            save(trainer, self.dirpath / checkpoint_files.BEST)

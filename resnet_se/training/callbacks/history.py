@@ -13,6 +13,7 @@ import lightning as L
 from lightning.pytorch.trainer.states import TrainerFn
 
 from resnet_se.data.datamodule import ImageDataModule
+from resnet_se.training.loggers import catch_up
 from resnet_se.utils import lightning_private as internals
 from resnet_se.utils.files import atomic_file
 from resnet_se.utils.validation import NonNegative, check_value
@@ -63,7 +64,9 @@ class History(L.Callback):
         """Training throughput, without validation and start-up."""
         return self.images / self.train_seconds if self.train_seconds else None
 
-    def on_train_start(self, *_: Any) -> None:
+    def on_train_start(self, trainer: L.Trainer, *_: Any) -> None:
+        if self.rows:
+            catch_up(trainer, self.rows)
         self._begin()  # resumed in mid-epoch, a run has no `on_train_epoch_start`
 
     def on_train_epoch_start(self, *_: Any) -> None:

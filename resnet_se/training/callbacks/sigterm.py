@@ -9,6 +9,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from resnet_se.training.callbacks.checkpointing import save
 from resnet_se.utils import lightning_private as internals
 
 
@@ -39,4 +40,4 @@ class SaveOnSigterm(L.Callback):
             # Accumulated gradients are in no checkpoint.
             stepped = done % trainer.accumulate_grad_batches == 0
             if stepped and 0 < done < trainer.num_training_batches:
-                trainer.save_checkpoint(self.path)
+                save(trainer, self.path)
