@@ -16,13 +16,14 @@ import warnings
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from resnet_se.data.datamodule import ImageDataModule
 from resnet_se.data.normalisation import normalise
+from resnet_se.inference.onnx_file import label, quantise
 from resnet_se.inference.pretrained import Pretrained
 from resnet_se.models.fusion import fold_batchnorm, mean_gates, with_mean_gates
 from resnet_se.models.se_gates import all_static
@@ -135,13 +136,13 @@ def export_network(
             )
         if options.int8:
             small = file.with_name(f"int8-{file.name}")
-            _quantise(file, small, comparison.inputs(data.val_part[0][:CALIBRATION]))
+            quantise(file, small, comparison.inputs(data.val_part[0][:CALIBRATION]))
             file = small
+            label(file, _about(model))
             comparison.add("onnx, int8", _open_exported(model, name, file), file)
-            comparison.time_last_two()
         file.chmod(0o644)  # safetensors' files are private
         os.replace(file, out)
-    return comparison.rows
+    return comparison.timed()
 
 
 def check_options(options: Options) -> None:
@@ -207,35 +208,34 @@ class _Comparison:
         return images if self.preprocess else normalise(images, self.mean, self.std)
 
     def add(self, name: str, forward: Forward, file: Path | None = None) -> Row:
-        """Run and time another form; return its row."""
+        """Run another form; return its row, without times."""
         parts = [forward(self.inputs(part)) for part in self.images.split(256)]
         logits = torch.cat(parts)
         previous = self.logits[-1] if self.logits else logits
         predicted = logits.argmax(1)
-        batches = (self.images[:1].expand(b, -1, -1, -1) for b in BATCHES)
         row = Row(
             name=name,
             megabytes=None if file is None else file.stat().st_size / 1e6,
             accuracy=float((predicted == self.labels).double().mean()),
             agreement=float((predicted == previous.argmax(1)).double().mean()),
             difference=float((logits - previous).abs().max()),
-            milliseconds=tuple(
-                milliseconds([forward], self.inputs(batch))[0] for batch in batches
-            ),
+            milliseconds=(),
         )
         self.rows.append(row)
         self.logits.append(logits)
         self.forwards.append(forward)
         return row
 
-    def time_last_two(self) -> None:
-        """Time the last two forms interleaved, so that they can be compared."""
-        pairs = []
-        for b in BATCHES:
-            batch = self.inputs(self.images[:1].expand(b, -1, -1, -1))
-            pairs.append(milliseconds(self.forwards[-2:], batch))
-        for i, times in zip((-2, -1), zip(*pairs, strict=True), strict=True):
-            self.rows[i] = self.rows[i]._replace(milliseconds=tuple(times))
+    def timed(self) -> list[Row]:
+        """Return all rows, with the times of interleaved runs on the same images."""
+        times = [
+            milliseconds(
+                self.forwards, self.inputs(self.images[:1].expand(b, -1, -1, -1))
+            )
+            for b in BATCHES
+        ]
+        rows = zip(self.rows, zip(*times, strict=True), strict=True)
+        return [row._replace(milliseconds=tuple(own)) for row, own in rows]
 
 
 def where_int8_does_not_pay(rows: Sequence[Row]) -> str | None:
@@ -257,8 +257,15 @@ def _transformed(
     """Return the network after each change asked for, compared at every one."""
 
     def compare(name: str, net: nn.Module) -> None:
-        forward = Exported(net, model, options.preprocess)
-        comparison.add(name, torch.inference_mode()(forward))
+        layout = torch.channels_last  # as `load` has it
+        forward = Exported(net, model, options.preprocess).to(memory_format=layout)
+
+        @torch.inference_mode()
+        def run(images: Tensor) -> Tensor:
+            logits: Tensor = forward(images.contiguous(memory_format=layout))
+            return logits
+
+        comparison.add(name, run)
 
     net = model.net
     compare("network", net)
@@ -287,13 +294,7 @@ def _write(model: Pretrained, net: Exported, options: Options, file: Path) -> No
     if options.format == "safetensors":
         from safetensors.torch import save_file
 
-        about = {
-            "classes": json.dumps(model.classes),
-            "size": json.dumps(model.size),
-            "mean": json.dumps(model.mean.tolist()),
-            "std": json.dumps(model.std.tolist()),
-        }
-        save_file(net.net.state_dict(), file, about)
+        save_file(net.net.state_dict(), file, _about(model))
         return
     with warnings.catch_warnings():  # of the exporters, about themselves
         warnings.simplefilter("ignore")
@@ -311,6 +312,16 @@ def _write(model: Pretrained, net: Exported, options: Options, file: Path) -> No
             external_data=False,
             verbose=False,
         )
+    label(file, _about(model))
+
+
+def _about(model: Pretrained) -> dict[str, str]:
+    return {
+        "classes": json.dumps(model.classes),
+        "size": json.dumps(model.size),
+        "mean": json.dumps(model.mean.tolist()),
+        "std": json.dumps(model.std.tolist()),
+    }
 
 
 def _open_exported(model: Pretrained, format: str, file: Path) -> Forward:
@@ -342,42 +353,3 @@ def _open_exported(model: Pretrained, format: str, file: Path) -> Forward:
         state = load_file(file)
     fresh.load_state_dict(state)
     return torch.inference_mode()(Exported(fresh, model, False))
-
-
-def _quantise(file: Path, small: Path, images: Tensor) -> None:
-    """Quantise weights by channel, and activations by scales from images.
-
-    Unsigned activations: with signed ones onnxruntime leaves the convolutions beside a
-    branch in float32, and the whole is slower than without.  Weights of seven bits:
-    without VNNI a processor adds two products of unsigned by signed bytes in 16 bits,
-    which eight would overflow (82 % became 34 in our quickstart).
-    """
-    import logging
-
-    from onnxruntime.quantization import (
-        CalibrationDataReader,
-        QuantType,
-        quantize_static,
-    )
-
-    class Reader(CalibrationDataReader):
-        def __init__(self) -> None:
-            self.rest = iter(images.split(64))
-
-        def get_next(self) -> dict[str, Any] | None:
-            part = next(self.rest, None)
-            return None if part is None else {"images": part.contiguous().numpy()}
-
-    level = logging.getLogger().level
-    logging.getLogger().setLevel(logging.ERROR)  # it advertises its pre-processing
-    try:
-        quantize_static(
-            file,
-            small,
-            Reader(),
-            per_channel=True,
-            activation_type=QuantType.QUInt8,
-            reduce_range=True,
-        )
-    finally:
-        logging.getLogger().setLevel(level)

@@ -28,7 +28,7 @@ def print_header(result: dict[str, Any], run_dir: Path) -> None:
         f"{model['total']:,} parameters · "
         f"{model['macs'] / 1e6:.1f} MMAC · {data['origin']}, "
         f"{data['train']:,} to train on · {machine['accelerator']}, "
-        f"{machine['precision']} · {run_dir}",
+        f"{machine['precision']} · Pillow {result['versions']['pillow']} · {run_dir}",
         soft_wrap=True,
         highlight=False,
     )

@@ -19,7 +19,15 @@ from resnet_se.utils.errors import UserError
 if TYPE_CHECKING:
     import torch
 
-VERSIONED = ("torch", "torchvision", "lightning", "hydra-core", "torchmetrics")
+# Pillow decodes: another one may give other pixels.
+VERSIONED = (
+    "torch",
+    "torchvision",
+    "lightning",
+    "hydra-core",
+    "torchmetrics",
+    "pillow",
+)
 
 
 def environment() -> dict[str, Any]:

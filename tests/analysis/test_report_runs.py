@@ -111,6 +111,18 @@ def test_labels_of_another_test_set_under_the_same_fingerprint_are_refused(plant
     assert f"{paths[1]}: test.labels are not those of {paths[0]}" in loaded.problems[0]
 
 
+def test_a_trial_with_the_images_in_another_order_drops_nothing(plant):
+    trial = record("e00_trial", wrong=range(4))
+    trial["test"] |= {"labels": trial["test"]["predicted"], "acc": 1.0, "acc_tta": 1.0}
+    trial["test"]["predicted_tta"] = trial["test"]["predicted"]
+    trial["choices"] = {**trial.get("choices", {}), "budget": "smoke"}
+    paths = plant(trial, record("e01_a"), record("e02_b"))
+    loaded = load(paths)
+    assert not loaded.problems
+    loaded.leave_out_trials()
+    assert [run.path for run in loaded.runs] == paths[1:]
+
+
 def test_copies_are_counted_once_and_conflicts_are_told_from_them(plant):
     runs = [record("e01_a", wrong=range(n)) for n in (40, 40, 80)]
     loaded = load(plant(*runs))

@@ -218,7 +218,7 @@ def test_of_a_static_network_nothing_varies(
         assert row["difference"] == 0 or row["gates"] == "one"
     # And an export sets them to their mean by folding alone.
     monkeypatch.setattr(export, "BATCHES", (1,))
-    monkeypatch.setattr(export, "milliseconds", lambda forwards, images: [1.0])
+    monkeypatch.setattr(export, "milliseconds", lambda nets, images: [1.0] * len(nets))
     assert command("export", f"run={run}", "format=torch", "gates=mean") == 0
     printed = capsys.readouterr().out
     assert "gates=mean: nothing to do" in printed

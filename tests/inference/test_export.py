@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 import time
@@ -185,6 +186,12 @@ def test_onnx_gives_the_same_logits(command, run, finished, tmp_path, preprocess
     assert command("export", run, *options) == 0
     session = onnxruntime.InferenceSession((tmp_path / "a.onnx").read_bytes())
     model = resnet_se.load(finished.folder)
+    for tensor in (*session.get_inputs(), *session.get_outputs()):
+        assert tensor.shape[0] == "batch"
+    about = session.get_modelmeta().custom_metadata_map
+    assert tuple(json.loads(about["classes"])) == model.classes
+    assert json.loads(about["mean"]) == model.mean.tolist()
+    assert about.keys() == {"classes", "size", "mean", "std"}
     x = images() if preprocess == "true" else model.preprocess(images())
     (logits,) = session.run(None, {"images": np.ascontiguousarray(x)})
     np.testing.assert_allclose(logits, model(images()), atol=1e-4, rtol=1e-4)

@@ -144,6 +144,32 @@ def test_every_way_to_give_the_same_picture_gives_the_same(model, tmp_path):
     torch.testing.assert_close(probabilities.sum(1), torch.ones(7))
 
 
+def test_lists_and_generators_are_batched_and_give_the_same(
+    model, tmp_path, monkeypatch
+):
+    images = torch.randint(0, 256, (7, 3, 32, 32), dtype=torch.uint8)
+    expected = model.predict(images).probabilities
+    sizes = []
+    score = model.probabilities
+
+    def counted(batch, views):
+        sizes.append(len(batch))
+        return score(batch, views)
+
+    monkeypatch.setattr(model, "probabilities", counted)
+    arrays = [image.permute(1, 2, 0).numpy() for image in images]
+    for i, array in enumerate(arrays):
+        Image.fromarray(array).save(tmp_path / f"{i}.png")
+    paths = [tmp_path / f"{i}.png" for i in range(7)]
+    for many in (list(images), iter(arrays), map(Image.fromarray, arrays), paths):
+        sizes.clear()
+        found = model.predict(many, batch_size=3)
+        assert sizes == [3, 3, 1]
+        torch.testing.assert_close(found.probabilities, expected)
+    mixed = [images[0], paths[1], images[2:4], np.zeros((40, 30, 3), np.uint8)]
+    assert len(model.predict(mixed).probabilities) == 5
+
+
 def test_other_sizes_are_resized_as_torchvision_would(model):
     from torchvision.transforms.v2.functional import resize
 

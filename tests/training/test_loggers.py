@@ -6,8 +6,12 @@ its backend where one is needed.
 
 from __future__ import annotations
 
+import csv
 import json
 import os
+import struct
+import subprocess
+import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -26,6 +30,8 @@ from resnet_se.config.validate import validate
 from resnet_se.training import loggers
 from resnet_se.training.metrics import METRICS
 from resnet_se.training.module import Classifier
+from resnet_se.training.wandb_file import BLOCK, read_rows
+from tests.conftest import TINY
 
 KEY = "5ec2e7" * 8  # of the length that wandb wants
 
@@ -167,7 +173,102 @@ def test_a_resumed_job_goes_on_in_its_wandb_run(runs, train, run_dirs, monkeypat
     assert first.options["resume"] == "allow"
     assert first.options["group"] == "custom"
     assert [run.exit_code for run in runs] == [255, 0]
-    assert [len(run.rows["train/loss"]) for run in runs] == [1, 1]
+    # The second finds no file of the first, and tells all of it.
+    assert [len(run.rows["train/loss"]) for run in runs] == [1, 2]
+
+
+def level_db(records: list[bytes]) -> bytes:
+    """A log of LevelDB's format after wandb's mark, by its specification."""
+    content = bytearray(b":W&B\x00\x00\x00")
+    for record in records:
+        rest, first = record, True
+        while first or rest:
+            room = BLOCK - len(content) % BLOCK
+            if room < 7:
+                content += bytes(room)
+                continue
+            part, rest = rest[: room - 7], rest[room - 7 :]
+            kind = (1 if not rest else 2) if first else (3 if rest else 4)
+            content += struct.pack("<IHB", 0, len(part), kind) + part
+            first = False
+    return bytes(content)
+
+
+def test_rows_of_a_wandb_file_are_read_up_to_where_it_was_cut(tmp_path):
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    rows = [{"_step": n, "text": "x" * (40_000 if n == 1 else n)} for n in range(4)]
+    records = []
+    for row in rows:
+        record = Record()
+        for key, value in row.items():
+            record.history.item.add(key=key, value_json=json.dumps(value))
+        records.append(record.SerializeToString())
+    file = tmp_path / "run.wandb"
+    content = level_db([Record(num=1).SerializeToString(), *records])
+    file.write_bytes(content)
+    assert list(read_rows(file)) == rows
+    for end in range(len(content)):  # a moment of `kill -9`
+        if end % 997 and end < len(content) - 40:
+            continue
+        file.write_bytes(content[:end])
+        left = list(read_rows(file))
+        assert left == rows[: len(left)]
+    file.write_bytes(content[:7])
+    assert not list(read_rows(file))
+
+
+def test_a_row_that_an_earlier_start_has_logged_is_not_logged_again(runs, tmp_path):
+    logger = loggers.WandbRun(tmp_path / "e/seed0-1", "p", offline=True)
+    logger.logged, logger.next_row = {(5, "val/loss"), (5, "epoch")}, 7
+    logger.log_metrics({"val/loss": 2.0, "epoch": 0}, 5)
+    logger.log_metrics({"train/loss": 1.0, "epoch": 0}, 5)
+    logger.log_metrics({"val/loss": 3.0, "epoch": 1}, 11)
+    (run,) = runs
+    assert run.rows["val/loss"] == [3.0]
+    assert run.rows["train/loss"] == [1.0]
+    assert run.options["settings"]["x_transaction_log_flush_interval"] <= 1
+
+
+@pytest.mark.slow
+def test_every_epoch_is_in_every_dashboard_once_after_kills(
+    wandb, train, tmp_path, run_dirs, monkeypatch
+):
+    events = pytest.importorskip(
+        "tensorboard.backend.event_processing.event_accumulator"
+    )
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    options = ("logger=many", "trainer.max_epochs=8", "data.source.num_train=600")
+    line = [sys.executable, "-m", "resnet_se.train", *TINY, *options]
+    for epoch in (1, 4):  # killed somewhere after it
+        process = subprocess.Popen(line, cwd=tmp_path, stdout=subprocess.DEVNULL)
+        while not any(
+            len(p.read_text().splitlines()) > epoch
+            for p in tmp_path.glob("runs/*/*/metrics.csv")
+        ):
+            time.sleep(0.05)
+            assert process.poll() is None
+        process.kill()
+        process.wait()
+    assert train(*options) == 0
+    ((run_dir, result),) = run_dirs().items()
+    expected = pytest.approx(result["history"]["train/loss"], rel=1e-5)
+
+    files = sorted(run_dir.glob("wandb/offline-run-*/*.wandb"))
+    rows = [row for file in files for row in read_rows(file)]
+    assert len(files) == 3
+    steps = [row["_step"] for row in rows]
+    assert steps == sorted(set(steps))
+    for name in ("train/loss", "val/loss"):
+        assert [r[name] for r in rows if name in r] == pytest.approx(
+            result["history"][name], rel=1e-5
+        )
+    found = events.EventAccumulator(str(run_dir / "tensorboard"))
+    found.Reload()
+    assert [e.value for e in found.Scalars("train/loss")] == expected
+    newest = max(run_dir.glob("csv/version_*/metrics.csv"), key=os.path.getmtime)
+    told = [r["train/loss"] for r in csv.DictReader(newest.open()) if r["train/loss"]]
+    assert list(map(float, told)) == expected
 
 
 def test_a_sweep_that_is_typed_again_keeps_its_group(runs, train, monkeypatch):

@@ -19,14 +19,11 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
 from resnet_se.commands.sweep.multirun import job_record, outcomes, write_outcome
-
-BASIC = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
-# Hydra imports its plugins anew when it looks for them: this is the class in use.
-_Basic: Any = Plugins.instance().class_name_to_class[BASIC]
+from resnet_se.commands.sweep.zipped import BasicSweeper, ZippedSweeper
 
 
-class JobSweeper(_Basic):  # type: ignore[misc]
-    """Hydra's sweeper, which composes all jobs before the first, and loses none."""
+class Enduring(BasicSweeper):
+    """A sweeper that composes all jobs before the first, and loses none."""
 
     def setup(
         self,
@@ -42,9 +39,12 @@ class JobSweeper(_Basic):  # type: ignore[misc]
 
     def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:
         if self.batch_index == 1:
-            super().validate_batch_is_legal(
-                [job for jobs in self.overrides for job in jobs]
-            )
+            jobs = [job for batch in self.overrides or () for job in batch]
+            super().validate_batch_is_legal(jobs)
+
+
+class EnduringZipped(Enduring, ZippedSweeper):
+    """The same of `zip(…)`."""
 
 
 def enduring(launcher: Any, folder: Path) -> Any:
@@ -123,4 +123,7 @@ def _errors_as_results() -> Iterator[None]:
 
 
 # Hydra takes a plugin by no other package's name.
-Plugins.instance().class_name_to_class["hydra_plugins.JobSweeper"] = JobSweeper
+Plugins.instance().class_name_to_class |= {
+    "hydra_plugins.JobSweeper": Enduring,
+    "hydra_plugins.ZippedSweeper": EnduringZipped,
+}

@@ -18,7 +18,7 @@ from hydra.core.plugins import Plugins
 
 from resnet_se.utils.errors import UserError
 
-PLUGINS = Plugins.instance()  # first: it imports Hydra's own sweeper anew
+Plugins.instance()  # first: it imports Hydra's own sweeper anew
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper  # noqa: E402
 
 # Quoted text may hold a semicolon.
@@ -111,7 +111,3 @@ class ZippedSweeper(BasicSweeper):
         """Return the jobs in batches."""
         jobs = expand(overrides, self.zips)
         return list(self.split_overrides_to_chunks(jobs, max_batch_size))
-
-
-# Hydra takes a plugin by no other package's name.
-PLUGINS.class_name_to_class["hydra_plugins.ZippedSweeper"] = ZippedSweeper
