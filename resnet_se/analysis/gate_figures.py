@@ -116,12 +116,22 @@ def overview(entries: Sequence[dict[str, Any]]) -> Figure:
         between.bar(x, share, 0.85, color=ORANGE)
         between.set(title="of the variance over images: between classes", ylim=(0, 1))
         stack.set(title="shares of the second moment E[g²]", ylim=(0, 1))
-        _name_row(means, entry["label"])
+        _name_row(means, with_accuracy(entry))
         for axis in (means, stack, between):
             _mark_stages(axis, [b["stage"] for b in blocks])
     axes[0][0].legend(fontsize=7)
     axes[0][1].legend(fontsize=7, loc="lower left")
     return figure
+
+
+def with_accuracy(entry: dict[str, Any]) -> str:
+    """Return a run's label with its accuracy."""
+    return f"{entry['label']}, {100 * entry['accuracy']['acc']:.2f} %"
+
+
+def top_of(gates: np.ndarray) -> float:
+    """Return the upper end of an axis of gates: 1, or above all of these."""
+    return max(1.0, 1.05 * float(np.max(gates)))
 
 
 def _means(axis: Axes, x: np.ndarray, blocks: list[dict[str, Any]]) -> None:
@@ -134,7 +144,7 @@ def _means(axis: Axes, x: np.ndarray, blocks: list[dict[str, Any]]) -> None:
     label = "± deviation over images"
     axis.errorbar(x, mean, images, ecolor=BLUE, lw=2, label=label, **bars)
     axis.plot(x, mean, "o", color="black", ms=4, label="mean")
-    axis.set(title="gates", ylim=(0, 1))
+    axis.set(title="gates", ylim=(0, top_of(mean + std)))
 
 
 def _name_row(axis: Axes, label: str) -> None:
@@ -215,7 +225,7 @@ def channels(
             axis.plot(mean[order], color="black", lw=2)
             title = f"mean gates of {stage}, last block"
             axis.set(title=title, xlabel="channels, by falling mean")
-            axis.set_ylim(0, 1)
+            axis.set_ylim(0, top_of(means))
             axis.grid(alpha=0.3)
         _name_row(row[0], label)
         handles = row[0].get_legend_handles_labels()[0]

@@ -20,7 +20,13 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from resnet_se.analysis.gate_figures import ablations, channels, maps, overview
+from resnet_se.analysis.gate_figures import (
+    ablations,
+    channels,
+    maps,
+    overview,
+    with_accuracy,
+)
 from resnet_se.analysis.report.significance import images_only, mcnemar_exact
 from resnet_se.data.datamodule import ImageDataModule
 from resnet_se.inference.pretrained import Pretrained
@@ -150,6 +156,8 @@ def _statistics(
 ) -> dict[str, Any]:
     """Return mean, deviation and shares of each block, each stage, and of all."""
 
+    present = len(labels.unique())
+
     def of(names: list[str]) -> dict[str, Any]:
         moments = se_gates.moment_shares(
             [values[n] for n in names], labels, len(classes)
@@ -158,7 +166,7 @@ def _statistics(
         shares = dict(zip(keys, moments, strict=True))
         shares |= {
             "constant": moments.constant,
-            "between_classes": moments.between_classes,
+            "between_classes": moments.between_classes(len(labels), present),
         }
         together = torch.cat([values[n] for n in names], dim=1).double()  # (N, ΣC)
         return {
@@ -323,7 +331,7 @@ def write_entries(out: Path, studies: Sequence[GateStudy]) -> None:
 def write_pictures(out: Path, studies: Sequence[GateStudy]) -> None:
     """Write the PNG files; raises UserError where `out` cannot be written."""
     entries = [study.entry for study in studies]
-    by_channel = [(s.entry["label"], s.classes, s.channels) for s in studies]
+    by_channel = [(with_accuracy(s.entry), s.classes, s.channels) for s in studies]
     pictures = {
         "gates": overview(entries),
         "ablations": ablations(entries),
@@ -331,7 +339,7 @@ def write_pictures(out: Path, studies: Sequence[GateStudy]) -> None:
     }
     for i, study in enumerate(studies):
         name = "maps" if len(studies) == 1 else f"maps-{i + 1}"
-        pictures[name] = maps(study.entry["label"], **study.maps)
+        pictures[name] = maps(with_accuracy(study.entry), **study.maps)
     for name, figure in pictures.items():
         with writing(out):
             figure.savefig(out / f"{name}.png", dpi=120)

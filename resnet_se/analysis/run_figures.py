@@ -40,6 +40,7 @@ Column = tuple[list[float], list[float]]  # epochs from 1, values
 
 def save_run_plots(
     folder: Path,
+    run: str,
     *,
     history: History,
     best_epoch: int | None = None,
@@ -55,6 +56,7 @@ def save_run_plots(
     """Draw all that the arguments allow into `folder`; return the names.
 
     Args:
+        run: its name, which stands on every picture with the accuracy of the test.
         history: one row an epoch (the `History` callback's).
         best_epoch: 0-based, that of the checkpoint which was tested.
         soft_targets: the training loss is of smoothed or mixed labels.
@@ -69,6 +71,8 @@ def save_run_plots(
         figures["curves"] = curves(history, best_epoch, soft_targets)
     if labels is not None and logits is not None:
         predicted = logits.argmax(dim=1)
+        share = float((predicted == labels).double().mean())
+        run = f"{run}: {share:.2%} of {len(labels):,} test images"
         arrays = labels.numpy(), predicted.numpy()
         figures["confusion"] = confusion(*arrays, classes)
         figures["per_class"] = per_class(labels, predicted, classes)
@@ -82,6 +86,9 @@ def save_run_plots(
         figures["augmented"] = augmented_images(augmented)
     folder.mkdir(parents=True, exist_ok=True)
     for name, figure in figures.items():
+        own = figure.get_suptitle()
+        title = f"{run}\n{own}" if own else run
+        figure.suptitle(title, fontsize=10, parse_math=False)
         figure.savefig(folder / f"{name}.png", dpi=120)
     return list(figures)
 
@@ -236,9 +243,11 @@ def reliability_diagram(
         above.scatter(confidence[filled], accuracy[filled], **look)
         above.set_title(f"{title}\nECE {100 * bins.ece:.2f} %", fontsize=9)
         above.set(xlim=(0, 1), ylim=(0, 1))
-        below.bar(centres, 100 * share, 0.9 / BINS, color=GREY)
+        bars = below.bar(centres, 100 * share, 0.9 / BINS, color=GREY)
+        counts = [f"{round(n):,}" if n else "" for n in share * len(labels)]
+        below.bar_label(bars, counts, fontsize=6, rotation=90, padding=2)
         below.set_xlabel("probability of the class predicted")
-        below.set_ylim(0, 100)
+        below.set_ylim(0, 135)  # with room for the numbers of images
     axes[0][0].legend(fontsize=8, loc="upper left")
     axes[0][0].set_ylabel("share of them that are right")
     axes[1][0].set_ylabel("% of images")

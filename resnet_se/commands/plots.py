@@ -52,6 +52,7 @@ def plots(cfg: DictConfig) -> list[str]:
     with writing(out):
         names = run_figures.save_run_plots(
             out,
+            f"{result['experiment']} {run_dir.resolve().name}",
             history=history,
             best_epoch=best_epoch,
             soft_targets=build_target("mixing", recipe["mixing"]) != Mixing(),

@@ -218,6 +218,7 @@ def _publish(job: Job, outcome: Outcome, plots: bool) -> None:
         try:
             run_figures.save_run_plots(
                 folder,
+                f"{outcome.experiment} {job.name}",
                 history=job.history.rows if job.history else [],
                 best_epoch=outcome.best_epoch,
                 soft_targets=module.mixing != Mixing(),

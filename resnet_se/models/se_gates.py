@@ -182,12 +182,24 @@ class MomentShares(NamedTuple):
         """E[m_c²] / E[g²], the share that does not depend on the image."""
         return self.scalar + self.per_channel
 
-    @property
-    def between_classes(self) -> float:
-        """The share of the variance over images, Σ_c Var(g_c), between classes."""
+    def between_classes(self, images: int, classes: int) -> float:
+        """Return the share of the variance over images, Σ_c Var(g_c), between classes.
+
+        Means of few images differ by chance: that part is taken off (ε², Kelley 1935),
+        so that the share does not depend on how many images were looked at.
+
+        Args:
+            images: N that the shares are of;  classes: K that have some.
+
+        Returns:
+            NaN where nothing varies, or no class has two images.
+        """
         varying = self.per_class + self.residual
         # Below, the rounding of a mean in float64 is all that varies.
-        return self.per_class / varying if varying > 1e-20 else float("nan")
+        if varying <= 1e-20 or images <= classes:
+            return float("nan")
+        chance = self.residual * (classes - 1) / (images - classes)
+        return max(0.0, self.per_class - chance) / varying
 
 
 def moment_shares(
@@ -195,8 +207,7 @@ def moment_shares(
 ) -> MomentShares:
     """Return the shares of one or several blocks' gates (N, C) together.
 
-    By population variances: gates that are independent of the class have
-    (K − 1) / N of their variance between classes.
+    By population variances, of which `between_classes` takes off what is chance.
 
     Args:
         labels: (N,), int64.

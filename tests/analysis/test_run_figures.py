@@ -6,6 +6,7 @@ import shutil
 import matplotlib.pyplot as plt
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 
@@ -46,6 +47,7 @@ def test_plots_are_written_whatever_the_classes_are_called(tmp_path):
     history = [{"epoch": 0, "train/loss": 2.0, "train/lr": 0.1, "val/acc": 0.5}]
     run_figures.save_run_plots(
         tmp_path,
+        "custom $eed0",
         history=history,
         images=torch.zeros(4, 3, 8, 8, dtype=torch.uint8),
         labels=torch.tensor([0, 1, 1]),  # only the first batches were tested
@@ -58,6 +60,33 @@ def test_plots_are_written_whatever_the_classes_are_called(tmp_path):
         with Image.open(tmp_path / f"{name}.png") as image:
             assert image.convert("L").getextrema() != (255, 255)
     assert plt.get_fignums() == []  # pyplot would keep what is drawn
+
+
+def test_every_picture_names_its_run_and_accuracy(tmp_path, monkeypatch):
+    titles = []
+    monkeypatch.setattr(
+        Figure, "savefig", lambda figure, *_, **__: titles.append(figure.get_suptitle())
+    )
+    names = run_figures.save_run_plots(
+        tmp_path,
+        "custom seed0",
+        history=history([2.0], loss=[1.0]),
+        images=torch.zeros(4, 3, 8, 8, dtype=torch.uint8),
+        labels=torch.tensor([0, 1, 1, 1]),
+        logits=torch.eye(2)[[1, 1, 0, 1]],
+        classes=["a", "b"],
+        augmented=torch.zeros(3, 2, 3, 8, 8, dtype=torch.uint8),
+    )
+    assert set(names) == PICTURES
+    heads = [title.split("\n")[0] for title in titles]
+    assert set(heads) == {"custom seed0: 50.00% of 4 test images"}
+
+
+def test_the_reliability_picture_counts_its_images():
+    logits = torch.tensor([[3.0, 0.0]] * 3 + [[0.0, 0.1]])
+    figure = run_figures.reliability_diagram(logits, torch.tensor([0, 0, 1, 1]))
+    counts = [text.get_text() for text in figure.axes[1].texts]
+    assert sorted(filter(None, counts)) == ["1", "3"]
 
 
 def test_confusion_of_many_classes_fits_into_memory():

@@ -112,8 +112,26 @@ def test_shares_of_gates_made_by_hand():
     expected = np.array([0.25, 0.01, 0.04, 0.0025]) / total
     np.testing.assert_allclose(result, expected)
     assert result.constant == pytest.approx((g.mean(0) ** 2).mean() / total)
-    within = np.mean([g[labels == k].var(0) for k in (0, 1)])
-    assert 1 - result.between_classes == pytest.approx(within / g.var(0).mean())
+    within = np.mean([g[labels == k].var(0, ddof=1) for k in (0, 1)])
+    expected = 1 - within / g.var(0, ddof=1).mean()  # ε²
+    assert result.between_classes(4, 2) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("true", [0.0, 0.4])
+def test_the_share_between_classes_does_not_depend_on_the_number_of_images(true):
+    random = torch.Generator().manual_seed(0)
+    classes = torch.randn(10, 400, generator=random)
+    for n in (20, 200, 4000):
+        labels = torch.arange(n) % 10
+        noise = torch.randn(n, 400, generator=random)
+        gates = true**0.5 * classes[labels] + (1 - true) ** 0.5 * noise
+        share = moment_shares([gates], labels, 10).between_classes(n, 10)
+        # Of ten classes the variance is that of nine degrees of freedom.
+        expected = true * 0.9 / (1 - true * 0.1)
+        assert share == pytest.approx(expected, abs=0.06)
+    assert np.isnan(
+        moment_shares([gates[:10]], labels[:10], 10).between_classes(10, 10)
+    )
 
 
 def test_shares_of_several_blocks_weigh_channels_alike():
@@ -130,7 +148,7 @@ def test_shares_of_several_blocks_weigh_channels_alike():
 def test_constant_gates_vary_with_nothing():
     result = moment_shares([torch.full((4, 3), 0.25)], torch.tensor([0, 1, 0, 1]), 2)
     assert result == (1.0, 0.0, 0.0, 0.0)
-    assert np.isnan(result.between_classes)
+    assert np.isnan(result.between_classes(4, 2))
 
 
 def test_the_mean_of_a_class_without_images_is_that_of_all():

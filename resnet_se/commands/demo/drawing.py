@@ -73,6 +73,8 @@ def gates_figure(stages: list[list[Tensor]]) -> Image.Image:
     figure = Figure(figsize=(4.6, 2.4), layout="constrained")
     axis = figure.subplots()
     at, ticks = 0, []
+    # A gate may be up to `gate_scale`.
+    top = max(1.0, *(float(gates.max()) for stage in stages for gates in stage))
     for number, stage in enumerate(stages):
         colour = STAGES[number % len(STAGES)]
         ticks.append((at + (len(stage) - 1) / 2, f"stage {number + 1}"))
@@ -82,7 +84,7 @@ def gates_figure(stages: list[list[Tensor]]) -> Image.Image:
             axis.scatter(at + spread, gates, 14, colour, alpha=0.45, linewidths=0)
             axis.hlines(gates.mean(), at - 0.42, at + 0.42, INK, lw=2)
             at += 1
-    axis.set(xlim=(-0.6, blocks - 0.4), ylim=(-0.02, 1.02), ylabel="gate")
+    axis.set(xlim=(-0.6, blocks - 0.4), ylim=(-0.02, 1.02 * top), ylabel="gate")
     axis.set_xticks(*zip(*ticks, strict=True))
     axis.tick_params(colors=INK, length=0)
     axis.yaxis.label.set_color(INK)
