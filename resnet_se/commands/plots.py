@@ -75,13 +75,15 @@ def _history(run_dir: Path, missing: list[str]) -> run_figures.History:
     path = run_dir / "metrics.csv"
     try:
         with path.open(newline="") as file:
-            return [
+            rows = [
                 {name: float(cell) for name, cell in row.items() if cell}
                 for row in csv.DictReader(file)
             ]
+            # Validations within an epoch come before its own row.
+            return list({row["epoch"]: row for row in rows}.values())
     except FileNotFoundError:
         missing.append(f"curves: no {path}")
-    except (OSError, ValueError, TypeError, csv.Error) as error:
+    except (OSError, KeyError, ValueError, TypeError, csv.Error) as error:
         missing.append(f"curves: {path} cannot be read ({error})")
     return []
 

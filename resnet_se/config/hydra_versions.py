@@ -12,7 +12,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from resnet_se.config import CONF
 
-MODERN = hasattr(hydra.utils, "execution_whitelist")
+_utils: Any = hydra.utils
+MODERN = hasattr(_utils, "execution_whitelist")
 # The behaviour of 1.3, which 1.4 has without being asked, and warns of being asked for.
 VERSION_BASE: dict[str, Any] = {} if MODERN else {"version_base": "1.3"}
 # Of OmegaConf 2.3, `register_resolver` is another one, of old.
@@ -25,7 +26,7 @@ def main(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Any]:
     """Return `hydra.main` of a configuration; Hydra's callbacks in it are trusted."""
     options = VERSION_BASE
     if MODERN:
-        options = {"execution_whitelist": hydra.utils.UNSAFE_DISABLE_EXECUTION_CHECKS}
+        options = {"execution_whitelist": _utils.UNSAFE_DISABLE_EXECUTION_CHECKS}
     return hydra.main(config_path=str(CONF), config_name=config_name, **options)
 
 
@@ -42,6 +43,6 @@ def checked_targets() -> AbstractContextManager[Any]:
     """
     if not MODERN:
         return nullcontext()
-    unsafe = hydra.utils.UNSAFE_DISABLE_EXECUTION_CHECKS
-    context: AbstractContextManager[Any] = hydra.utils.execution_whitelist(unsafe)
+    unsafe = _utils.UNSAFE_DISABLE_EXECUTION_CHECKS
+    context: AbstractContextManager[Any] = _utils.execution_whitelist(unsafe)
     return context

@@ -21,10 +21,11 @@ WHOLE, LAST = 1, 4  # kinds that end a record; 2 and 3 are its beginning and mid
 
 def read_rows(path: Path) -> Iterator[dict[str, Any]]:
     """Yield what was logged, {name: value} with wandb's `_step`, in its order."""
-    from wandb.proto.wandb_internal_pb2 import Record
+    from wandb.proto import wandb_internal_pb2
 
+    make_record: Any = vars(wandb_internal_pb2)["Record"]  # made when it is imported
     for content in _records(path.read_bytes()):
-        record = Record()
+        record = make_record()
         record.ParseFromString(content)
         if record.WhichOneof("record_type") == "history":
             yield {

@@ -340,7 +340,11 @@ def test_validations_within_an_epoch_may_be_the_best_and_count_once(
     assert train(*leap, "+trainer.val_check_interval=0.5") == 0
     assert len(validated) == 4
     assert observed == validated[1::2]
-    _, result = only(run_dirs())
+    run_dir, result = only(run_dirs())
+    assert [float(row["val/loss"]) for row in epochs_of(run_dir)] == validated
+    assert [len(column) for column in result["history"].values()] == [2] * len(
+        result["history"]
+    )
     assert result["val"]["loss"] == pytest.approx(min(validated), rel=1e-5)
     assert result["best_epoch"] == validated.index(min(validated)) // 2
 

@@ -20,7 +20,7 @@ from resnet_se.utils.validation import NonNegative, check_value
 
 
 class History(L.Callback):
-    """Record one row of metrics an epoch.
+    """Record one row of metrics an epoch, and one a validation in the middle of it.
 
     The rows and times are part of every checkpoint, so that a resumed run's file reads
     as if it had never stopped, whichever logger is used.  Seconds are wall-clock; those
@@ -33,6 +33,7 @@ class History(L.Callback):
     def __init__(self, path: str):
         self.path = Path(path)
         self.rows: list[dict[str, float]] = []
+        self.middle: list[dict[str, float]] = []  # validations within an epoch
         self.seconds = 0.0
         self.train_seconds = 0.0
         self.images = 0
@@ -45,6 +46,7 @@ class History(L.Callback):
         )  # a checkpoint in mid-epoch (`SaveOnSigterm`) has some
         return {
             "rows": self.rows,
+            "middle": self.middle,
             "seconds": self.seconds + elapsed,
             "train_seconds": self.train_seconds + elapsed,
             "images": self.images,
@@ -52,12 +54,14 @@ class History(L.Callback):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         check_value("History.rows", rows := state["rows"], Sequence[dict])
-        for value in (value for row in rows for value in row.values()):
+        middle = state.get("middle", [])  # earlier versions kept none
+        check_value("History.middle", middle, Sequence[dict])
+        for value in (value for row in [*rows, *middle] for value in row.values()):
             check_value("History.rows", value, float | None)
         for name in ("seconds", "train_seconds", "images"):
             check_value(f"History.{name}", state[name], NonNegative)
             setattr(self, name, state[name])
-        self.rows = rows
+        self.rows, self.middle = rows, middle
 
     @property
     def images_per_second(self) -> float | None:
@@ -88,6 +92,8 @@ class History(L.Callback):
         if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
             self._validating += time.perf_counter() - self._validation_start
             self._validated = True
+            if 0 < internals.batches_done(trainer) < trainer.num_training_batches:
+                self.middle.append(self._row(trainer, self._elapsed(), "val/"))
 
     def on_train_epoch_end(self, trainer: L.Trainer, *_: Any) -> None:
         elapsed, self._start = self._elapsed(), None
@@ -96,25 +102,31 @@ class History(L.Callback):
         batches = int(trainer.num_training_batches) * trainer.world_size
         data = internals.datamodule(trainer, ImageDataModule)
         self.images += batches * data.batch_size
-        metrics = {
-            name: float(value)
-            for name, value in trainer.callback_metrics.items()
-            if self._validated or not name.startswith("val/")
-        }
-        row = {
-            "epoch": trainer.current_epoch,
-            "step": trainer.global_step,
-            "seconds": round(self.seconds, 3),
-        }
-        self.rows.append({**row, **metrics})
+        self.rows.append(self._row(trainer, 0.0, ""))
         if trainer.is_global_zero:
             self._write()
 
+    def _row(self, trainer: L.Trainer, elapsed: float, prefix: str) -> dict[str, float]:
+        """Return the figures of now whose names begin so; none that are out of date."""
+        metrics = {
+            name: float(value)
+            for name, value in trainer.callback_metrics.items()
+            if name.startswith(prefix)
+            and (self._validated or not name.startswith("val/"))
+        }
+        return {
+            "epoch": trainer.current_epoch,
+            "step": trainer.global_step,
+            "seconds": round(self.seconds + elapsed, 3),
+            **metrics,
+        }
+
     def _write(self) -> None:
+        rows = sorted([*self.rows, *self.middle], key=lambda row: row["step"])
         columns = list(dict.fromkeys(key for row in self.rows for key in row))
         text = io.StringIO()
         writer = csv.DictWriter(text, columns, lineterminator="\n")
         writer.writeheader()
-        writer.writerows(self.rows)
+        writer.writerows(rows)
         with atomic_file(self.path) as file:
             file.write(text.getvalue().encode())
