@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import inspect
 import re
+import shlex
 import sys
 
 import hydra
@@ -20,6 +21,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from resnet_se.config import CONF
+from resnet_se.config.compose import quoted
 from resnet_se.config.hydra_versions import with_conf
 from resnet_se.config.migration import equivalent_of
 from resnet_se.config.targets import HYDRA_KEYS, located
@@ -80,12 +82,20 @@ def _explain(error: BaseException, config_name: str) -> str:
         return f"{name}: there is one already; write {name}=… without the +"
     if isinstance(error, OverrideParseException):
         lines = [line for line in str(error).splitlines() if "http" not in line]
-        return f"{error.override}: {' '.join(lines)}"
+        return f"{error.override}: {' '.join(lines)}{_quoted_form(error.override)}"
     override = re.search(r"Could not override '([^']+)'", str(error))
     if isinstance(error, ConfigCompositionException) and override:
         key = re.search(r"full_key: (\S+)", str(error))
         return _explain_key(key[1] if key else override[1], config_name)
     return str(error)
+
+
+def _quoted_form(override: str) -> str:
+    """Return the hint that writes a value as text, empty where it is no plain one."""
+    key, _, value = override.partition("=")
+    if not value or value[0] in "[{'\"":
+        return ""
+    return f"; as text: {shlex.quote(f'{key}={quoted(value)}')}"
 
 
 def needs_no_traceback(error: BaseException) -> bool:

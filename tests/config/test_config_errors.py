@@ -12,8 +12,11 @@ from pathlib import Path
 
 import pytest
 import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import OverrideParseException
 from PIL import Image
 
+from resnet_se.config.messages import explain
 from tests.conftest import TINY, Run, call, records
 
 CORPUS = yaml.safe_load((Path(__file__).parent / "careless.yaml").read_text())
@@ -114,3 +117,17 @@ def test_a_habit_that_means_the_same(tmp_path, typed):
     rest = [word for word in words if not word.startswith("-")]
     assert call(tmp_path, "train", *flags, *tiny_beside(rest), *rest) == 0
     assert records(tmp_path) or list(tmp_path.glob("debug/*/*/*/result.json"))
+
+
+@pytest.mark.parametrize(
+    "value", ["runs/a/epoch=3-step=10.ckpt", "my data, v2 (x)", "it's/here", "a:b}c"]
+)
+def test_a_value_that_does_not_parse_is_printed_in_a_form_that_does(value):
+    parser = OverridesParser.create()
+    with pytest.raises(OverrideParseException) as problem:
+        parser.parse_overrides([f"init_from={value}"])
+    message = explain(problem.value)
+    (typed,) = shlex.split(message.partition("; as text: ")[2])
+    (parsed,) = parser.parse_overrides([typed])
+    assert parsed.key_or_group == "init_from"
+    assert parsed.value() == value
