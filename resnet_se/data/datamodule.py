@@ -279,8 +279,7 @@ class ImageDataModule(L.LightningDataModule):
                 f"data.batch_size: expected at most {most} (the images to train on, by "
                 f"the number of devices), got {self.batch_size}"
             )
-        fits = min(most, max(2, most // STEPS))  # BatchNorm fails of one image
-        asked, self.batch_size = self.batch_size, fits
+        asked, self.batch_size = self.batch_size, min(most, max(2, most // STEPS))
         self.fitted = (
             f"data.batch_size: {asked} do not fit, there are {images} images to train "
             f"on; {self.batch_size} are taken, data.batch_size=… takes others"
@@ -348,12 +347,10 @@ class ImageDataModule(L.LightningDataModule):
         return self._in_order("test")
 
     def _in_order(self, part: str) -> ImagesInOrder:
-        # Lightning's: an integer counts batches, a float is a share.
         limit: float = getattr(self.trainer, f"limit_{part}_batches", 1.0)
-        name = f"{part}_part"
-        images, labels = getattr(self, name)
+        images, labels = getattr(self, name := f"{part}_part")
         whole = len(ImagesInOrder(images, labels, *self._rank))
-        if limit < (whole if isinstance(limit, int) else 1):
+        if limit < (whole if isinstance(limit, int) else 1):  # or Lightning's share
             # A part of a set that is sorted by class would hold a few classes alone.
             order = evenly_spread(labels)
             setattr(self, name, (images[order], labels[order]))
