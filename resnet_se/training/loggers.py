@@ -75,9 +75,8 @@ class WandbRun(WandbLogger):
         log_model: bool = False,
     ):
         self.uploads_model = log_model  # Lightning would upload last.ckpt as well
-        self.logged: set[tuple[int | None, str]] = (
-            set()
-        )  # steps and names, by earlier starts
+        # Steps and names, by earlier starts.
+        self.logged: set[tuple[int | None, str]] = set()
         self.next_row: int | None = None  # after theirs; wandb would begin at 0
         run = None
         if internals.rank() == 0:

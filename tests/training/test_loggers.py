@@ -267,7 +267,8 @@ def test_every_epoch_is_in_every_dashboard_once_after_kills(
     found.Reload()
     assert [e.value for e in found.Scalars("train/loss")] == expected
     newest = max(run_dir.glob("csv/version_*/metrics.csv"), key=os.path.getmtime)
-    told = [r["train/loss"] for r in csv.DictReader(newest.open()) if r["train/loss"]]
+    lines = csv.DictReader(newest.read_text().splitlines())
+    told = [line["train/loss"] for line in lines if line["train/loss"]]
     assert list(map(float, told)) == expected
 
 
