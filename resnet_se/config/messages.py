@@ -21,7 +21,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from resnet_se.config import CONF
-from resnet_se.config.compose import quoted
+from resnet_se.config.command_line import quoted
 from resnet_se.config.hydra_versions import with_conf
 from resnet_se.config.migration import equivalent_of
 from resnet_se.config.targets import HYDRA_KEYS, located
