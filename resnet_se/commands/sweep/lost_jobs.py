@@ -122,8 +122,8 @@ def _errors_as_results() -> Iterator[None]:
         yield
 
 
-# Hydra takes a plugin by no other package's name.
+# Under the names that configurations have; Hydra takes a plugin by no other package's.
 Plugins.instance().class_name_to_class |= {
-    "hydra_plugins.JobSweeper": Enduring,
+    "hydra._internal.core_plugins.basic_sweeper.BasicSweeper": Enduring,
     "hydra_plugins.ZippedSweeper": EnduringZipped,
 }

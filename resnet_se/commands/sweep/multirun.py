@@ -23,7 +23,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
-from omegaconf import DictConfig, read_write
+from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
@@ -194,10 +194,6 @@ class SweepTable(Callback):
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         self.dry = slurm_scripts() if config.launcher.get("dry_run") else nullcontext()
         self.dry.__enter__()
-        sweeper = config.hydra.sweeper
-        if sweeper._target_.endswith(".BasicSweeper"):  # see lost_jobs.py
-            with read_write(sweeper):
-                sweeper._target_ = "hydra_plugins.JobSweeper"
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **_: Any) -> None:
         # Hydra's sweeper keeps what each job returned to its end, 0.3 MB of them.
