@@ -322,18 +322,13 @@ TARGET_SLOTS = {
 
 # What cannot work here, though it is of the right kind, and what does instead.
 UNFIT = {
-    "lightning.pytorch.callbacks.lr_finder.LearningRateFinder": (
-        "the schedule sets the rate anew in every step; search it: "
-        "hparams_search=optuna, or -m optimizer.lr=0.03,0.1,0.3"
-    ),
-    "lightning.pytorch.callbacks.batch_size_finder.BatchSizeFinder": (
-        "the batch size is part of the run's name; a batch that does not fit into "
-        "memory ends with the largest that does: data.batch_size=…"
-    ),
-    "lightning.pytorch.callbacks.finetuning.BackboneFinetuning": (
-        "a network here is whole, with no `backbone` beside its head; start from "
-        "trained weights: init_from=…, at a lower optimizer.lr"
-    ),
+    "lightning.pytorch.callbacks.lr_finder.LearningRateFinder": "the schedule sets "
+    "the rate in every step; search it: hparams_search=optuna, or -m optimizer.lr=A,B",
+    "lightning.pytorch.callbacks.batch_size_finder.BatchSizeFinder": "the batch size "
+    "belongs to the run's name; one too large is told with one that fits: "
+    "data.batch_size=…",
+    "lightning.pytorch.callbacks.finetuning.BackboneFinetuning": "no network here has "
+    "a `backbone`; start from trained weights: init_from=…, at a lower optimizer.lr",
 }
 
 # Arguments that the code adds to those in the configuration.

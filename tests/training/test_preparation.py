@@ -46,7 +46,7 @@ def test_a_network_of_fixed_size_is_told():
 
 
 def test_the_check_leaves_network_and_random_stream_as_they_were():
-    net = ResNet([1], [8], [1], num_classes=7, dropout=0.5)
+    net = ResNet([1], [8], [1], reduction=4, num_classes=7, dropout=0.5)
     before = {name: value.clone() for name, value in net.state_dict().items()}
     torch.manual_seed(3)
     expected = torch.rand(3)
