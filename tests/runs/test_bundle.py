@@ -17,6 +17,7 @@ import torch
 import yaml
 
 import resnet_se
+from resnet_se.commands.bundle import _card
 from resnet_se.runs.bundle import checksum
 from resnet_se.utils.errors import UserError
 from tests.conftest import Run, call
@@ -96,6 +97,29 @@ def test_the_card_s_head_is_what_the_hub_reads(made, finished):
     hub = pytest.importorskip("huggingface_hub")
     data = hub.ModelCard(card).data
     assert [r.metric_value for r in data.eval_results] == values
+
+
+@pytest.mark.parametrize(
+    ("origin", "kind"),
+    [
+        ("official CIFAR-10", "cifar10"),
+        ("cifar.tar.gz: official CIFAR-10", "cifar10"),
+        ("cifar10-jpeg.tar.xz: JPEG files", "other"),
+    ],
+)
+def test_a_lossy_copy_s_accuracy_is_not_given_as_the_data_set_s(finished, origin, kind):
+    model = resnet_se.load(finished.folder)
+    data = finished.result["data"] | {"name": "cifar10", "origin": origin}
+    model.record = finished.result | {"data": data}
+    model.config = model.config | {"model": {"_target_": "mynet.Net"}}
+    card = _card(model)
+    head = yaml.safe_load(card.split("---\n")[1])
+    dataset = head["model-index"][0]["results"][0]["dataset"]
+    assert dataset["type"] == kind
+    assert (origin in dataset["name"]) == (kind == "other")
+    assert "pip install" not in card
+    assert "trust=True" in card  # what a network of one's own needs
+    assert "`mynet.Net`" in card
 
 
 def test_torch_hub_opens_it(made, finished):
