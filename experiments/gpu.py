@@ -120,7 +120,8 @@ for on in itertools.product((False, True), repeat=3):
     name = "".join("01"[level] for level in levels)
     DESIGN[name] = (f"{HELD_OUT}83 trainer.max_epochs=7 {told}", 2)
 DRY = ("budget.limit_batches=2", "data=synthetic", "data.batch_size=32", "trainer=cpu")
-DRY += ("trainer.precision=32-true", "trainer.max_epochs=2", "tta=none")
+DRY += ("trainer.precision=32-true", "tta=none")
+DRY += ("trainer.max_epochs=2", "budget.scale=0.005")  # warm-up and decays fit into it
 DRY += ("data.source.num_train=800", "data.source.num_test=64")
 DRY_BENCHMARK = (
     "model=se_resnet20 data=synthetic trainer=cpu trainer.precision=32-true "

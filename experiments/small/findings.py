@@ -56,11 +56,11 @@ def study() -> Study:
     return section, compare(section)
 
 
-def take(runs: Path) -> list[Path]:
-    """Copies the records that are finished and not yet here."""
+def take(runs: Path, into: Path | None = None) -> list[Path]:
+    """Copies the records that are finished and not yet here, or below `into`."""
     taken = []
     for path in sorted(runs.glob("*/seed*/result.json")):
-        here = HERE / "runs" / path.relative_to(runs)
+        here = (into or HERE / "runs") / path.relative_to(runs)
         if not here.exists() and json.loads(path.read_text())["status"] == "finished":
             here.parent.mkdir(parents=True, exist_ok=True)
             taken.append(Path(shutil.copyfile(path, here)))

@@ -10,8 +10,9 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from resnet_se.config import CONF
-from resnet_se.config.compose import plain_values
+from resnet_se.config.compose import compose_job, plain_values
 from resnet_se.config.schema import HASH_RULES
+from resnet_se.config.validate import validate
 from resnet_se.runs.run_hash import Environment, config_hash, hashed_config
 
 SCRIPT = Path(__file__).parents[2] / "experiments/gpu.py"
@@ -51,6 +52,12 @@ def test_the_first_part_is_the_paper_s_epochs_with_cuda_graphs(script, tmp_path)
         lengths = [compose("train", s.arguments).trainer for s in (*pairs, paper)]
     assert [trainer.max_epochs for trainer in lengths] == [30] * 6 + [300]
     assert {trainer.compile for trainer in lengths} == {"cuda_graphs"}
+
+
+def test_the_dry_run_of_the_first_part_can_be_trained(script, tmp_path):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        for step in [*script["full"](tmp_path, True)][-3:]:  # one of each kind
+            validate(compose_job(step.arguments))
 
 
 def test_typed_again_it_goes_on_with_what_is_missing(script, tmp_path, monkeypatch):
