@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 BLUE, ORANGE, RED, GREEN, GREY = "#0072B2", "#E69F00", "#D55E00", "#009E73", "#777777"
 COLOURS = {"train": ORANGE, "val": BLUE}
 NUMBERS = re.compile(r'\b(d|x|y|transform)="[^"]*"')  # attributes of an SVG
+UNSEEN = re.compile(r"<!--.*?-->|<metadata>.*?</metadata>", re.DOTALL)
 DIGITS = re.compile(r"(\.\d\d)\d+")  # a hundredth of a point is enough
 
 
@@ -31,19 +32,26 @@ def draw(figure: Figure) -> str:
     options["font.sans-serif"] = ["DejaVu Sans", "Verdana"]  # named at each word
     with matplotlib.rc_context(options):
         figure.savefig(out, format="svg", metadata={"Date": None})
-    return NUMBERS.sub(lambda m: DIGITS.sub(r"\1", m[0]), out.getvalue())
+    text = NUMBERS.sub(lambda m: DIGITS.sub(r"\1", m[0]), out.getvalue())
+    return re.sub(r"\s+", " ", UNSEEN.sub("", text)).replace("> <", "><") + "\n"
 
 
 def subplots(
-    *shape: int, figsize: tuple[float, float] | None = None, **options: Any
+    *shape: int,
+    figsize: tuple[float, float] | None = None,
+    layout: Literal["constrained"] | None = "constrained",
+    **options: Any,
 ) -> tuple[Figure, Any]:
     """Return a figure and its axes, for files only.
 
     pyplot would keep each figure until it is closed, and may ask for a display.
+
+    Args:
+        layout: None for many panels, whose layout takes as long as drawing them twice.
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=figsize, layout="constrained")
+    figure = Figure(figsize=figsize, layout=layout)
     return figure, figure.subplots(*shape, **options)
 
 

@@ -117,7 +117,7 @@ def _images_seen(c: Comparison) -> int:
 
 
 def _epochs(c: Comparison) -> int:
-    return max(run.train["epochs"] for run in c.pairs[0][0].runs)
+    return c.pairs[0][0].epochs
 
 
 def lengths(series: list[Comparison]) -> tuple[list[int], str]:

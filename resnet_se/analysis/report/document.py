@@ -28,6 +28,7 @@ from resnet_se.analysis.report.notes import (
 )
 from resnet_se.analysis.report.runs import Loaded, frame, load
 from resnet_se.analysis.report.tables import (
+    ROWS,
     apart_table,
     cell_table,
     comparison_records,
@@ -109,6 +110,7 @@ def document(
         table = Table("", pd.DataFrame(claims), left)
         blocks += [_head("Claimed and measured"), Block("p", warning)]
         blocks.append(Block("table", table=table))
+    long = len(loaded.runs) + len(loaded.duplicates) + len(loaded.unfinished) > ROWS
     found_of_gates = gates.blocks(loaded.runs)
     if found_of_gates:
         blocks += [_head("What the gates do", short="Gates"), *found_of_gates]
@@ -118,6 +120,7 @@ def document(
         Block("ul", items=METHOD),
         _head("Every run"),
         Block("table", table=run_table(loaded, letters)),
+        *([Block("p", f"{ROWS} are shown; all are in `runs.csv`.")] if long else []),
         Block("ul", items=[f"machine {v}: {k}" for k, v in letters.items()]),
     ]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from textwrap import fill
 from typing import TYPE_CHECKING, Any
@@ -11,22 +12,27 @@ import numpy as np
 from resnet_se.analysis.canvas import (
     BLUE,
     COLOURS,
+    GREEN,
+    GREY,
     ORANGE,
+    RED,
     confusion,
     shown_of,
     subplots,
 )
 from resnet_se.analysis.report.compare import Family
 from resnet_se.analysis.report.differences import differences
-from resnet_se.analysis.report.groups import Group, Section, short_names
+from resnet_se.analysis.report.groups import DATA, Group, Section, short_names
 from resnet_se.analysis.report.significance import mean_std
+from resnet_se.analysis.report.text import count
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 PANELS = 24  # more curves than this are not drawn
-NAMED = 40  # points of the cost figure that bear their names
+NAMED = 24  # points of the cost figure that bear their names
+LOOKS = (("o", BLUE), ("D", ORANGE), ("s", GREEN), ("v", RED), ("^", "black"))
 POINTS = 50  # of a curve: longer ones are thinned
 
 Drawn = tuple[str, str, "Figure"]  # name, caption, figure
@@ -35,12 +41,10 @@ Drawn = tuple[str, str, "Figure"]  # name, caption, figure
 def figures(section: Section, family: Family, equivalence: float) -> Iterator[Drawn]:
     """Yield (name, caption that describes it, figure) of all that can be drawn."""
     yield from differences(family, equivalence)
-    if (
-        len({(g.first.model["total"], g.first.model["macs"]) for g in section.groups})
-        > 1
-    ):
-        caption = "Test accuracy against parameters and operations, log axes; the line "
-        caption += "joins the runs that no cheaper one beats"
+    costs = {(g.first.model["total"], g.first.model["macs"]) for g in section.groups}
+    if len(costs) > 1:
+        caption = "Test accuracy against parameters and operations, log axes; a line a "
+        caption += "length of training joins the runs that no cheaper one of it beats"
         yield "cost", caption, cost(section)
     by_validation = sorted(
         (g for g in section.groups if g.first.history.get("epoch")),
@@ -88,33 +92,39 @@ def spread_labels(heights: Sequence[float], gap: float) -> np.ndarray:
 
 
 def cost(section: Section) -> Figure:
-    """Draw test accuracy against parameters and MMAC, with the Pareto front."""
+    """Draw test accuracy against parameters and MMAC; a Pareto front a length."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
-    figure, axes = subplots(1, 2, figsize=(12, 5.6), sharey=True)
+    figure, axes = subplots(1, 2, figsize=(11, 5.6), sharey=True)
     accuracies = [100 * mean_std(g.accuracies)[0] for g in section.groups]
-    room = max(np.ptp(accuracies), 0.5)
-    axes[0].set_ylim(min(accuracies) - 0.1 * room, max(accuracies) + 0.15 * room)
-    labels = brief_labels(section)
-    for axis, key, name in zip(
+    lengths: dict[tuple[int, int], list[int]] = defaultdict(list)
+    for i, group in enumerate(section.groups):
+        lengths[group.length].append(i)
+    most = sorted(lengths, key=lambda of: -len(lengths[of]))[: len(LOOKS)]
+    for axis, key, unit in zip(
         axes, ("total", "macs"), ("parameters, millions", "MMAC an image"), strict=True
     ):
         costs = [g.first.model[key] / 1e6 for g in section.groups]
         points = list(zip(costs, accuracies, strict=True))
-        front = pareto(points)
-        steps = zip(*(points[i] for i in front), strict=True)
-        axis.plot(*steps, color=ORANGE, lw=1.5, drawstyle="steps-post")
-        for i, (x, y) in enumerate(points):
-            sign, colour = ("D", ORANGE) if i in front else ("o", BLUE)
-            axis.plot(x, y, sign, color=colour, ms=5, zorder=3)
-        axis.set(xscale="log", xlabel=f"{name}, log axis")
+        axis.plot(costs, accuracies, ".", color=GREY, ms=4)
+        named: dict[int, str] = {}
+        for (images, epochs), (sign, colour) in zip(sorted(most), LOOKS, strict=False):
+            of = lengths[images, epochs]
+            front = [of[j] for j in pareto([points[i] for i in of])]
+            look = {"color": colour, "marker": sign, "ms": 5, "lw": 1.5}
+            label = f"{images:,} images, {count(epochs, 'epoch')}"
+            line = zip(*(points[i] for i in front), strict=True)
+            axis.plot(*line, **look, drawstyle="steps-post", label=label)
+            named |= dict.fromkeys(front[-(NAMED // len(most)) :], colour)
+        axis.set(xscale="log", xlabel=f"{unit}, log axis")
         axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.xaxis.set_major_formatter("{x:g}")
         axis.xaxis.set_minor_formatter(NullFormatter())
         axis.grid(alpha=0.25)
-        named = range(len(points)) if len(points) <= NAMED else front[-NAMED:]
-        _label_points(axis, points, labels, list(named), gap=0.04 * room)
+        _label_points(axis, points, section, named)
     axes[0].set_ylabel("test accuracy, %")
+    lines = axes[0].get_legend_handles_labels()
+    figure.legend(*lines, loc="outside lower center", ncols=3, frameon=False)
     return figure
 
 
@@ -131,34 +141,43 @@ def brief_labels(section: Section) -> list[str]:
 def _label_points(
     axis: Axes,
     points: list[tuple[float, float]],
-    labels: list[str],
-    named: list[int],
-    gap: float,
+    section: Section,
+    named: dict[int, str],
 ) -> None:
-    """Name points in columns to the right of those that crowd together."""
-    order = sorted(named, key=lambda i: points[i][0])
+    """Name points, in their colours, in columns to the right of where they crowd.
+
+    The axis ends below the lowest name, so that none lies on the ticks.
+    """
     low, high = min(x for x, _ in points), max(x for x, _ in points)
     width = max(np.log(high / low), 0.1)
+    axis.set_xlim(low * np.exp(-0.06 * width), high * np.exp(0.3 * width))
+    gap = 0.042 * max(np.ptp([y for _, y in points]), 0.5)
+    order = sorted(named, key=lambda i: points[i][0])
     crowds = [[order[0]]]
     for i in order[1:]:
         near = np.log(points[i][0] / points[crowds[-1][-1]][0]) < 0.09 * width
         crowds[-1].append(i) if near else crowds.append([i])
-    axis.set_xlim(low * np.exp(-0.06 * width), high * np.exp(0.3 * width))
+    ends = [y for _, y in points]
     for crowd in crowds:
         x = max(points[i][0] for i in crowd) * np.exp(0.06 * width)
         heights = spread_labels([points[i][1] for i in crowd], gap)
+        ends += list(heights)
         for i, y in zip(crowd, heights, strict=True):
+            group = section.groups[i]
+            setting = section.setting(group, *DATA)
             axis.annotate(
-                labels[i],
+                " ".join(filter(None, (group.experiment.partition("_")[0], setting))),
                 points[i],
                 (x, y),
                 fontsize=8,
+                color=named[i],
                 va="center",
                 parse_math=False,
                 bbox={"fc": "white", "ec": "none", "pad": 0.8},
                 zorder=2,  # hides no point
                 arrowprops={"arrowstyle": "-", "lw": 0.4, "color": "0.6"},
             )
+    axis.set_ylim(min(min(ends) - gap, axis.get_ylim()[0]), max(ends) + 1.5 * gap)
 
 
 # --- curves ------------------------------------------------------
@@ -173,28 +192,29 @@ def curves(section: Section, groups: list[Group], metric: str) -> tuple[Figure, 
 
     columns = min(4, len(groups))
     rows = -(-len(groups) // columns)
-    size = (max(3 * columns, 7.5), 2 * rows + 1)
-    options = {"sharex": True, "sharey": True, "squeeze": False}
-    figure, axes = subplots(rows, columns, figsize=size, **options)
+    width, height = max(3 * columns, 7.5), 2 * rows + 1
+    room = {"left": 0.7 / width, "right": 1 - 0.1 / width, "wspace": 0.08}
+    room |= {"bottom": 0.75 / height, "top": 1 - 0.4 / height, "hspace": 0.3}
+    options = {"sharex": True, "sharey": True, "squeeze": False, "layout": None}
+    options |= {"figsize": (width, height), "gridspec_kw": room}
+    figure, axes = subplots(rows, columns, **options)
     titles = dict(zip(map(id, section.groups), brief_labels(section), strict=True))
     lines: dict[str, Any] = {}
     heights: list[float] = []
     for axis, group in zip(axes.flat, groups, strict=False):
-        for run in group.runs:
-            for part, style in (("train", "--"), ("val", "-")):
-                x, y = _curve(run.history, f"{part}/{metric}")
-                if len(x):
-                    marker = "." if len(x) < 4 else ""  # a mark takes 90 bytes
-                    look = {
-                        "color": COLOURS[part],
-                        "ls": style,
-                        "lw": 1.2,
-                        "marker": marker,
-                    }
-                    (lines[part],) = axis.plot(x, y, **look)
-                    heights += y
+        for part, style in (("train", "--"), ("val", "-")):
+            curves = [_curve(run.history, f"{part}/{metric}") for run in group.runs]
+            x, y = ([v for c in curves for v in (*c[i], np.nan)] for i in (0, 1))
+            if len(x) > len(curves):
+                marker = "." if max(len(c[0]) for c in curves) < 4 else ""
+                look = {"color": COLOURS[part], "ls": style, "marker": marker}
+                (lines[part],) = axis.plot(x, y, lw=1.2, **look)  # one for all seeds
+                heights += [v for c in curves for v in c[1]]
         title = titles[id(group)] if len(groups) > 1 else group.experiment
-        axis.set_title(fill(title, 48), fontsize=8, loc="left", parse_math=False)
+        look = {"fontsize": 8, "loc": "left", "parse_math": False, "y": 1.0}
+        axis.set_title(fill(title, 48), **look)
+        axis.xaxis.set_label_coords(0.5, -0.2)  # else each is looked for
+        axis.yaxis.set_label_coords(-0.2, 0.5)
         axis.xaxis.set_major_locator(MaxNLocator(4, integer=True))
         axis.grid(alpha=0.3)
     for i in range(len(groups), axes.size):
@@ -212,9 +232,10 @@ def curves(section: Section, groups: list[Group], metric: str) -> tuple[Figure, 
         first.yaxis.set_minor_locator(NullLocator())
         above = sum(h > top for h in heights)
         note = ", log axis" + (f" that ends below {above} values" if above else "")
-    figure.supxlabel("epoch", fontsize=9)
-    figure.supylabel("loss, log axis" if metric == "loss" else "accuracy", fontsize=9)
-    figure.legend(lines.values(), lines, loc="outside lower right", ncols=2)
+    name = "loss, log axis" if metric == "loss" else "accuracy"
+    figure.supxlabel("epoch", fontsize=9, y=0.1 / height, va="bottom")
+    figure.supylabel(name, fontsize=9, x=0.1 / width, ha="left")
+    figure.legend(lines.values(), lines, loc="lower right", ncols=2)
     return figure, note
 
 

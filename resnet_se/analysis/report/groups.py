@@ -72,6 +72,15 @@ class Group:
         """The variance of an accuracy by independent mistakes alone."""
         return self._of_images[1]
 
+    @property
+    def epochs(self) -> int:
+        return max(run.train["epochs"] for run in self.runs)
+
+    @property
+    def length(self) -> tuple[int, int]:
+        """Training images, and the epochs asked for: early stopping takes fewer."""
+        return self.data["train"], self.values.get("trainer.max_epochs") or self.epochs
+
     def measured(self, key: str) -> list[float]:
         """Return `train.seconds`, say, of every seed; none where a run lacks it."""
         part, _, name = key.partition(".")
@@ -142,8 +151,17 @@ class Section:
             values = (tuple(str(g.values.get(k)) for k in keys) for g in self.groups)
             return len(set(values))
 
+        def told_by(key: str) -> str:
+            """Return the size that tells the same, where some groups lack the key."""
+            known = all(g.values.get(key) is not None for g in self.groups)
+            sizes = () if known else DATA
+            n = distinct([key])
+            alike = (s for s in sizes if distinct([s]) == distinct([s, key]) == n)
+            return next(alike, key)
+
         typed = dict.fromkeys(k for g in self.groups for k in g.overridden)
         keys = [key for key in typed if distinct([key]) > 1]
+        keys = [*dict.fromkeys(map(told_by, keys))]
         several = distinct(["experiment"]) > 1
         chosen = dict.fromkeys(k for g in self.groups for k in g.first.choices)
         for key in (*DATA, *(() if several else sorted(chosen))):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
-from functools import cached_property
+from functools import cached_property, lru_cache
 from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -95,18 +95,17 @@ class Run:
         home = f"seed{self.seed}-{self.config_hash}"
         return self.folder is not None and self.folder.name == home
 
-    @cached_property
+    @property
     def labels(self) -> np.ndarray:
-        return unpack_labels(self.test["labels"])
+        return _labels(self.test["labels"])
 
-    @cached_property
+    @property
     def predicted(self) -> np.ndarray:
         return unpack_labels(self.test["predicted"])
 
     def correct(self, *, tta: bool = False) -> np.ndarray:
         """Return 1 for each test image that was recognised, else 0: int8 (N,)."""
-        with_tta = unpack_labels(self.test["predicted_tta"]) if tta else None
-        predicted = self.predicted if with_tta is None else with_tta
+        predicted = unpack_labels(self.test["predicted_tta" if tta else "predicted"])
         return (predicted == self.labels).astype(np.int8)
 
     @property
@@ -156,6 +155,12 @@ class Run:
     def early(self) -> bool:
         """Ended by a callback, before its last epoch."""
         return self.train.get("stopped") not in (None, "max_epochs", "max_steps")
+
+
+@lru_cache(maxsize=8)
+def _labels(packed: str) -> np.ndarray:
+    """Return the labels of a test set, which all its runs share."""
+    return unpack_labels(packed)
 
 
 @dataclass
@@ -255,7 +260,7 @@ def _check_numbers(record: dict[str, Any]) -> None:
 
 
 def _check_predictions(test: dict[str, Any], num_classes: int) -> None:
-    labels = unpack_labels(test["labels"])
+    labels = _labels(test["labels"])
     for part in ("", "_tta"):
         packed = test.get(f"predicted{part}")
         if packed is None:  # of TTA alone; the plain ones are required
@@ -289,7 +294,9 @@ def load(paths: Iterable[str]) -> Loaded:
         # A trial's test set may be the same images in another order.
         data = (run.data["fingerprint"], run.test["images"], run.trial)
         other = tested.setdefault(data, run)
-        if not np.array_equal(run.labels, other.labels):
+        if run.test["labels"] == other.test["labels"]:
+            run.test["labels"] = other.test["labels"]  # one text for all
+        elif not np.array_equal(run.labels, other.labels):
             reason = f"test.labels are not those of {other.path} on the same data"
             loaded.problems.append(f"{name}: {reason}")
             continue

@@ -233,17 +233,13 @@ def _level(noises: tuple[Noise, ...], images: float, gap: float) -> float:
 @lru_cache(maxsize=4096)
 def _effect(critical: float, degrees: float, power: float) -> float:
     """Return the effect, in standard errors, that such a t test finds."""
-    from scipy import optimize, stats
+    from scipy import special
 
     if degrees > 1000:  # Student's distribution is normal by then
-        return critical + float(stats.norm.isf(1 - power))
-
-    def missing_power(effect: float) -> float:
-        return float(stats.nct.sf(critical, degrees, effect)) - power
-
+        return critical + float(special.ndtri(power))
     if critical > 100:  # one or two degrees: the noncentral one overflows
-        return critical * sqrt(float(stats.chi2.isf(1 - power, degrees)) / degrees)
-    return float(optimize.brentq(missing_power, 0, 4 * critical + 10, xtol=1e-4))
+        return critical * sqrt(float(special.chdtri(degrees, power)) / degrees)
+    return float(special.nctdtrinc(degrees, 1 - power, critical))
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,7 @@ MEASURES = {  # heading, unit, digits
     "train.seconds": ("minutes", 60, 1),
     "train.peak_memory_mb": ("memory MB", 1, 0),
 }
+ROWS = 500  # of the table of every run
 SPEEDS = ("train.images_per_second", "train.seconds", "train.peak_memory_mb")
 
 
@@ -179,10 +180,6 @@ def cell_table(family: Family) -> Table:
     return Table(caption, pd.DataFrame(rows), {"comparison", "where"})
 
 
-def _own_interval(c: Comparison) -> str:
-    return gain(c.mean, c.interval).partition(" ")[2] if c.n > 1 else "one seed"
-
-
 def run_table(loaded: Loaded, letters: dict[str, str]) -> Table:
     """Return the table of every file that was read, with its status."""
     copies = [run for run, _, _ in loaded.duplicates]
@@ -198,7 +195,7 @@ def run_table(loaded: Loaded, letters: dict[str, str]) -> Table:
             row |= {"test %": f"{100 * run.test['acc']:.2f}"}
         rows.append(row)
     left = {"status", "experiment", "hash", "commit", "machine"}
-    return Table("", pd.DataFrame(rows).fillna(NONE), left)
+    return Table("", pd.DataFrame(rows[:ROWS]).fillna(NONE), left)
 
 
 TEX = {"±": r"$\pm$", "−": "$-$", "–": "--", "×": r"$\times$", "<": "$<$", ">": "$>$"}
