@@ -140,7 +140,7 @@ def claims(of: Study) -> str:
     most: dict[str, tuple[int, dict[str, str]]] = {}
     for row in claim_rows([(section, family)], EQUIVALENCE):
         where = row.pop("where")
-        part = re.search(r"train_subset=(\d+)", where)
+        part = re.search(r"data.train=(\d+)", where)
         whole = where.startswith(section.name)
         size = int(part[1]) if part else WHOLE if whole else 0
         row["images"] = f"{size:,}" if size else ""

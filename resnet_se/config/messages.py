@@ -35,7 +35,7 @@ TYPED = (
     r"unknown key '([^']+)'|(\S+=\S+): no such choice|(logger\.aim|trainer\.fast\w+)"
 )
 EXPECTED = (UserError, HydraException, OmegaConfBaseException, yaml.YAMLError)
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def explain(error: BaseException, config_name: str = "train") -> str:

@@ -214,7 +214,9 @@ class Classifier(L.LightningModule):
             losses = [loss for loss, *_ in self.train_batches.values()]
             self._stop_if_diverged("training", losses)
             lr = self.trainer.optimizers[0].param_groups[0]["lr"]
-            self._log_epoch("train", self._train_sums(), **{"train/lr": lr})
+            self._log_epoch(
+                "train", self._penalised(self._train_sums()), **{"train/lr": lr}
+            )
         return loss
 
     def _stop_if_diverged(self, part: str, losses: list[Tensor]) -> None:
@@ -222,11 +224,15 @@ class Classifier(L.LightningModule):
         if not finite.all():
             batch = int(finite.int().argmin())
             raise Diverged(
-                f"{part} loss not finite at batch {batch} of epoch "
-                f"{self.current_epoch} (both from 0); checkpoints/last.ckpt keeps the "
-                "last good epoch, if there was one; try a lower optimizer.lr or a "
-                "longer warm-up"
+                f"{part} loss not finite at batch {batch + 1} of epoch "
+                f"{self.current_epoch + 1}; checkpoints/last.ckpt keeps the last good "
+                "epoch, if there was one; try a lower optimizer.lr or a longer warm-up"
             )
+
+    def _penalised(self, sums: Tensor) -> Tensor:
+        """Add Keras's penalty to a loss that may be watched: at the epoch's end."""
+        penalty = l2_penalty(self.trainer.optimizers[0])
+        return sums + sums.new_tensor([penalty, 0, 0]) * sums[2]
 
     def _train_sums(self) -> Tensor:
         return _sums(list(self.train_batches.values()), self.sums_before_resume)
@@ -257,8 +263,7 @@ class Classifier(L.LightningModule):
         if self.trainer.state.fn == TrainerFn.FITTING:
             # Before its checkpoint is written.
             self._stop_if_diverged("validation", [b[0] for b in self.val_batches])
-            # What checkpoint, plateau and early stopping watch.
-            sums[0] += l2_penalty(self.trainer.optimizers[0]) * sums[2]
+            sums = self._penalised(sums)
             self.val_loss = float((sums[0] / sums[2]).float())
         else:
             self.val_predictions = _on_cpu(self._all_outputs())

@@ -229,7 +229,7 @@ def _check_decay(decay: Decay, epochs: float) -> None:
         if not (math.isfinite(factor) and factor >= 0):
             raise UserError(
                 "scheduler.decay: expected a finite factor >= 0 at every epoch, "
-                f"got {factor} at epoch {epoch}"
+                f"got {factor} after {epoch} epochs"
             )
 
 

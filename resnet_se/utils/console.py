@@ -93,13 +93,14 @@ def print_closing_table(result: dict[str, Any], run_dir: Path) -> None:
             f"{result['hardware']['device']}, {result['hardware']['cores']} "
             f"cores, {result['hardware']['precision']}",
         ),
-        ("files", os.path.relpath(run_dir)),
     ]
     if data.get("fallback"):
         rows.insert(0, ("[yellow]CIFAR-10 was not found", "[yellow]synthetic images"))
     for row in rows:
         table.add_row(*row)
     console.print(table)
+    # Below the table, which would cut it at the window's edge.
+    console.print(f"files: {os.path.relpath(run_dir)}", soft_wrap=True, highlight=False)
 
 
 def count_of(n: int, noun: str) -> str:

@@ -152,6 +152,22 @@ def test_a_far_seed_is_named_with_its_distance():
     assert [seed for _, seed, _ in two] == [0, 1]
 
 
+def test_the_deviation_on_all_images_is_jordans():
+    """His estimate: N / (N - 1) of the variance less Σ p (1 - p) / N²."""
+    rng = np.random.default_rng(6)
+    runs = [
+        record("a", s, rng.choice(400, 60 + 20 * s, replace=False)) for s in range(4)
+    ]
+    (group,) = sections([Run.of("a", r) for r in runs])[0].groups
+    correct = np.stack([run.correct() for run in group.runs])
+    mistakes = correct.var(axis=0, ddof=1).sum() / 400**2
+    expected = (400 / 399) * (np.var(correct.mean(axis=1), ddof=1) - mistakes)
+    assert group.deviation == pytest.approx(expected**0.5)
+    assert groups(b=(40,))[0].deviation is None
+    alike = groups(c=(40, 40, 40))[0]
+    assert alike.deviation == 0
+
+
 def test_recipes_are_of_two_seeds_or_more():
     of = groups(a=(40, 44), b=(30, 31, 35), c=(50,))
     found = recipes(of)

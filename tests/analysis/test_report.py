@@ -309,6 +309,7 @@ def test_what_a_reader_should_know_is_noted(text_of):
     early = {"train": {"stopped": "early_stopping"}}
     dirty = {"git": {"commit": "fedcba9876543210", "dirty": True}}
     half = {"hardware": GPU | {"precision": "bf16-mixed"}}
+    half["choices"] = {"reading": "keras"}
     text, _ = text_of(
         record("a", 0),
         record("a", 1, versions={"torch": "2.14.0"}),
@@ -321,6 +322,7 @@ def test_what_a_reader_should_know_is_noted(text_of):
         "stopped early: b: seed 0 after 5 epochs",
         "identical histories: a seed 0 and b seed 0",
         "no run of seed 1: b",
+        "reading differs within the pair: b − a",
         "precision differs within the pair: b − a",
         "hardware differs within the pair: b − a",
         "commit differs within the pair: b − a",
@@ -502,6 +504,40 @@ def test_a_diverged_epoch_does_not_flatten_the_other_panels(tmp_path):
     assert figure.axes[0].get_yscale() == "log"
     for _, other in found.values():
         draw(other)
+
+
+def test_each_length_has_a_front_of_its_own(tmp_path):
+    def run(name, total, wrong, train):
+        size = {"total": total, "macs": total}
+        of = record(name, 0, range(wrong), data={"train": train}, model=size)
+        return of | {"config_hash": f"{name}{train}"}
+
+    of = [run("a", 10**6, 90, 500), run("b", 4 * 10**6, 50, 500)]
+    of += [run("a", 10**6, 70, 1500), run("b", 4 * 10**6, 30, 1500)]
+    of += [run("c", 9 * 10**6, 200, 500)]
+    figure = drawn(tmp_path, *of)["cost"][1]
+    fronts = [line for line in figure.axes[0].lines if line.get_label()[0] != "_"]
+    assert [line.get_label() for line in fronts] == [
+        "500 images, 5 epochs",
+        "1,500 images, 5 epochs",
+    ]
+    assert [list(line.get_xdata()) for line in fronts] == [[1, 4], [1, 4]]
+    assert [line.get_ydata()[-1] for line in fronts] == [87.5, 92.5]
+    draw(figure)
+    low = figure.axes[0].get_ylim()[0]
+    assert all(text.xyann[1] > low for text in figure.axes[0].texts)
+
+
+def test_a_far_seed_is_drawn_where_it_lies(tmp_path):
+    errors = {"a": (40, 42, 38, 360), "b": (30, 31, 32)}
+    runs = [
+        record(name, seed, range(n), against=against("b") if name == "a" else [])
+        for name, of in errors.items()
+        for seed, n in enumerate(of)
+    ]
+    figure = drawn(tmp_path, *runs)["differences"][1]
+    (far,) = [x for x in figure.axes[0].lines if x.get_label() == "a far seed"]
+    assert far.get_xdata() == pytest.approx([-100 * (360 - 31) / 400])
 
 
 def lengths(epochs=(5, 5), seeds=(2, 2)):

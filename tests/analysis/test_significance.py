@@ -16,6 +16,7 @@ from resnet_se.analysis.report.significance import (
     Estimate,
     Noise,
     Recipe,
+    chance_of_winning,
     contrast,
     half_width,
     images_only,
@@ -67,6 +68,24 @@ def test_the_interval_of_one_seed_is_that_of_a_proportion():
     assert high - low == pytest.approx(half, rel=1e-3)
     assert p == pytest.approx(2 * stats.norm.sf(0.1 / d.std() * 20))
     assert images_only(np.ones(3)) == (0, (1, 1))
+
+
+@pytest.mark.parametrize("n", [2, 3, 5])
+@pytest.mark.parametrize("shift", [0.0, 1.0, 2.0])
+def test_a_run_wins_as_often_as_said(n, shift):
+    rng = np.random.default_rng(5)
+    first, second = rng.normal(size=(2, 300, n)).round(2)
+    first += shift
+    truth, held = stats.norm.cdf(shift / sqrt(2)), 0
+    for a, b in zip(first, second, strict=True):
+        share, (low, high) = chance_of_winning(a, b)
+        pairs = np.sign(np.subtract.outer(a, b))
+        assert share == pytest.approx((pairs.mean() + 1) / 2)
+        assert low <= share <= high
+        held += low <= truth <= high
+    assert held > 0.87 * 300  # 89.7 to 100 % of 600 when it was chosen
+    mirrored = chance_of_winning(b, a)[1]
+    assert mirrored == pytest.approx((1 - high, 1 - low), abs=1e-6)
 
 
 # --- several seeds -----------------------------------------------

@@ -161,6 +161,16 @@ def test_a_full_disk_fails_the_job_and_nothing_else(
     assert all((d / "result.json").read_bytes() == text for d, text in before.items())
 
 
+def test_tables_of_eighty_columns_keep_paths_whole(
+    train, run_dirs, monkeypatch, capsys
+):
+    monkeypatch.setenv("COLUMNS", "80")
+    name = "experiments_of_ours/" + "a_long_name_" * 8
+    assert train("trainer.max_epochs=1", f"runs_dir={name}") == 0
+    ((run_dir, _),) = run_dirs().items()
+    assert f"{name}/custom/{run_dir.name}\n" in capsys.readouterr().out
+
+
 def test_where_nothing_can_be_written(train, tmp_path, capsys):
     (tmp_path / "file").touch()
     assert train("runs_dir=file/runs") == 2

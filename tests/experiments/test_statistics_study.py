@@ -55,6 +55,18 @@ def test_a_small_simulation_finds_the_same(script):
     assert found == script["simulate"](3)
 
 
+def test_what_is_said_of_holms_intervals():
+    script = runpy.run_path(str(FOLDER / "holm.py"))
+    coverage = json.loads((FOLDER / "holm.json").read_text())["coverage"]
+    text = (FOLDER / "README.md").read_text()
+    assert f"{100 * coverage['all by 1 or more']['holm']:.1f} % where each" in text
+    assert f"{100 * coverage['a third by 1']['holm']:.1f} % where a third" in text
+    worst = min(of["bonferroni"] for of in coverage.values())
+    assert f"Bonferroni's in {100 * worst:.1f} % or more" in text
+    again = script["joint_coverage"](np.random.default_rng(2), np.linspace(1, 5, 21))
+    assert again == pytest.approx(coverage["all by 1 or more"], abs=0.015)
+
+
 # --- recipes whose noise is unlike -------------------------------
 
 

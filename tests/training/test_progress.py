@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
-from resnet_se.training.callbacks.progress import LiveProgress, duration, forecast
+from resnet_se.training.callbacks import progress
+from resnet_se.training.callbacks.progress import (
+    LiveProgress,
+    PlainProgress,
+    duration,
+    forecast,
+)
 
 
 @pytest.mark.parametrize(
@@ -38,6 +46,25 @@ def test_lines_of_an_epoch_fit_eighty_columns_and_count_from_one(train, capsys):
     assert [line.split()[1] for line in lines] == ["1/2", "2/2"]
     assert max(map(len, lines)) <= 80
     assert all("val" in line and "lr" in line for line in lines)
+
+
+def test_workers_of_a_sweep_say_whose_a_line_is(monkeypatch, capsys):
+    trainer = SimpleNamespace(
+        checkpoint_callback=SimpleNamespace(
+            dirpath="runs/a/seed3-0a1b2c3d/checkpoints"
+        ),
+        is_global_zero=True,
+        current_epoch=0,
+        max_epochs=5,
+    )
+    PlainProgress()._print(trainer, "loss 1.0")
+    worker = SimpleNamespace(name="LokyProcess-1")
+    monkeypatch.setattr(progress, "current_process", lambda: worker)
+    PlainProgress()._print(trainer, "loss 1.0")
+    assert capsys.readouterr().out.splitlines() == [
+        "epoch 1/5  loss 1.0",
+        "seed3-0a1b2c3d  epoch 1/5  loss 1.0",
+    ]
 
 
 def test_the_bar_counts_from_one():

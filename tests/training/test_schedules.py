@@ -208,10 +208,10 @@ def test_a_checkpoint_without_a_plateau_starts_one():
         ),
         (
             {"decay": partial(multistep, milestones=[4], gamma=-1)},
-            "decay: .* got -1 at epoch 4",
+            "decay: .* got -1 after 4 epochs",
         ),
         ({"decay": partial(cosine, final=float("nan"))}, "decay.final: .* got nan"),
-        ({"decay": lambda t, total: float("inf")}, "decay: .* inf at epoch 0"),
+        ({"decay": lambda t, total: float("inf")}, "decay: .* inf after 0 epochs"),
         ({"plateau": {"factor": 1.5}}, "plateau"),
         ({"plateau": {"factor": -0.5}}, "plateau.factor"),  # a negative rate
         ({"plateau": {"patiense": 3}}, "plateau.patiense: .* 'patience'"),

@@ -30,10 +30,11 @@ from resnet_se.analysis.report.groups import (
     level_order,
     short_names,
 )
-from resnet_se.analysis.report.noise import Rates, rates, recipes
+from resnet_se.analysis.report.noise import Far, Rates, far_seeds, rates, recipes
 from resnet_se.analysis.report.significance import (
     Estimate,
     Recipe,
+    chance_of_winning,
     contrast,
     images_only,
 )
@@ -93,6 +94,13 @@ class Comparison:
         return images_only(np.mean(gains, axis=0))
 
     @cached_property
+    def wins(self) -> tuple[float, tuple[float, float]] | None:
+        """How likely a run beats one of the baseline; None of one seed, of averages."""
+        if self.n == 1 or len(self.pairs) > 1:
+            return None
+        return chance_of_winning(*(group.accuracies for group in self.pairs[0]))
+
+    @cached_property
     def mean(self) -> float:
         gains = [float(np.mean(t.right - b.right, dtype=float)) for t, b in self.pairs]
         return sum(gains) / len(gains)
@@ -138,6 +146,9 @@ class Family:
     cells: list[Comparison] = field(default_factory=list)  # of averages, uncorrected
     missing: list[str] = field(default_factory=list)
     study: Study = field(default_factory=dict)  # the recipes of two seeds or more
+    far: list[Far] = field(
+        default_factory=list
+    )  # seeds far from the others of their recipe
 
     @property
     def decided(self) -> list[Comparison]:
@@ -188,7 +199,7 @@ def compare(
             with, as (factor, level).
     """
     study = recipes(section.groups)
-    family = Family(study=study)
+    family = Family(study=study, far=far_seeds(section.groups))
     asked = dict.fromkeys([*factors, *(against[:1] if against else [])])
     if asked:
         pairs = single(section.groups)

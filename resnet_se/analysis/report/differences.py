@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from math import nan
 from textwrap import fill
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from resnet_se.analysis.canvas import BLUE, GREEN, GREY, RED, shown_of, subplots
 from resnet_se.analysis.report.compare import Comparison, Family
+from resnet_se.analysis.report.noise import Far
 from resnet_se.analysis.report.text import gain
 
 if TYPE_CHECKING:
@@ -37,7 +42,7 @@ def differences(
         )
         if family.apart:
             caption += "; dashed: too few seeds to decide, and cut at the edge"
-        yield "differences", caption, effects(shown, equivalence)
+        yield "differences", caption, effects(shown, equivalence, family.far)
     whole = [c.pairs for c in family.comparisons]
     cells = [c for c in family.cells if c.pairs not in whole]
     for i, series in enumerate(by_length([*family.comparisons, *cells])):
@@ -57,22 +62,34 @@ def mark(c: Comparison, equivalence: float) -> tuple[str, str]:
     return next(look for words, look in MARKS.items() if verdict.startswith(words))
 
 
-def effects(comparisons: list[Comparison], equivalence: float) -> Figure:
+def effects(
+    comparisons: list[Comparison], equivalence: float, far: Sequence[Far] = ()
+) -> Figure:
     """Draw differences with their intervals beside zero, each below its name.
 
     The axis ends where the intervals of the family do; longer ones are cut there.
+    A seed far from the others of its recipe is marked by the difference it makes.
     """
     figure, axis = subplots(figsize=(6.4, 1.1 + 0.36 * len(comparisons)))
-    shown = set()
+    alike: dict[tuple[str, str, str, str], list[int]] = defaultdict(list)
     for i, c in enumerate(comparisons):
-        sign, colour = mark(c, equivalence)
-        low, high = (100 * v for v in c.interval)
-        style = "-" if c.in_family else "--"
-        axis.plot([low, high], [i, i], style, color=colour, lw=2)
         words = c.verdict(equivalence).partition(",")[0].partition(" (")[0]
-        label = None if words in shown else words
-        axis.plot(100 * c.mean, i, sign, color=colour, ms=6, label=label, ls="none")
-        shown.add(words)
+        style = "-" if c.in_family else "--"
+        alike[(*mark(c, equivalence), style, words)].append(i)
+    labelled = set()
+    for (sign, colour, style, words), rows in alike.items():
+        ends = [100 * v for i in rows for v in (*comparisons[i].interval, nan)]
+        axis.plot(ends, np.repeat(rows, 3), style, color=colour, lw=2)
+        means = [100 * comparisons[i].mean for i in rows]
+        label = None if words in labelled else words
+        axis.plot(means, rows, sign, color=colour, ms=6, label=label)
+        labelled.add(words)
+    left, right = _ends(comparisons, equivalence)
+    strays = [(x, i) for i, c in enumerate(comparisons) for x in _far_seeds(c, far)]
+    if strays:
+        x, rows = zip(*strays, strict=True)
+        look = {"color": RED, "mfc": "none", "clip_on": False}
+        axis.plot(np.clip(x, left, right), rows, "D", label="a far seed", **look)
     axis.axvline(0, color="black", lw=1)
     axis.axvspan(-100 * equivalence, 100 * equivalence, color=GREY, alpha=0.15, lw=0)
     # A typed `_target_` is longer than what it stands beside; `a − b` stays together.
@@ -86,11 +103,22 @@ def effects(comparisons: list[Comparison], equivalence: float) -> Figure:
         text.set(ha="left", va="bottom", fontsize=8)
     axis.tick_params(axis="y", length=0, pad=-4)
     axis.set_ylim(len(comparisons) - 0.4, -1)
-    axis.set_xlim(*_ends(comparisons, equivalence))
+    axis.set_xlim(left, right)
     axis.set_xlabel("difference of test accuracy, percentage points")
     axis.grid(axis="x", alpha=0.3)
     figure.legend(loc="outside lower center", ncols=3, frameon=False)
     return figure
+
+
+def _far_seeds(c: Comparison, far: Sequence[Far]) -> Iterator[float]:
+    """Yield the differences, in points, of each far seed from the other side."""
+    for treatment, baseline in c.pairs:
+        for group, seed, _ in far:
+            accuracy = group.seeds[seed].test["acc"]
+            if group is treatment:
+                yield 100 * (accuracy - float(baseline.right.mean()))
+            elif group is baseline:
+                yield 100 * (float(treatment.right.mean()) - accuracy)
 
 
 def _ends(comparisons: list[Comparison], equivalence: float) -> tuple[float, float]:

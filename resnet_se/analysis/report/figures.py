@@ -106,11 +106,14 @@ def cost(section: Section) -> Figure:
     ):
         costs = [g.first.model[key] / 1e6 for g in section.groups]
         points = list(zip(costs, accuracies, strict=True))
-        axis.plot(costs, accuracies, ".", color=GREY, ms=4)
+        axis.plot(costs, accuracies, ".", color=GREY, ms=4)  # of other lengths
         named: dict[int, str] = {}
         for (images, epochs), (sign, colour) in zip(sorted(most), LOOKS, strict=False):
             of = lengths[images, epochs]
             front = [of[j] for j in pareto([points[i] for i in of])]
+            axis.plot(
+                *zip(*map(points.__getitem__, of), strict=True), ".", color=colour
+            )
             look = {"color": colour, "marker": sign, "ms": 5, "lw": 1.5}
             label = f"{images:,} images, {count(epochs, 'epoch')}"
             line = zip(*(points[i] for i in front), strict=True)

@@ -73,6 +73,16 @@ class Group:
         return self._of_images[1]
 
     @property
+    def deviation(self) -> float | None:
+        """Of the accuracy on all images of this kind, without the chance of these few.
+
+        Jordan's unbiased estimate of the variance (arXiv 2304.01910); None of one seed.
+        """
+        if len(self.runs) == 1:
+            return None
+        return max(float(np.var(self.accuracies, ddof=1)) - self.chance, 0.0) ** 0.5
+
+    @property
     def epochs(self) -> int:
         return max(run.train["epochs"] for run in self.runs)
 

@@ -155,8 +155,11 @@ def recipes(groups: Sequence[Group]) -> dict[int, Recipe]:
     }
 
 
-def far_seeds(groups: Sequence[Group]) -> list[tuple[Group, int, float]]:
-    """Return (group, seed, distance) of seeds far from the median of their recipe.
+Far = tuple[Group, int, float]  # a seed, and its distance from the median
+
+
+def far_seeds(groups: Sequence[Group]) -> list[Far]:
+    """Return the seeds far from the median of their recipe.
 
     Far is over `OUTLYING` times the study's usual distance, by the median of all.  Of
     two seeds that lie apart nobody knows which is the odd one: both are named.

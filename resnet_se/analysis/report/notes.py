@@ -8,7 +8,6 @@ from collections import Counter, defaultdict
 
 from resnet_se.analysis.report.compare import Comparison, Family
 from resnet_se.analysis.report.groups import Section
-from resnet_se.analysis.report.noise import far_seeds
 from resnet_se.analysis.report.runs import Loaded, Run
 from resnet_se.analysis.report.significance import MOST_SEEDS, mean_std
 from resnet_se.analysis.report.text import Block, count, gain, points
@@ -117,12 +116,12 @@ def problems(loaded: Loaded, compared: list[tuple[Section, Family]]) -> list[str
     if len(compared) > 1:
         names = "; ".join(f"{s.name} ({s.images:,} images)" for s, _ in compared)
         lines.append(f"mixed test sets, kept apart: {names}")
-    for section, _ in compared:
+    for section, family in compared:
         lines += [
             f"far from the others of its recipe: {section.labels[id(group)]} seed "
             f"{seed}: {100 * group.seeds[seed].test['acc']:.2f} per cent, "
             f"{100 * distance:.1f} points from the median; it counts"
-            for group, seed, distance in far_seeds(section.groups)
+            for group, seed, distance in family.far
         ]
     for section, family in compared:
         prefix = f"{section.name}: " if len(compared) > 1 else ""
@@ -244,6 +243,7 @@ def _list(names: list[str], most: int = 8) -> str:
 def _unlike(comparisons: list[Comparison]) -> list[str]:
     """Name pairs that differ in more than the setting compared."""
     kinds = {
+        "reading": lambda run: run.choices.get("reading", "pytorch"),
         "precision": lambda run: run.hardware["precision"],
         "hardware": lambda run: run.machine,
         "commit": lambda run: run.commit,

@@ -75,14 +75,27 @@ class Run:
     evaluations: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, path: str, record: dict[str, Any], folder: Path | None = None) -> Run:
-        """Return the run of a checked record."""
+    def of(
+        cls,
+        path: str,
+        record: dict[str, Any],
+        folder: Path | None = None,
+        like: Run | None = None,
+    ) -> Run:
+        """Return the run of a checked record.
+
+        Args:
+            like: another run, whose equal parts are shared if it is of this hash.
+        """
         known = {f.name for f in fields(cls)}
         own = {k: v for k, v in record.items() if k in known and v is not None}
         own.pop("evaluations", None)  # they lie beside it
         own["choices"] = {
             k: v for k, v in own.get("choices", {}).items() if k != "experiment"
         }
+        if like is not None and like.config_hash == own["config_hash"]:
+            alike = {k: getattr(like, k) for k in own}
+            own |= {k: v for k, v in alike.items() if v == own[k]}
         return cls(**own | {"path": path, "folder": folder})
 
     @property
@@ -280,9 +293,10 @@ def load(paths: Iterable[str]) -> Loaded:
     loaded = Loaded(problems=problems)
     first: dict[tuple, Run] = {}
     tested: dict[tuple, Run] = {}
+    run: Run | None = None
     for path, name in files:
         try:
-            run = Run.of(name, read(path), path.parent)
+            run = Run.of(name, read(path), path.parent, run)
         except UserError as error:
             reason = str(error).removeprefix(f"{path}: ")  # `name` hides our folders
             reason = reason.removesuffix("; delete it to go on")  # advice for training

@@ -254,6 +254,33 @@ class Recipe:
     chance: float  # variance of one accuracy by independent mistakes alone
 
 
+def chance_of_winning(
+    first: Sequence[float], second: Sequence[float]
+) -> tuple[float, tuple[float, float]]:
+    """Return how likely a run of the first beats one of the second, and 95 % interval.
+
+    The estimate is Mann and Whitney's U over all pairs, ties by half (rliable's
+    probability of improvement: Agarwal et al., arXiv 2108.13264); the interval is
+    Newcombe's method 5 (Statistics in Medicine 25 (2006) 559), since a bootstrap of two
+    to five seeds is too narrow.
+    """
+    from scipy import optimize, special, stats
+
+    m, n = len(first), len(second)
+    share = float(stats.mannwhitneyu(first, second).statistic) / (m * n)
+    more = (m + n) / 2 - 1
+    z = float(special.ndtri(1 - ALPHA / 2))
+
+    def excess(at: float) -> float:
+        spread = 1 + more * ((1 - at) / (2 - at) + at / (1 + at))
+        return (share - at) ** 2 - z**2 * at * (1 - at) * spread / (m * n)
+
+    edge = 1e-9  # 0 and 1 are roots too
+    low = optimize.brentq(excess, 0, min(share, 1 - edge)) if share > 0 else 0.0
+    high = optimize.brentq(excess, max(share, edge), 1) if share < 1 else 1.0
+    return share, (low, high)
+
+
 def independent_mistakes(right: np.ndarray) -> float:
     """Return the variance of an accuracy if seeds differ by independent mistakes.
 

@@ -59,6 +59,7 @@ def group_records(section: Section) -> pd.DataFrame:
         for key in ACCURACIES:
             spread = mean_std(group.measured(key) or [float("nan")])
             row[f"{key}_mean"], row[f"{key}_std"] = spread
+        row["test.acc_std_distribution"] = group.deviation
         for name in section.evaluations:
             spread = mean_std(group.evaluated(name) or [float("nan")])
             row[f"{name}.acc_mean"], row[f"{name}.acc_std"] = spread
@@ -74,6 +75,8 @@ def group_table(section: Section) -> tuple[Table, str]:
     cells["n"] = [str(len(g.runs)) for g in groups]
     for key, heading in ACCURACIES.items():
         cells[heading] = [accuracy(g.measured(key)) for g in groups]
+    deviations = [group.deviation for group in groups]
+    cells["test ± of all images"] = [number(d, 2, 0.01) for d in deviations]
     for name in section.evaluations:
         cells[f"{name} %"] = [accuracy(g.evaluated(name)) for g in groups]
     fixed = len(cells.columns)
@@ -107,6 +110,8 @@ def comparison_records(family: Family, equivalence: float) -> pd.DataFrame:
         }
         if c in family.comparisons:
             row |= {"verdict": c.verdict(equivalence)}
+        if c.wins:
+            row["wins"], (row["wins_low"], row["wins_high"]) = c.wins
         if c.estimate:
             row["low_95"], row["high_95"] = c.estimate.interval()
             row |= {"p_95": c.estimate.p(), "error": c.estimate.error}
@@ -145,9 +150,13 @@ def _comparison_row(c: Comparison, equivalence: float) -> dict[str, str]:
         "comparison": c.label,
         "n": c.seeds,
         "p": p_value(c.p) if c.n > 1 else f"{p_value(c.p)} (images)",
+        "a run wins %": NONE,
         "detects": NONE,
         f"seeds for {100 * equivalence:g}": NONE,
     }
+    if c.wins:
+        share, low, high = (f"{100 * v:.0f}" for v in (c.wins[0], *c.wins[1]))
+        row["a run wins %"] = f"{share} [{low}, {high}]"
     if c.estimate:
         row["detects"] = f"{100 * c.estimate.detectable(c.family_size):.2f}"
         needed = c.estimate.seeds_needed(equivalence, c.n, c.family_size)

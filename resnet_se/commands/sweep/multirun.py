@@ -265,9 +265,8 @@ def varying(jobs: Sequence[Sequence[str]]) -> list[str]:
 def print_outcomes(records: list[dict[str, Any]], accuracies: dict[str, str]) -> None:
     """A table of outcomes; `accuracies`: heading → field of the record."""
     table = Table(title=f"sweep of {len(records)} jobs")
-    headings = ("job", "varies", "outcome", *accuracies, "min", "run or error")
-    for name in headings:
-        left = name in ("varies", "outcome", "run or error")
+    for name in ("job", "varies", "outcome", *accuracies, "min"):
+        left = name in ("varies", "outcome")
         table.add_column(name, justify="left" if left else "right", overflow="fold")
     labels = varying([record["overrides"] for record in records])
     for record, label in zip(records, labels, strict=True):
@@ -275,6 +274,13 @@ def print_outcomes(records: list[dict[str, Any]], accuracies: dict[str, str]) ->
         table.add_row(*row, style=STYLES.get(record["kind"]))
     console = Console()
     console.print(table)
+    for record in records:  # below the table, which would cut them
+        where = record.get("run_dir")
+        texts = [os.path.relpath(where)] if where else []
+        texts += filter(None, [record.get("error")])
+        if texts:
+            line = f"job {record['job']}: {': '.join(texts)}"
+            console.print(line, soft_wrap=True, highlight=False, markup=False)
     counts = Counter(record["kind"] for record in records)
     console.print(", ".join(f"{n} {kind}" for kind, n in counts.items()))
 
@@ -286,14 +292,10 @@ def _row(
         return "–" if record.get(key) is None else f"{record[key]:.2%}"
 
     seconds = record.get("seconds")
-    where = record.get("run_dir")
-    what = os.path.relpath(where) if where else "–"
-    what += f"\n{record.get('error', '')}"
     return (
         str(record["job"]),
         label,
         record["kind"],
         *map(percent, accuracies),
         "–" if seconds is None else f"{seconds / 60:.1f}",
-        what.strip(),
     )

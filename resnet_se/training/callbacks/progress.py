@@ -8,6 +8,8 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
+from multiprocessing import current_process
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -48,6 +50,14 @@ def _brief(trainer: L.Trainer) -> dict[str, str]:
     return {name: format(float(last[m]), form) for name, m, form in BRIEF if m in last}
 
 
+def _whose(trainer: L.Trainer) -> str:
+    """Return the run's folder where processes share a screen: workers of joblib."""
+    folder = getattr(trainer.checkpoint_callback, "dirpath", None)
+    if folder is None or current_process().name == "MainProcess":
+        return ""
+    return f"{Path(folder).parent.name}  "
+
+
 class LiveProgress(RichProgressBar):
     """Lightning's bar, with short metrics and epochs from 1."""
 
@@ -86,7 +96,7 @@ class PlainProgress(ProgressBar):
     def _print(self, trainer: L.Trainer, text: str) -> None:
         if trainer.is_global_zero:
             epoch = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
-            print(f"{epoch}  {text}", flush=True)
+            print(f"{_whose(trainer)}{epoch}  {text}", flush=True)
 
     def disable(self) -> None:
         """Do nothing, as Lightning's bars may: only rank zero prints."""
@@ -120,7 +130,7 @@ class Forecast(L.Callback):
             epoch = step * trainer.num_training_batches
             text = forecast([epoch * area / areas[0] for area in areas])
             if text:
-                print(text, flush=True)
+                print(f"{_whose(trainer)}{text}", flush=True)
 
 
 def forecast(epochs: Sequence[float]) -> str:
