@@ -2,10 +2,12 @@
 
     resnet-se evaluate run=DIR [tta=flip] [ckpt=last] [out=PATH]
     resnet-se evaluate run=DIR data=cifar10_1 data.source.root=PATH
+    resnet-se evaluate run=FILE.keras model=NAME data=cifar10
 
 The first has the configuration and the data of the run, and changes nothing in its
 directory.  The second, for bundles too, writes `evaluations/<name>.json` beside the
 run, which the report and `load_runs` read; the names are those of `conf/test_set`.
+The third tests a network that Keras trained on images in 0..1.
 """
 
 from __future__ import annotations
@@ -35,12 +37,15 @@ from resnet_se.inference.robustness import figures
 from resnet_se.runs.bundle import is_bundle
 from resnet_se.runs.checkpoint import LAST
 from resnet_se.runs.evaluations import FOLDER, write_evaluation
+from resnet_se.runs.keras_file import is_keras
 from resnet_se.runs.record import read_result
 from resnet_se.training.evaluation import load_weights, score
 from resnet_se.utils.errors import UserError
 from resnet_se.utils.files import write_json, writing
 from resnet_se.utils.system import accelerator
 from resnet_se.utils.validation import check_value
+
+CIFAR = {len(c.classes): c.classes for c in (CIFAR10, CIFAR100)}
 
 
 def evaluate(cfg: DictConfig) -> dict[str, Any]:
@@ -55,6 +60,10 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     run_dir = Path(cfg.run)
     if cfg.get("data"):
         return _on_test_set(cfg)
+    if is_keras(run_dir):
+        raise UserError(f"run: {cfg.run} is a Keras file; add data=NAME, say cifar10")
+    if cfg.get("model"):
+        raise UserError(f"model: {cfg.run} is no Keras file and has its own network")
     result = read_result(run_dir)
     if result is None:
         raise UserError(f"run: expected a run directory, got {cfg.run!r}")
@@ -131,7 +140,12 @@ def _on_test_set(cfg: DictConfig) -> dict[str, Any]:
     path = Path(cfg.run).expanduser()
     is_run = (path / "config.yaml").is_file() and not is_bundle(path)
     last = is_run and cfg.ckpt == "last"
-    model = read(path / "checkpoints" / LAST if last else path, bool(cfg.trust))
+    node: Any = (
+        OmegaConf.to_container(cfg.model, resolve=True) if "model" in cfg else None
+    )
+    model = read(path / "checkpoints" / LAST if last else path, bool(cfg.trust), node)
+    if is_keras(path):  # names no classes; Keras's CIFAR has the official order
+        model.classes = CIFAR.get(len(model.classes), model.classes)
     if model.note:
         print(f"note: {model.note}", file=sys.stderr)
     model.to(accelerator(cfg.accelerator))

@@ -190,3 +190,26 @@ def test_the_interval_of_corruptions_counts_an_image_once():
     assert once["acc_95"] == many["acc_95"]
     assert once["acc"] == 0.5
     assert once["acc_95"][0] == pytest.approx(0.5 - 1.96 * (50 / 49 / 4 / 50) ** 0.5)
+
+
+def test_a_keras_file_is_tested_with_the_network_it_holds(arrays, tmp_path, capsys):
+    file = Path(__file__).parents[1] / "fixtures/keras/se_resnet.keras"
+    network = {"depths": [1, 2, 1], "widths": [8, 16, 32], "strides": [1, 2, 2]}
+    typed = [f"model.{k}={v}".replace(" ", "") for k, v in network.items()]
+    typed += [
+        "model=se_resnet20",
+        "+model.reduction=4",
+        f"run={file}",
+        "out=found.json",
+    ]
+    data = ("data=arrays", f"data.source.root={arrays}")
+    assert call(tmp_path, "evaluate", *typed, *data) == 0
+    found = json.loads((tmp_path / "found.json").read_text())
+    model = resnet_se.load(file, model={**network, "reduction": 4})
+    images = torch.from_numpy(np.load(arrays / "images.npy")).permute(0, 3, 1, 2)
+    expected = model(images).argmax(1)
+    assert (unpack_labels(found["predicted"]) == expected.numpy()).all()
+    assert call(tmp_path, "evaluate", f"run={file}") == 2
+    assert "is a Keras file; add data=NAME" in capsys.readouterr().err
+    assert call(tmp_path, "evaluate", f"run={file}", *data) == 2
+    assert "a Keras file; add model=" in capsys.readouterr().err
