@@ -222,7 +222,7 @@ def test_comparisons_show_power_and_are_counted(text_of):
     assert b["n"] == "3"
     assert b["difference [interval]"].startswith("+20.00 [+")
     assert (b["p"], b["verdict"]) == ("<0.001", "better")
-    assert b["a run wins %"] == "100 [39, 100]"
+    assert b["a run wins %"] == "100 [50, 100]"
     assert float(b["detects"]) > 0
     assert b["seeds for 0.5"] == "more images"  # 400 are too few, with any seeds
     assert c["verdict"] == "networks differ; recipes not decided (n = 1)"
