@@ -198,7 +198,7 @@ def test_a_keras_file_is_tested_with_the_network_it_holds(arrays, tmp_path, caps
     typed = [f"model.{k}={v}".replace(" ", "") for k, v in network.items()]
     typed += [
         "model=se_resnet20",
-        "+model.reduction=4",
+        "model.reduction=4",
         f"run={file}",
         "out=found.json",
     ]
