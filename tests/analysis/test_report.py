@@ -685,3 +685,9 @@ def test_the_same_runs_give_the_same_text(whole, monkeypatch, tmp_path):
     for name in ("REPORT.md", "table.csv", "runs.csv", "comparisons.csv", "tables.tex"):
         assert (tmp_path / "out" / name).read_bytes() == (whole / name).read_bytes()
     assert str(whole.parent) not in (whole / "REPORT.md").read_text()
+
+
+def test_what_was_asked_for_afterwards_is_said_to_be(text_of):
+    runs = [swept(seed, optimizer__lr=lr) for lr in (0.1, 0.2) for seed in (0, 1)]
+    assert "asked for after the runs" not in text_of(*runs)[0]
+    assert "asked for after the runs" in text_of(*runs, factor=["optimizer.lr"])[0]

@@ -146,6 +146,7 @@ class Family:
     cells: list[Comparison] = field(default_factory=list)  # of averages, uncorrected
     missing: list[str] = field(default_factory=list)
     study: Study = field(default_factory=dict)  # the recipes of two seeds or more
+    asked: bool = False  # for factors on the command line, after the runs
     far: list[Far] = field(
         default_factory=list
     )  # seeds far from the others of their recipe
@@ -202,6 +203,7 @@ def compare(
     family = Family(study=study, far=far_seeds(section.groups))
     asked = dict.fromkeys([*factors, *(against[:1] if against else [])])
     if asked:
+        family.asked = True
         pairs = single(section.groups)
         for factor in asked:
             base = against[1] if against and against[0] == factor else None

@@ -14,6 +14,10 @@ from resnet_se.analysis.report.text import Block, count, gain, points
 
 OPEN = 20  # more are in the table alone
 TOO_MANY = f"over {MOST_SEEDS:,} seeds of each would find"
+AFTERWARDS = (
+    "These comparisons were asked for after the runs, by `--factor` or `--against`; no "
+    "experiment named them before: what they find is to be confirmed by new seeds."
+)
 IMAGES = "no number of seeds finds, without more test images,"
 
 # --- answers -----------------------------------------------------
@@ -34,6 +38,8 @@ def answers(family: Family, equivalence: float, prefix: str = "") -> list[Block]
     if decided:
         items = [sentence(c, equivalence) for c in decided]
         blocks.append(Block("ul", items=items, name="answers"))
+    if family.asked:
+        blocks.append(Block("p", AFTERWARDS))
     trust = reliability(family)
     return [*blocks, *([Block("p", trust)] if trust else [])]
 
