@@ -192,22 +192,21 @@ def test_the_interval_of_corruptions_counts_an_image_once():
     assert once["acc_95"][0] == pytest.approx(0.5 - 1.96 * (50 / 49 / 4 / 50) ** 0.5)
 
 
-def test_a_keras_file_is_tested_with_the_network_it_holds(arrays, tmp_path, capsys):
+def test_a_keras_file_is_tested_with_the_network_it_holds(tmp_path, capsys):
+    folder, rng = tmp_path / "mine", np.random.default_rng(0)
+    folder.mkdir()
+    pixels = rng.integers(0, 256, (50, 32, 32, 3), dtype=np.uint8)
+    np.save(folder / "images.npy", pixels)
+    np.save(folder / "labels.npy", rng.integers(0, 10, 50))
     file = Path(__file__).parents[1] / "fixtures/keras/se_resnet.keras"
     network = {"depths": [1, 2, 1], "widths": [8, 16, 32], "strides": [1, 2, 2]}
     typed = [f"model.{k}={v}".replace(" ", "") for k, v in network.items()]
-    typed += [
-        "model=se_resnet20",
-        "model.reduction=4",
-        f"run={file}",
-        "out=found.json",
-    ]
-    data = ("data=arrays", f"data.source.root={arrays}")
+    typed += ["model=se_resnet20", "model.reduction=4", f"run={file}", "out=found.json"]
+    data = ("data=arrays", f"data.source.root={folder}")
     assert call(tmp_path, "evaluate", *typed, *data) == 0
     found = json.loads((tmp_path / "found.json").read_text())
     model = resnet_se.load(file, model={**network, "reduction": 4})
-    images = torch.from_numpy(np.load(arrays / "images.npy")).permute(0, 3, 1, 2)
-    expected = model(images).argmax(1)
+    expected = model(torch.from_numpy(pixels).permute(0, 3, 1, 2)).argmax(1)
     assert (unpack_labels(found["predicted"]) == expected.numpy()).all()
     assert call(tmp_path, "evaluate", f"run={file}") == 2
     assert "is a Keras file; add data=NAME" in capsys.readouterr().err
