@@ -8,7 +8,6 @@ takes, and all that is known of a key besides.  Every list of keys is derived fr
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 from types import NoneType
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -252,7 +251,6 @@ RESOLVED = tuple(
 )
 
 
-@lru_cache(maxsize=4096)
 def is_idle(key: str) -> bool:
     """Return True for a dotted key, or a group, that cannot change a result."""
 
