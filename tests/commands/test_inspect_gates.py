@@ -175,7 +175,7 @@ def test_two_runs_side_by_side_one_of_them_unfinished(
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("run=nowhere",), "expected a run directory or a bundle, got nowhere"),
+        (("run=nowhere",), "run: expected a run directory or a bundle, got nowhere"),
         (("maps=[60]",), "maps: expected test images, 0..59, got [60]"),
         (("images=0",), "images: expected"),
         (("out=file/inspect",), "out: cannot write"),
