@@ -87,9 +87,9 @@ def effects(
     left, right = _ends(comparisons, equivalence)
     strays = [(x, i) for i, c in enumerate(comparisons) for x in _far_seeds(c, far)]
     if strays:
-        x, rows = zip(*strays, strict=True)
+        x, at = zip(*strays, strict=True)
         look = {"color": RED, "mfc": "none", "clip_on": False}
-        axis.plot(np.clip(x, left, right), rows, "D", label="a far seed", **look)
+        axis.plot(np.clip(x, left, right), at, "D", label="a far seed", **look)
     axis.axvline(0, color="black", lw=1)
     axis.axvspan(-100 * equivalence, 100 * equivalence, color=GREY, alpha=0.15, lw=0)
     # A typed `_target_` is longer than what it stands beside; `a − b` stays together.

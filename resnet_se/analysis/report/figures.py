@@ -198,7 +198,12 @@ def curves(section: Section, groups: list[Group], metric: str) -> tuple[Figure, 
     width, height = max(3 * columns, 7.5), 2 * rows + 1
     room = {"left": 0.7 / width, "right": 1 - 0.1 / width, "wspace": 0.08}
     room |= {"bottom": 0.75 / height, "top": 1 - 0.4 / height, "hspace": 0.3}
-    options = {"sharex": True, "sharey": True, "squeeze": False, "layout": None}
+    options: dict[str, Any] = {
+        "sharex": True,
+        "sharey": True,
+        "squeeze": False,
+        "layout": None,
+    }
     options |= {"figsize": (width, height), "gridspec_kw": room}
     figure, axes = subplots(rows, columns, **options)
     titles = dict(zip(map(id, section.groups), brief_labels(section), strict=True))
@@ -214,8 +219,13 @@ def curves(section: Section, groups: list[Group], metric: str) -> tuple[Figure, 
                 (lines[part],) = axis.plot(x, y, lw=1.2, **look)  # one for all seeds
                 heights += [v for c in curves for v in c[1]]
         title = titles[id(group)] if len(groups) > 1 else group.experiment
-        look = {"fontsize": 8, "loc": "left", "parse_math": False, "y": 1.0}
-        axis.set_title(fill(title, 48), **look)
+        words: dict[str, Any] = {
+            "fontsize": 8,
+            "loc": "left",
+            "parse_math": False,
+            "y": 1.0,
+        }
+        axis.set_title(fill(title, 48), **words)
         axis.xaxis.set_label_coords(0.5, -0.2)  # else each is looked for
         axis.yaxis.set_label_coords(-0.2, 0.5)
         axis.xaxis.set_major_locator(MaxNLocator(4, integer=True))
