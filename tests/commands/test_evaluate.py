@@ -115,7 +115,7 @@ def test_corruptions_of_the_run_s_own_images(run, tmp_path):
     ("options", "message"),
     [
         (["data=cifar10_d"], "data=cifar10_d: no such choice; did you mean"),
-        (["data=arrays"], "data.source.root: expected a value, got ???"),
+        (["data=arrays"], "data.source.root: expected a value, got none"),
         (["data=arrays", "data.source.root=no"], "expected images.npy in no"),
         (
             ["data=cifar10_1", "data.source.version=v5"],
