@@ -1,4 +1,4 @@
-"""What a shell's Tab offers, and the help page of a command that takes a configuration.
+"""The completions of a shell's Tab; the help page of a command with a configuration.
 
     eval "$(resnet-se -sc install=bash)"        # zsh: the same with install=zsh
     resnet-se -sc install=fish | source

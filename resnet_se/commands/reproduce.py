@@ -196,8 +196,8 @@ def reproduce(run_dir: Path, folder: Path, trust: bool = False) -> bool:
     for line in differences(record, environment()):
         if not line.startswith("hardware"):  # told below, from the new record
             print(f"environment: {line}")
-    line = command_of(run_dir, record, folder, trust)
-    done = subprocess.run(line, check=False)
+    command = command_of(run_dir, record, folder, trust)
+    done = subprocess.run(command, check=False)
     paths = [
         p for p in folder.glob("*/*/result.json") if p.parent.parent.name != "sweeps"
     ]

@@ -17,7 +17,7 @@ MODERN = hasattr(_utils, "execution_whitelist")
 # The behaviour of 1.3, which 1.4 has without being asked, and warns of being asked for.
 VERSION_BASE: dict[str, Any] = {} if MODERN else {"version_base": "1.3"}
 # Of OmegaConf 2.3, `register_resolver` is another one, of old.
-register_resolver = (
+register_resolver: Callable[..., None] = (
     OmegaConf.register_resolver if MODERN else OmegaConf.register_new_resolver
 )
 

@@ -12,7 +12,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -141,7 +141,8 @@ def cached(key: str, build: Callable[[], ImageSet]) -> ImageSet:
     made = {"order": np.array(images.order), "decoder": np.array(decoder())}
     try:
         with atomic_file(path) as target:
-            np.savez(target, text=text, **made, **arrays)
+            members: dict[str, Any] = {"text": text, **made, **arrays}
+            np.savez(target, **members)
     except OSError as error:
         log.warning("Images are not cached, the next run decodes again: %s", error)
     return images

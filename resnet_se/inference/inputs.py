@@ -1,4 +1,4 @@
-"""What `predict` takes, files and images in memory, as batches of pixels."""
+"""The inputs of `predict`, files and images in memory, as batches of pixels."""
 
 from __future__ import annotations
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -24,7 +25,7 @@ class SaveOnSigterm(L.Callback):
     """
 
     def __init__(self, path: str):
-        self.path = path
+        self.path = Path(path)
 
     def on_train_start(self, trainer: L.Trainer, *_: Any) -> None:
         # Before and after training the handler of `train` ends the run; Lightning does
