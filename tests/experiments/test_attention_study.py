@@ -58,7 +58,9 @@ def test_every_record_is_of_the_recipe_and_of_one_commit(script):
     assert not any(run["git"]["dirty"] for run in runs)
     for arm in script["ARMS"]:
         with initialize_config_dir(str(CONF), version_base="1.3"):
-            values = plain_values(compose("train", [f"experiment={arm}"]))
+            values = plain_values(
+                compose("train", [f"experiment={arm}", "trainer.max_epochs=1"])
+            )
         mine = [run for run in runs if run["experiment"] == arm]
         assert mine
         for run in mine:

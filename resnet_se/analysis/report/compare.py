@@ -95,7 +95,7 @@ class Comparison:
 
     @cached_property
     def wins(self) -> tuple[float, tuple[float, float]] | None:
-        """The chance that a run beats one of the baseline; None of one seed, averages."""
+        """The chance that a run beats a baseline's; None of one seed, of averages."""
         if self.n == 1 or len(self.pairs) > 1:
             return None
         return chance_of_winning(*(group.accuracies for group in self.pairs[0]))
