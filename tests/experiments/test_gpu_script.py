@@ -90,6 +90,7 @@ def test_typed_again_it_goes_on_with_what_is_missing(script, tmp_path, monkeypat
     assert (tmp_path / "two").read_text() == "whole"
 
 
+@pytest.mark.slow
 def test_every_training_can_be_composed(script, tmp_path):
     trainings = [s for s in steps(script, tmp_path) if s.target == "resnet_se.train"]
     told = {tuple(a for a in s.arguments if "seed=" not in a) for s in trainings}

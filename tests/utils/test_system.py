@@ -105,7 +105,7 @@ def test_the_device_is_lightnings_choice(monkeypatch, wanted, cuda, settled):
 def test_a_device_that_is_not_there_is_named(monkeypatch, wanted):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
-    with pytest.raises(UserError, match=f"trainer.accelerator={wanted}: no such"):
+    with pytest.raises(UserError, match=f"accelerator={wanted}: no such"):
         system.accelerator(wanted)
 
 
