@@ -8,7 +8,9 @@ from __future__ import annotations
 import re
 import shlex
 import sys
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -35,6 +37,14 @@ class Empty(nn.Identity):
 def function() -> nn.Module:
     return nn.Linear(2, 2)
 """
+
+
+def sampled(lines: Iterable[str]) -> list[Any]:
+    """Return lines of a corpus, three in four marked slow: each is a start of Hydra."""
+    return [
+        line if i % 4 == 0 else pytest.param(line, marks=pytest.mark.slow)
+        for i, line in enumerate(lines)
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +74,7 @@ def answer(capsys: pytest.CaptureFixture[str], status: int, expected: int) -> st
     return line
 
 
-@pytest.mark.parametrize("typed", CORPUS["train"])
+@pytest.mark.parametrize("typed", sampled(CORPUS["train"]))
 def test_train_answers(folder, monkeypatch, capsys, typed):
     monkeypatch.syspath_prepend(folder)
     words = [typed] if "{" in typed else re.split(r" (?=[+~\w])", typed)
@@ -87,7 +97,7 @@ def test_evaluate_answers(finished: Run, folder, capsys, typed):
     assert CORPUS["evaluate"][typed] in answer(capsys, status, 2)
 
 
-@pytest.mark.parametrize("typed", CORPUS["commands"])
+@pytest.mark.parametrize("typed", sampled(CORPUS["commands"]))
 def test_a_whole_line_is_answered(finished: Run, folder, capsys, typed):
     words = [w.replace("RUN", str(finished.folder)) for w in shlex.split(typed)]
     answered = answer(capsys, call(folder, *words), 2)
@@ -100,7 +110,7 @@ def tiny_beside(words: list[str]) -> list[str]:
     return [override for override in TINY if override.split("=")[0] not in typed]
 
 
-@pytest.mark.parametrize("typed", HABITS["refused"])
+@pytest.mark.parametrize("typed", sampled(HABITS["refused"]))
 def test_another_frameworks_habit_is_answered(folder, monkeypatch, capsys, typed):
     for package in ("mlflow", "comet_ml", "aim"):  # should they be there after all
         monkeypatch.setitem(sys.modules, package, None)

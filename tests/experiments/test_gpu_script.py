@@ -108,6 +108,7 @@ MEASURED = {  # of its tables, the folder of the records
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("table", "folder"), MEASURED.items())
 def test_what_was_measured_is_what_it_would_do_today(script, table, folder):
     """So is what `experiment=speedrun`, `quickstart` and `best_cpu` compose."""

@@ -1,6 +1,7 @@
 """experiments/small: the tables are those of the records, the records of the budget."""
 
 import copy
+import functools
 import json
 import re
 import runpy
@@ -21,6 +22,12 @@ def read(path):
     return json.loads(path.read_text())
 
 
+@functools.cache
+def small_twin(experiment):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("train", [f"experiment={experiment}", "budget=small"])
+
+
 def test_there_are_records():
     assert len(RECORDS) >= 2
 
@@ -34,9 +41,7 @@ def test_a_record_is_whole_and_of_the_budget(path):
     assert run["test"]["images"] == 10_000
     # Earlier records, not yet committed, made a tree dirty until commit d256bc0.
     assert run["git"]["commit"].startswith("d256bc0") or not run["git"]["dirty"]
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        asked = [f"experiment={run['experiment']}", "budget=small"]
-        small = compose("train", asked)
+    small = small_twin(run["experiment"])
     setting = run["setting"]
     assert setting["precision"] == small.trainer.precision
     assert setting["trainer.max_epochs"] == small.trainer.max_epochs
