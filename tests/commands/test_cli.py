@@ -193,5 +193,9 @@ main()
     assert version == built == resnet_se.__version__
     assert package.is_relative_to(fresh_python.parents[1])
     assert "se_resnet80" in json.loads(shown)
-    for name in ("py.typed", "demo/page.css", "demo/answer.html.j2", "card.md.j2"):
-        assert (package / name).is_file()
+    beside = [
+        p for p in (ROOT / "resnet_se").rglob("*.*") if "__pycache__" not in p.parts
+    ]
+    others = [p.relative_to(ROOT / "resnet_se") for p in beside if p.suffix != ".py"]
+    assert len(others) >= 5  # templates, a style sheet, py.typed
+    assert [path for path in others if not (package / path).is_file()] == []
