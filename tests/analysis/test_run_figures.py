@@ -152,9 +152,10 @@ def test_plots_are_made_again_and_what_is_missing_is_named(
 ):
     there = {path.stem: path.read_bytes() for path in finished.folder.glob("plots/*")}
     assert there.keys() == PICTURES
-    run = shutil.copytree(finished.folder, tmp_path / "run")
+    name = finished.folder.name  # which stands on the pictures
+    run = shutil.copytree(finished.folder, tmp_path / name)
     shutil.rmtree(run / "plots")
-    assert command("plots", "run=run") == 0
+    assert command("plots", f"run={name}") == 0
     again = {path.stem: path.read_bytes() for path in run.glob("plots/*.png")}
     assert again == there
     assert "left out" not in capsys.readouterr().out
@@ -164,13 +165,13 @@ def test_plots_are_made_again_and_what_is_missing_is_named(
     record |= {"status": "interrupted", "best_epoch": None}
     record["data"]["fingerprint"] = "another"
     (run / "result.json").write_text(json.dumps(record))
-    assert command("plots", "run=run", "out=few") == 0
+    assert command("plots", f"run={name}", "out=few") == 0
     assert [path.stem for path in (tmp_path / "few").iterdir()] == ["curves"]
     said = capsys.readouterr().out
-    assert "reliability and mistakes: no run/predictions.npz" in said
-    assert "augmented images: run: trained on data with fingerprint another" in said
+    assert f"reliability and mistakes: no {name}/predictions.npz" in said
+    assert f"augmented images: {name}: trained on data with fingerprint another" in said
     (run / "metrics.csv").write_text("epoch,val/loss\n0,what\n")
-    assert command("plots", "run=run", "out=none") == 2
+    assert command("plots", f"run={name}", "out=none") == 2
     assert "nothing to draw in a run that is interrupted" in capsys.readouterr().err
 
 
