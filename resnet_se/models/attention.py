@@ -11,6 +11,7 @@ Axes: B images, C channels, H × W places.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from typing import Literal, get_args
 
 import torch
@@ -23,7 +24,7 @@ Attention = Literal["none", "se", "static", "eca"]
 ATTENTIONS = get_args(Attention)
 
 
-class ChannelGate(nn.Module):
+class ChannelGate(nn.Module, ABC):
     """Rescale each channel: x ← x · s g, the gate g in (0, 1).
 
     Args:
@@ -34,9 +35,9 @@ class ChannelGate(nn.Module):
         super().__init__()
         self.scale = scale
 
+    @abstractmethod
     def relative_gate(self, x: Tensor) -> Tensor:
         """Return g of a feature map (B, C, H, W): (B, C), in (0, 1)."""
-        raise NotImplementedError
 
     def gate(self, x: Tensor) -> Tensor:
         """(B, C, H, W) → (B, C), in (0, s)."""
