@@ -348,8 +348,13 @@ def figure(of: Study) -> tuple[str, str]:
     if not drawn:
         return "", ""
     [(caption, picture)] = drawn
-    title = f"<title>{escape(caption)}</title>\n <metadata>"
-    return caption, draw(picture).replace("<metadata>", title, 1)
+    svg, titles = re.subn(
+        r"(?<=<svg )[^>]*>",
+        lambda start: f"{start[0]}<title>{escape(caption)}</title>",
+        draw(picture),
+    )
+    assert titles == 1
+    return caption, svg
 
 
 # --- where it stands ---------------------------------------------

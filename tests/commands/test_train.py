@@ -478,11 +478,11 @@ def test_a_nan_loss_stops_and_keeps_the_last_good_checkpoint(
     monkeypatch.setattr(Classifier, "forward", spoiled)
     assert train() == 2  # six steps an epoch: step 8 is the third of the second
     error = capsys.readouterr().err
-    assert "batch 2 of epoch 1" in error
+    assert "batch 3 of epoch 2" in error
     assert "Traceback" not in error
     run_dir, result = only(run_dirs())
     assert result["status"] == "failed"
-    assert "batch 2" in result["error"]
+    assert "batch 3" in result["error"]
     assert "Diverged" in (run_dir / "error.txt").read_text()
     last = torch.load(run_dir / "checkpoints/last.ckpt", weights_only=True)
     assert last["epoch"] == 0

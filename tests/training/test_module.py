@@ -160,7 +160,7 @@ def test_an_infinite_validation_loss_stops_before_its_checkpoint(build, tmp_path
             model.val_batches[-1] = (loss * float("inf"), *rest)
 
     model.validation_step = spoiled
-    with pytest.raises(Diverged, match=r"validation loss .* batch 0 of epoch 1"):
+    with pytest.raises(Diverged, match=r"validation loss .* batch 1 of epoch 2"):
         trainer.fit(model, datamodule=data)
     last = torch.load(tmp_path / "checkpoints/last.ckpt", weights_only=True)
     assert last["epoch"] == 0
