@@ -17,7 +17,9 @@ set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 python3 -m venv "$folder/venv"
-"$folder/venv/bin/pip" install -q torch==2.15.0 numpy==2.4.6
+"$folder/venv/bin/pip" install -q uv  # which heeds no pip constraints of the machine
+"$folder/venv/bin/uv" pip install -q --python "$folder/venv/bin/python" \
+  torch==2.15.0 numpy==2.4.6
 "$folder/venv/bin/python" - <<'PYTHON'
 import torch
 from torch import nn
