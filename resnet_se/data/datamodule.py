@@ -4,8 +4,7 @@ uint8 images (N, 3, H, W) → split, stratified and fixed by its own seed → au
 of the training part → normalised float (B, 3, H, W) on the training device, with mean
 and standard deviation measured on the training part.
 
-`loaders` has the two engines that augment: *batched* on the training device, and
-*torchvision*, image by image in worker processes.
+`loaders` has the engines that augment: *batched*, on the device, and *torchvision*.
 """
 
 from __future__ import annotations
@@ -34,12 +33,13 @@ from resnet_se.data.loaders import (
 )
 from resnet_se.data.normalisation import channel_statistics, normalise
 from resnet_se.data.resolution import Phases, Resolution, Size
-from resnet_se.data.splits import evenly_spread, train_val_split
+from resnet_se.data.splits import check_folds, evenly_spread, train_val_split
 from resnet_se.utils import lightning_private as internals
 from resnet_se.utils.errors import UserError
 from resnet_se.utils.system import usable_cores
 from resnet_se.utils.validation import Count, Natural, validated
 
+UNUSED_VAL = ": not with data.folds, by which a fold of the training part is"
 STEPS = 4  # of an epoch, where the batch asked for is larger than the training part
 
 Engine = Literal["batched", "torchvision"]
@@ -67,8 +67,8 @@ class ImageDataModule(L.LightningDataModule):
         resolution: phases on smaller images (`Resolution`), or null.
         epochs: of the training; phases are shares of them.
         sampler: `balanced`: an epoch has as many images of each class.
-        folds, fold: k of a stratified k-fold, and the one held out, from 0; null:
-            `val_fraction` is.
+        folds, fold: k of a stratified k-fold of the training part, and the one held
+            out, from 0; null: `val_fraction` is, or the source's own part.
         train_subset: train on about this many images, stratified and fixed by
             `split_seed`; null for all.
         label_noise, label_noise_kind: wrong labels to train and validate on, fixed by
@@ -119,9 +119,7 @@ class ImageDataModule(L.LightningDataModule):
         sampler: Literal["shuffled", "balanced"] = "shuffled",
     ):
         super().__init__()
-        if fold >= (folds or 1):
-            most = f"0 to {(folds or 1) - 1} with data.folds={folds}"
-            raise UserError(f"data.fold: expected {most}, got {fold}")
+        check_folds(folds, fold, split)
         if repeats > 1 and not drop_last:
             raise UserError(
                 "data.drop_last: expected true with data.repeats > 1, whose epochs "
@@ -195,6 +193,8 @@ class ImageDataModule(L.LightningDataModule):
             self.val_part = images.val_images, noisy_labels(images.val_labels, *noise)
         self.test_part = images.test_images, images.test_labels
         self.images = images.info  # not the images: the parts are copies of them
+        if self.folding[0] and images.val_images is not None:
+            self.images = images.info._replace(origin=images.origin + UNUSED_VAL)
         self.mean, self.std = channel_statistics(self.train_part[0])
         self.std = self.std.clamp_min(1 / 255)  # a constant channel is not divided by 0
 

@@ -101,6 +101,17 @@ def evenly_spread(labels: Tensor) -> Tensor:
     return share.argsort(stable=True)
 
 
+def check_folds(folds: int | None, fold: int, split: str) -> None:
+    """Raise UserError for a fold that there is not, or a split that folds do not do."""
+    if fold >= (folds or 1):
+        most = f"0 to {(folds or 1) - 1} with data.folds={folds}"
+        raise UserError(f"data.fold: expected {most}, got {fold}")
+    if folds and split != "stratified":
+        raise UserError(
+            f"data.split: expected stratified with data.folds={folds}, got {split}"
+        )
+
+
 def fold_split(
     labels: Tensor, folds: int, fold: int, seed: int
 ) -> tuple[Tensor, Tensor]:

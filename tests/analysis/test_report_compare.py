@@ -11,6 +11,7 @@ from resnet_se.analysis.report.groups import Group, Section, sections, short_nam
 from resnet_se.analysis.report.notes import folds
 from resnet_se.analysis.report.runs import Run
 from resnet_se.analysis.report.significance import mcnemar_exact
+from resnet_se.analysis.report.tables import group_records, group_table
 from tests.records import record, swept
 
 
@@ -446,19 +447,55 @@ def test_groups_share_what_their_seeds_share():
         _ = group.nothing
 
 
-def test_folds_are_averaged_and_said():
+def folded(seed, wrong, fold, **fields):
+    """A run of a threefold; fold 0 is the default, which no record names."""
+    of = {"data.folds": 3} | ({"data.fold": fold} if fold else {})
+    result = record("a", seed, range(wrong), setting=of, **fields)
+    result["overrides"] += ["data.folds=3", f"data.fold={fold}"]
+    result["config_hash"] = f"{fold:08x}"
+    return result
+
+
+def test_the_folds_of_a_k_fold_are_one_row_and_no_factor():
+    errors = {0: (10, 14), 1: (20, 24), 2: (30,)}  # of 400; the last has one seed
     runs = [
-        record("a", seed, range(wrong), setting={"data.folds": 3, **fold})
+        folded(seed, wrong, fold)
+        for fold, of_seeds in errors.items()
+        for seed, wrong in enumerate(of_seeds)
+    ]
+    section = one_section([*runs, record("b", 0, range(40))])
+    row, other = section.rows
+    assert row.accuracies == pytest.approx([1 - e / 400 for e in (12, 22, 30)])
+    assert row.deviation is None
+    assert other is section.groups[-1]
+    assert section.best is row
+    first, second = group_table(section)[0].cells.to_dict("records")
+    assert (first["run"], first["n"]) == ("a folds=3", "3 folds (5)")
+    means = np.array([388, 378, 370]) / 4
+    expected = f"{means.mean():.2f} ± {means.std(ddof=1):.2f}"
+    assert first["test %"] == expected
+    assert second["test %"] == "90.00 (n = 1)"
+    (line,) = folds(section)
+    assert line.startswith("a folds=3: mean over 3 of 3 folds (5 runs); the folds")
+    assert "no interval" in line
+    assert compare(section).comparisons == []
+    assert group_records(section)["folds"].tolist()[0] == 3
+
+
+def test_folds_of_two_recipes_are_cells_of_one_comparison():
+    runs = [
+        folded(seed, 10 * rate + fold + seed, fold, choices={"optimizer": name})
+        for rate, name in enumerate(("sgd", "adam"))
+        for fold in (0, 1, 2)
         for seed in (0, 1)
-        for wrong, fold in ((10, {}), (20, {"data.fold": 1}), (30, {"data.fold": 2}))
     ]
-    other = record("a", 0, range(5), setting={"data.folds": 4})
-    section = one_section([*runs, other, record("b", 0)])
-    accuracies = [
-        r.test["acc"] for r in section.runs if r.setting.get("data.folds") == 3
-    ]
-    line, alone = folds(section)
-    mean, deviation = np.mean(accuracies), np.std(accuracies, ddof=1)
-    assert "a, mean over 3 of 3 folds (6 runs): val " in line
-    assert line.endswith(f"test {100 * mean:.2f} ± {100 * deviation:.2f} %")
-    assert "a, mean over 1 of 4 folds (1 run)" in alone
+    for run in runs:
+        name = run["choices"]["optimizer"]
+        run["overrides"].append(f"optimizer={name}")
+        run["setting"]["optimizer.kind"] = name
+        run["config_hash"] = f"{run['config_hash'][1:]}{len(name)}"
+    section = one_section(runs)
+    assert [row.folds.keys() for row in section.rows] == [{0, 1, 2}] * 2
+    (comparison,) = compare(section).comparisons
+    assert len(comparison.pairs) == 3
+    assert comparison.question == "optimizer, mean of 3 cells"

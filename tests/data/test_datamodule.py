@@ -631,3 +631,5 @@ def test_folds_hold_each_image_out_once_and_each_class_evenly():
     for folds, fold in ((3, 3), (None, 1)):
         with pytest.raises(UserError, match=r"data\.fold: expected 0 to"):
             ImageDataModule(Synthetic(20, 20), Augmentation(), folds=folds, fold=fold)
+    with pytest.raises(UserError, match=r"data\.split: expected stratified with"):
+        ImageDataModule(Synthetic(20, 20), Augmentation(), folds=3, split="tail")

@@ -70,6 +70,17 @@ def test_a_validation_part_beside_a_test_part_is_validated_on(tree, name):
         assert again.val_images is not None
 
 
+def test_folds_leave_a_validation_part_unused_and_say_so(tree):
+    shutil.copytree(tree / "test", tree / "valid")
+    data = ImageDataModule(ImageFolder(str(tree)), Augmentation(), folds=3)
+    data.setup()
+    assert [len(part[1]) for part in (data.train_part, data.val_part)] == [4, 2]
+    assert data.describe()["origin"] == (
+        "t: PNG files, validated on valid/: not with data.folds, by which a fold of "
+        "the training part is"
+    )
+
+
 def test_a_named_part_is_validated_on(tree):
     shutil.copytree(tree / "test", tree / "holdout")
     images = load(tree, val="holdout")

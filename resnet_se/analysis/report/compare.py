@@ -24,6 +24,7 @@ from itertools import product
 import numpy as np
 
 from resnet_se.analysis.report.groups import (
+    FOLD,
     Group,
     Section,
     leaf_key,
@@ -218,7 +219,7 @@ def compare(
         for experiment, groups in swept.items():
             pairs = single(groups)
             prefix = f"{experiment}: " if len(swept) > 1 else ""
-            for key in pairs:
+            for key in (k for k in pairs if k != FOLD):  # a cell, no question
                 _factor(section, study, pairs, key, None, family, prefix)
             family.missing += [prefix + cell for cell in _empty_cells(groups, pairs)]
     family.correct()

@@ -182,10 +182,8 @@ def _in_short(section: Section, family: Family, equivalence: float) -> list[str]
     from scipy import special
 
     table, _ = group_table(section)
-    rows = dict(
-        zip(map(id, section.groups), table.cells.to_dict("records"), strict=True)
-    )
-    best, k = section.best, len(section.groups)
+    rows = dict(zip(map(id, section.rows), table.cells.to_dict("records"), strict=True))
+    best, k = section.best, len(section.rows)
     row = rows[id(best)]
     tta = "" if row["test TTA %"] == NONE else f", with TTA {row['test TTA %']}"
     lines = [
@@ -193,7 +191,7 @@ def _in_short(section: Section, family: Family, equivalence: float) -> list[str]
         f"{row['val %']}, test {row['test %']}{tta} per cent"
     ]
     if k > 1:
-        top = max(section.groups, key=lambda g: sum(g.accuracies) / len(g.accuracies))
+        top = max(section.rows, key=lambda g: sum(g.accuracies) / len(g.accuracies))
         inflated = special.ndtri((k - 0.375) / (k + 0.25))  # Blom: the largest of k
         lines.append(
             f"highest of {k} tests: {rows[id(top)]['test %']} of "

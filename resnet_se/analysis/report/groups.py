@@ -1,13 +1,14 @@
 """Runs by setting, and named by what varies.
 
 A `Group` is the seeds of one setting, a `Section` all groups tested on the same images:
-what may be put in one table.
+what may be put in one table.  There the folds of one k-fold are one row.
 """
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from math import inf
@@ -19,11 +20,12 @@ from resnet_se.analysis.report.runs import Run
 from resnet_se.analysis.report.significance import independent_mistakes, mean_std
 
 DATA = ("data.train", "data.val", "data.split_seed")
+FOLD = "data.fold"
 
 
 @dataclass
 class Group:
-    """The runs of one experiment and setting, by seed."""
+    """The runs of one experiment and setting, by seed; of a `row`, by fold as well."""
 
     runs: list[Run]
 
@@ -53,8 +55,21 @@ class Group:
         return {run.seed: run for run in self.runs}
 
     @cached_property
+    def folds(self) -> dict[int, list[Run]]:
+        """The runs by the fold that they held out; one entry but in a k-fold's row."""
+        found: dict[int, list[Run]] = defaultdict(list)
+        for run in self.runs:
+            fold = run.setting.get(FOLD)
+            found[fold if isinstance(fold, int) else 0].append(run)
+        return dict(sorted(found.items()))
+
+    @property
+    def is_k_fold(self) -> bool:
+        return len(self.folds) > 1
+
+    @cached_property
     def accuracies(self) -> list[float]:
-        return [run.test["acc"] for run in self.runs]
+        return self.measured("test.acc")
 
     @cached_property
     def _of_images(self) -> tuple[np.ndarray, float]:
@@ -76,9 +91,10 @@ class Group:
     def deviation(self) -> float | None:
         """Of the accuracy on all images of this kind, without the chance of these few.
 
-        Jordan's unbiased estimate of the variance (arXiv 2304.01910); None of one seed.
+        Jordan's unbiased estimate of the variance (arXiv 2304.01910); None of one seed,
+        and of folds, which differ in their images as well.
         """
-        if len(self.runs) == 1:
+        if len(self.runs) == 1 or self.is_k_fold:
             return None
         return max(float(np.var(self.accuracies, ddof=1)) - self.chance, 0.0) ** 0.5
 
@@ -92,15 +108,26 @@ class Group:
         return self.data["train"], self.values.get("trainer.max_epochs") or self.epochs
 
     def measured(self, key: str) -> list[float]:
-        """Return `train.seconds`, say, of every seed; none where a run lacks it."""
+        """Return `train.seconds`, say, of every seed; none where a run lacks it.
+
+        Of several folds, of every fold: the mean of its seeds.
+        """
         part, _, name = key.partition(".")
-        values = [getattr(run, part).get(name) for run in self.runs]
-        return [] if None in values else values
+        return self._of_each(lambda run: getattr(run, part).get(name))
 
     def evaluated(self, name: str) -> list[float]:
-        """Return every seed's accuracy on another test set; none where one lacks it."""
-        found = [run.evaluations.get(name, {}).get("acc") for run in self.runs]
-        return [acc for acc in found if acc is not None] * (None not in found)
+        """Return the accuracies on another test set, likewise."""
+        return self._of_each(lambda run: run.evaluations.get(name, {}).get("acc"))
+
+    def _of_each(self, value: Callable[[Run], float | None]) -> list[float]:
+        found = {id(run): value(run) for run in self.runs}
+        values = [v for v in found.values() if v is not None]
+        if len(values) < len(found):
+            return []
+        if not self.is_k_fold:
+            return values
+        folds = self.folds.values()
+        return [mean_std([found[id(r)] or 0.0 for r in runs])[0] for runs in folds]
 
     @property
     def machines(self) -> list[str]:
@@ -148,7 +175,22 @@ class Section:
     @property
     def best(self) -> Group:
         """By validation: the choice that the test images have no part in."""
-        return max(self.groups, key=lambda g: mean_std(g.measured("val.acc"))[0])
+        return max(self.rows, key=lambda g: mean_std(g.measured("val.acc"))[0])
+
+    @cached_property
+    def rows(self) -> list[Group]:
+        """The groups as a table has them: the folds of one k-fold are one."""
+        alike: dict[str, list[Run]] = defaultdict(list)
+        for group in self.groups:
+            setting = group.first.setting
+            name = group.first.config_hash
+            if setting.get("data.folds"):
+                others = {k: v for k, v in setting.items() if k != FOLD}
+                name = json.dumps(others, sort_keys=True)
+            alike[f"{group.experiment} {name}"] += group.runs
+        merged = map(Group, alike.values())
+        own = {id(g.first): g for g in self.groups}
+        return [row if row.is_k_fold else own[id(row.first)] for row in merged]
 
     @cached_property
     def varying(self) -> list[str]:
@@ -200,19 +242,29 @@ class Section:
 
     @cached_property
     def labels(self) -> dict[int, str]:
-        """{id of a group: its name by what varies}, each once."""
-        several = len({g.experiment for g in self.groups}) > 1
+        """{id of a group or a row: its name by what varies}, each once."""
+        return self._named(self.groups) | self._named(self.rows)
+
+    def _named(self, groups: list[Group]) -> dict[int, str]:
+        several = len({g.experiment for g in groups}) > 1
         names = [
-            " ".join(filter(None, (g.experiment if several else "", self.setting(g))))
+            " ".join(filter(None, (g.experiment if several else "", self.told(g))))
             or g.experiment
-            for g in self.groups
+            for g in groups
         ]
         return {
             id(g): label
             if names.count(label) == 1
             else f"{label} {g.first.config_hash}"
-            for g, label in zip(self.groups, names, strict=True)
+            for g, label in zip(groups, names, strict=True)
         }
+
+    def told(self, group: Group) -> str:
+        """Return `setting`, of a k-fold's row without the fold and what it changes."""
+        if not group.is_k_fold:
+            return self.setting(group)
+        sizes = [k for k in DATA if len({str(r.values.get(k)) for r in group.runs}) > 1]
+        return self.setting(group, FOLD, *sizes)
 
 
 def level_order(value: str) -> tuple[float, str]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter, defaultdict
 
 from resnet_se.analysis.report.compare import Comparison, Family
 from resnet_se.analysis.report.groups import Section
-from resnet_se.analysis.report.runs import Loaded, Run
-from resnet_se.analysis.report.significance import MOST_SEEDS, mean_std
+from resnet_se.analysis.report.runs import Loaded
+from resnet_se.analysis.report.significance import MOST_SEEDS
 from resnet_se.analysis.report.text import Block, count, gain, points
 
 OPEN = 20  # more are in the table alone
@@ -203,29 +202,19 @@ def identical(section: Section) -> list[str]:
 
 
 def folds(section: Section) -> list[str]:
-    """Average over the folds of a k-fold, whose settings differ in the fold alone."""
-    alike: dict[str, list[Run]] = defaultdict(list)
-    for run in section.runs:
-        if run.setting.get("data.folds"):
-            setting = {k: v for k, v in run.setting.items() if k != "data.fold"}
-            alike[json.dumps([run.experiment, setting], sort_keys=True)].append(run)
+    """Return what the row of a k-fold averages, and how little its ± can say."""
     lines = []
-    for runs in alike.values():
-        k = runs[0].setting["data.folds"]
-        number = len({run.setting.get("data.fold", 0) for run in runs})
-        figures = ", ".join(
-            f"{name} {_spread([getattr(run, name)['acc'] for run in runs])}"
-            for name in ("val", "test")
+    for row in section.rows:
+        if not row.is_k_fold:
+            continue
+        k = row.first.setting["data.folds"]
+        lines.append(
+            f"{section.labels[id(row)]}: mean over {len(row.folds)} of {k} folds "
+            f"({count(len(row.runs), 'run')}); the folds share most of their training "
+            "images and all test images, so ± from fold to fold is no interval: new "
+            "data would spread more"
         )
-        title = f"{runs[0].experiment}, mean over {number} of {k} folds"
-        lines.append(f"{title} ({count(len(runs), 'run')}): {figures}")
     return lines
-
-
-def _spread(accuracies: list[float]) -> str:
-    mean, deviation = mean_std(accuracies)
-    spread = "" if deviation is None else f" ± {100 * deviation:.2f}"
-    return f"{100 * mean:.2f}{spread} %"
 
 
 def _few_seeds(section: Section) -> list[str]:

@@ -45,14 +45,18 @@ def _mean(group: Group, key: str) -> float | None:
 
 
 def group_records(section: Section) -> pd.DataFrame:
-    """Return a row a group, in full precision: means and deviations over its seeds."""
+    """Return a row a group, in full precision: means and deviations over its seeds.
+
+    Of a k-fold over its folds; `config_hash` is its first one's.
+    """
     rows = []
-    for group in section.groups:
+    for group in section.rows:
         row: dict[str, Any] = {
             "experiment": group.experiment,
-            "setting": section.setting(group),
+            "setting": section.told(group),
             "config_hash": group.first.config_hash,
             "n": len(group.runs),
+            "folds": len(group.folds) if group.is_k_fold else None,
             "seeds": " ".join(map(str, group.seeds)),
             "data.train": group.data["train"],
         }
@@ -70,9 +74,9 @@ def group_records(section: Section) -> pd.DataFrame:
 
 def group_table(section: Section) -> tuple[Table, str]:
     """Return the table of the groups, and all that they share."""
-    groups = section.groups
+    groups = section.rows
     cells = pd.DataFrame({"run": [section.labels[id(g)] for g in groups]})
-    cells["n"] = [str(len(g.runs)) for g in groups]
+    cells["n"] = [folds_and_seeds(g) for g in groups]
     for key, heading in ACCURACIES.items():
         cells[heading] = [accuracy(g.measured(key)) for g in groups]
     deviations = [group.deviation for group in groups]
@@ -87,8 +91,21 @@ def group_table(section: Section) -> tuple[Table, str]:
     ]
     shared = [f"{cells[c][0]} {c}" for c in alike if cells[c][0] != NONE]
     caption = f"{section.name}: mean ± sample standard deviation over n seeds"
+    if any(g.is_k_fold for g in groups):
+        caption += "; of a k-fold over its folds, each the mean of its seeds"
     text = ", ".join(filter(None, (settings(section.common), *shared)))
     return Table(caption, cells.drop(columns=alike)), text
+
+
+def folds_and_seeds(group: Group) -> str:
+    """Return the number of runs; of a k-fold `5 folds`, `5 folds × 2`, or `(7)`."""
+    if not group.is_k_fold:
+        return str(len(group.runs))
+    each = {len(runs) for runs in group.folds.values()}
+    many = f"{len(group.folds)} folds"
+    if each == {1}:
+        return many
+    return f"{many} × {each.pop()}" if len(each) == 1 else f"{many} ({len(group.runs)})"
 
 
 def comparison_records(family: Family, equivalence: float) -> pd.DataFrame:
