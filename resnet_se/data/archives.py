@@ -28,7 +28,8 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import IO, Any, NamedTuple, cast
 
-from resnet_se.data.image_tree import ANNOTATIONS, find_layout, is_hidden
+from resnet_se.data.flat_parts import ANNOTATIONS
+from resnet_se.data.image_tree import find_layout, is_hidden
 from resnet_se.data.reading import Limits, first_few, progress, root_error
 from resnet_se.utils.errors import UserError
 from resnet_se.utils.system import cache_folder
@@ -100,24 +101,33 @@ def _folders(members: Iterable[Member]) -> Callable[[str], set[str]]:
 def _in_tree(
     members: Iterable[Member], val: str | None = None
 ) -> Callable[[Member], bool]:
-    """Return a test: the member is a class folder or lies in one."""
-    layout = find_layout(_folders(members), val)
+    """Return a test: the member is a class folder, lies in one, or has their labels."""
+    folders = _folders(members)
+    layout = find_layout(folders, val)
     splits = [f"{layout.top}{split}" for split in layout.parts]
+    flat = [split for split in splits[1:] if not folders(split)]
+    tables = [split[:-1].casefold() + ".csv" for split in flat]
+
+    def below_class(name: str) -> bool:
+        return "/" in name or name == ANNOTATIONS
 
     def wanted(member: Member) -> bool:
         name = f"{member.name}/" if member.kind == "folder" else member.name
-        return any(
-            name.startswith(split)
-            # Not a file beside the class folders; a link might stand for one.
-            and (member.kind != "file" or _below_class(name[len(split) :]))
-            for split in splits
+        return (
+            name.casefold() in tables
+            or any(
+                name.startswith(split)
+                # Not a file beside the class folders; a link might stand for one.
+                and (
+                    member.kind != "file"
+                    or split in flat
+                    or below_class(name[len(split) :])
+                )
+                for split in splits
+            )
         )
 
     return wanted
-
-
-def _below_class(name: str) -> bool:
-    return "/" in name or name == ANNOTATIONS
 
 
 @contextmanager

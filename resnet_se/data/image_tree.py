@@ -7,6 +7,7 @@ Three layouts are read, alone or under one or two common folders:
     train/<class>/*                      a test part is cut from it
     <class>/*                            the same
 
+The classes of a part to test on may stand in a table instead (`flat_parts`).
 The parts go by any of `PART_NAMES`, in upper case or lower.
 """
 
@@ -19,6 +20,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from resnet_se.data.decode import HEIC, NO_HEIC, suffixes
+from resnet_se.data.flat_parts import (
+    ANNOTATIONS,
+    IMAGES,
+    annotated,
+    find_table,
+    labelled,
+    table_name,
+)
 from resnet_se.data.reading import Limits, first_few, root_error, source_error
 from resnet_se.utils.errors import nearest
 
@@ -27,7 +36,6 @@ PART_NAMES = {
     "val": ("val", "valid", "validation", "dev", "eval"),
     "test": ("test", "testing", "seg_test"),
 }
-IMAGES, ANNOTATIONS = "images", "val_annotations.txt"  # of Tiny ImageNet's val/
 ROLES = {name: role for role, names in PART_NAMES.items() for name in names}
 
 
@@ -130,6 +138,7 @@ class TreeFiles(NamedTuple):
     layout: Layout
     files: dict[str, Path | None]
     left_out: dict[str, int]  # {suffix: files that are no pictures by it}
+    tables: dict[str, Path]  # {part without class folders: its labels}
 
 
 def tree_files(
@@ -148,6 +157,7 @@ def tree_files(
     """
     files: dict[str, Path | None] = {}
     left_out: dict[str, int] = {}
+    tables: dict[str, Path] = {}
     unfit: list[str] = []
     size = 0
     try:
@@ -156,10 +166,14 @@ def tree_files(
             below = folder / layout.top / split
             if not below.is_dir():
                 continue  # `class_files` misses it
+            flat = split != layout.splits[0] and not visible_folders(below)
+            if flat and (table := find_table(below)):
+                tables[split] = table
             for name, path, status in _walk(below, split):
                 if name.endswith("/"):
                     files[name] = None
-                elif "/" in name[len(split) :]:  # not beside the classes
+                elif "/" in name[len(split) :] or split in tables:
+                    # Not beside classes.
                     suffix = path.suffix.lower()
                     if suffix and suffix not in (*suffixes(), *HEIC):
                         left_out[suffix] = left_out.get(suffix, 0) + 1
@@ -177,11 +191,15 @@ def tree_files(
     if heic:
         got = f"{first_few(heic)} ({NO_HEIC})"
         raise root_error(f"pictures that Pillow decodes in {root}", got)
-    return TreeFiles(layout, files, left_out)
+    return TreeFiles(layout, files, left_out, tables)
 
 
 def class_files(
-    folder: Path, root: Path, tree: TreeFiles, test_fraction: float | None
+    folder: Path,
+    root: Path,
+    tree: TreeFiles,
+    test_fraction: float | None,
+    superclasses: bool = False,
 ) -> list[dict[str, list[str]]]:
     """Return {class: names} of each part of the layout, as in `Layout.parts`.
 
@@ -189,26 +207,33 @@ def class_files(
         folder, root, tree: of `tree_files`.
         test_fraction: of each class, to be cut off where there is no test part; None:
             there must be one.
+        superclasses: class folders lie in folders of superclasses.
 
     Raises:
         UserError: the parts do not have the same 2 or more classes, or one is empty.
     """
-    layout, files, _ = tree
+    layout, files, _, tables = tree
     parts: list[dict[str, list[str]]] = []
     for split in layout.parts:
+        inside = [name for name in sorted(files) if name.startswith(split)]
         classes: dict[str, list[str]] = {}
-        for name in sorted(files):
-            if name.startswith(split):
-                group = classes.setdefault(name[len(split) :].split("/")[0], [])
+        if split in tables:
+            classes = labelled(inside, tables[split], parts[0], root)
+            inside = []
+        for name in inside:
+            folders = name[len(split) :].split("/")[:-1]
+            if len(folders) > superclasses:
+                group = classes.setdefault(folders[superclasses], [])
                 group += [name] * (not name.endswith("/"))
         if classes.keys() == {IMAGES} and parts and IMAGES not in parts[0]:
             annotations = folder / layout.top / split / ANNOTATIONS
-            classes = _annotated(classes[IMAGES], annotations, root)
+            classes = annotated(classes[IMAGES], annotations, root)
         parts.append({name: classes[name] for name in sorted_classes(classes)})
     beside = first_few(sorted(e.name for e in _visible(folder / layout.top)), 10)
     for split, classes in zip(layout.parts, parts, strict=True):
         if not classes:
             expected = f"{split or 'train/'}<class>/ folders in {root}"
+            expected += f", or {table_name(split)}" * bool(parts[0])
             raise root_error(expected, f"only {beside or 'nothing'}")
         for name, images in classes.items():
             if not name.isprintable():
@@ -222,23 +247,6 @@ def class_files(
     counts = {name: len(images) for name, images in parts[0].items()}
     check_counts(layout.splits[0], counts, root, cut)
     return parts
-
-
-def _annotated(names: list[str], annotations: Path, root: Path) -> dict[str, list[str]]:
-    """Return {class: names} by a table of file, class and more, divided by tabs."""
-    try:
-        rows = [row.split("\t") for row in annotations.read_text().splitlines()]
-    except (OSError, ValueError):
-        expected = f"class folders, or {ANNOTATIONS} beside {IMAGES}/, in {root}"
-        raise root_error(expected, f"none in {annotations.parent.name}/") from None
-    labels = {row[0]: row[1] for row in rows if len(row) > 1}
-    classes: dict[str, list[str]] = {}
-    for name in names:
-        file = name.rpartition("/")[2]
-        if file not in labels:
-            raise root_error(f"each file of {root} in {ANNOTATIONS}", f"no {file}")
-        classes.setdefault(labels[file], []).append(name)
-    return classes
 
 
 def _layout_of(folder: Path, val: str | None) -> Layout:

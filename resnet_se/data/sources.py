@@ -32,6 +32,7 @@ from resnet_se.data.reading import Limits, first_few, root_error
 from resnet_se.data.wrappings.cifar_files import (
     READERS,
     Names,
+    find_superclasses,
     kind_of,
     names_of,
     source_files,
@@ -198,9 +199,9 @@ class CIFAR10:
         except UserError:  # damaged: reading it says more
             return True
 
-    @staticmethod
-    def _tree(path: Path) -> ImageFolder:
-        return ImageFolder(str(path), test_fraction=None)
+    def _tree(self, path: Path) -> ImageFolder:
+        above = find_superclasses(path, self._names)
+        return ImageFolder(str(path), test_fraction=None, superclasses=above)
 
     def _checked(self, images: ImageSet, path: Path) -> ImageSet:
         size, hint = tuple(images.train_images.shape[2:]), "try data=image_folder"

@@ -262,6 +262,74 @@ def test_bad_tables_are_one_sentence(tmp_path, text, words):
     assert "\n" not in message
 
 
+def gtsrb(folder):
+    """Kaggle's GTSRB in small, and the same images in class folders."""
+    numbers = [str(k) for k in (0, 1, 2, 10)]
+    make_tree(folder / "t", numbers)
+    shutil.copytree(folder / "t/train", folder / "g/Train")
+    (folder / "g/Test").mkdir()
+    (folder / "g/Meta").mkdir()
+    Image.new("RGB", (8, 8)).save(folder / "g/Meta/0.png")
+    rows = ["Width,Height,Roi.X1,Roi.Y1,Roi.X2,Roi.Y2,ClassId,Path"]
+    for label in numbers:
+        for path in sorted((folder / "t/test" / label).iterdir()):
+            name = f"Test/{label.zfill(3)}{path.stem}.png"
+            shutil.copy(path, folder / "g" / name)
+            rows.append(f"8,8,0,0,8,8,{label},{name}")
+    (folder / "g/Test.csv").write_text("\n".join([rows[0], *rows[:0:-1]]))
+    (folder / "g/Test/GT-final_test.csv").write_text("ours")
+    return folder / "g"
+
+
+@pytest.mark.parametrize("form", ["folder", "zip", "padded"])
+def test_a_flat_test_part_has_its_labels_from_its_csv(tmp_path, form):
+    root = gtsrb(tmp_path)
+    expected = load(tmp_path / "t")
+    if form == "padded":  # class folders 00000, 00001: the official archive's
+        for path in list((root / "Train").iterdir()):
+            path.rename(path.with_name(path.name.zfill(5)))
+    root = make_zip(tmp_path / "g.zip", root) if form == "zip" else root
+    images = load(root)
+    assert images.classes[-1] == ("00010" if form == "padded" else "10")
+    for name in ("train_images", "train_labels", "test_images", "test_labels"):
+        assert torch.equal(getattr(images, name), getattr(expected, name)), name
+    assert "tested on Test/" in images.origin
+
+
+def test_the_key_holds_the_labels_of_a_flat_part(tmp_path):
+    root = gtsrb(tmp_path)
+    key, table = ImageFolder(str(root)).key(), root / "Test.csv"
+    table.write_text(table.read_text().replace(",10,", ",1,", 1))
+    assert ImageFolder(str(root)).key() != key
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda t: None, ["Test/<class>/ folders in", "or test.csv", "got only"]),
+        (lambda t: t.replace("Test/0000", "Test/x"), ["names to be in", "no x.png"]),
+        (lambda t: t.rpartition("\n")[0], ["each picture of", "got no 0000.png"]),
+        (lambda t: t + "\n" + t.splitlines()[1], ["each file once in"]),
+        (lambda t: t.replace(",10,", ",11,"), ["Test/11/ to be in Train/", "no Tra"]),
+        (lambda t: t.replace(",Test/0000", ",Test/b/0001"), ["some in two folders"]),
+        (lambda t: t.replace("Path", "Place"), ["columns of files and labels"]),
+        (lambda t: t + "\n8,8", ["a file and a label in each row"]),
+    ],
+)
+def test_labels_of_a_flat_part_that_do_not_fit_are_one_sentence(
+    tmp_path, change, words
+):
+    root = gtsrb(tmp_path)
+    text = change((root / "Test.csv").read_text())
+    (root / "Test.csv").unlink()
+    if text is not None:
+        (root / "Test.csv").write_text(text)
+    for make in (lambda: load(root), lambda: load(make_zip(tmp_path / "g.zip", root))):
+        message = message_of(make)
+        assert all(word in message for word in words), message
+        assert "\n" not in message
+
+
 # --- Tiny ImageNet, MedMNIST -------------------------------------
 
 

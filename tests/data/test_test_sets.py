@@ -152,7 +152,15 @@ def test_pictures_of_some_of_the_classes(tmp_path):
     assert torch.equal(part.images[0], torch.from_numpy(IMAGES[0]).permute(2, 0, 1))
 
 
-@pytest.mark.parametrize(("train", "test"), [("train", "test"), ("Train", "VALID")])
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [
+        ("train", "test"),
+        ("Train", "VALID"),
+        ("seg_train", "seg_test"),
+        ("train", "dev"),
+    ],
+)
 def test_pictures_of_a_tree_are_its_test_part(tmp_path, train, test):
     """Else the training images would be tested on, in silence."""
     tree(tmp_path, f"x/{train}/cat/a.png", f"x/{test}/dog/b.png", f"x/{test}/cat/c.png")

@@ -18,7 +18,7 @@ from resnet_se.data.datamodule import ImageDataModule
 from resnet_se.data.image_set import DataNotFound, ImageSet
 from resnet_se.data.sources import CIFAR10, CIFAR10_CLASSES, CIFAR100, CIFAR100_CLASSES
 from resnet_se.data.wrappings import content
-from tests.data.test_sources import make_tar, message_of
+from tests.data.test_sources import load, make_tar, message_of
 
 BATCHES = 5
 KEY = f"cifar10-{Official.tgz_md5[:16]}"
@@ -266,6 +266,27 @@ def test_cifar100_is_read_from_its_wrappings(tmp_path):
     assert first.load().classes == CIFAR100_CLASSES
     assert first.load().origin == "binary version of CIFAR-100"
     assert CIFAR10(str(folder.parent), download=False).find() is None
+
+
+def test_fastais_cifar100_has_its_classes_below_superclasses(tmp_path):
+    parts = tiny(CIFAR100_CLASSES, 200, 100)
+    flat = as_tree(tmp_path / "flat", parts, CIFAR100_CLASSES)
+    (flat / "cifar10").rename(flat / "cifar100")
+    below = tmp_path / "below/cifar100"
+    for folder in (flat / "cifar100").glob("*/*"):
+        above = f"superclass_{CIFAR100_CLASSES.index(folder.name) % 20}"
+        part = below / folder.parent.name / above
+        shutil.copytree(folder, part / folder.name)
+    archive = make_tar(tmp_path / "cifar100.tgz", below, "w:gz", under="cifar100/")
+    roots = (flat, below.parent, archive)
+    first, *others = (CIFAR100(str(root), download=False) for root in roots)
+    assert first.load().classes == CIFAR100_CLASSES
+    for other in others:
+        assert other.key() == first.key()
+        assert other.load().fingerprint == first.load().fingerprint
+    folder = load(below, test_fraction=None, superclasses=True)
+    assert folder.classes == tuple(sorted(CIFAR100_CLASSES))
+    assert load(below, test_fraction=None).classes[0] == "superclass_0"
 
 
 def test_other_archives_beside_are_passed_over(tmp_path, capsys):

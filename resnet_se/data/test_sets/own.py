@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from resnet_se.data.decode import Size
+from resnet_se.data.image_tree import PART_NAMES
 from resnet_se.data.inference_inputs import Picture, batches, find_pictures
 from resnet_se.data.reading import first_few, root_error
 from resnet_se.data.test_sets.base import (
@@ -24,8 +25,8 @@ from resnet_se.data.test_sets.base import (
 from resnet_se.utils.errors import UserError
 from resnet_se.utils.validation import Text, validated
 
-TESTS = ("test", "testing", "val", "valid", "validation")  # parts of a tree
-TRAINS = ("train", "training")
+TESTS = (*PART_NAMES["test"], *PART_NAMES["val"])  # parts of a tree
+TRAINS = PART_NAMES["train"]
 
 
 @validated

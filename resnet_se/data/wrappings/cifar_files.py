@@ -27,6 +27,7 @@ from resnet_se.data.wrappings.image_files import decode_files
 from resnet_se.data.wrappings.label_table import read_labels
 from resnet_se.utils.errors import UserError
 
+Folders = Callable[[str], set[str]]  # of a folder in a tree, the names below it
 ROWS = 1024  # of a Parquet file that are decoded at once
 KAGGLE_LABELS = "trainLabels.csv"
 TEST_FRACTION = 0.2  # of Kaggle's labelled images
@@ -112,8 +113,28 @@ def _kind_of_archive(path: Path, names: Names) -> str:
     if names.binary in near:
         return "binary"
     layout = find_layout(folders)
-    classes = folders(layout.top + layout.splits[0])
-    return "tree" if layout.splits[1:] and classes & set(names.classes) else ""
+    at = layout.top + layout.splits[0]
+    ours = folders(at) & set(names.classes) or has_superclasses(folders, at, names)
+    return "tree" if layout.splits[1:] and ours else ""
+
+
+def has_superclasses(folders: Folders, at: str, names: Names) -> bool:
+    """Return True where class folders lie in folders of superclasses, as fastai's."""
+    classes, above = set(names.classes), folders(at)
+    return not above & classes and any(folders(f"{at}{n}/") & classes for n in above)
+
+
+def find_superclasses(path: Path, names: Names) -> bool:
+    """Return `has_superclasses` of a tree, a folder or an archive.
+
+    Raises:
+        UserError: the archive is damaged.
+    """
+    folders = lambda at: visible_folders(path / at)  # noqa: E731
+    if path.is_file():
+        folders = archive_folders(path, Limits())
+    layout = find_layout(folders)
+    return has_superclasses(folders, layout.top + layout.splits[0], names)
 
 
 def parquet_files(folder: Path) -> dict[str, list[Path]]:

@@ -13,9 +13,9 @@ import torch
 from pydantic import Field
 
 from resnet_se.data.archives import ARCHIVES, archive_folders, is_archive, opened
+from resnet_se.data.flat_parts import ANNOTATIONS
 from resnet_se.data.image_set import DataNotFound, ImageSet, cached
 from resnet_se.data.image_tree import (
-    ANNOTATIONS,
     Layout,
     check_counts,
     class_files,
@@ -52,6 +52,7 @@ class ImageFolder:
         labels: a CSV of files and labels, by its path or its name in the folder
             `root` (`label_table`); null: folders are classes.
         skip_broken: leave out pictures that cannot be decoded, instead of refusing all.
+        superclasses: classes are the folders one deeper, `train/<superclass>/<class>/`.
         max_gb: most that an archive may unpack to, or files or decoded images hold.
         max_megapixels: most of one image.
     """
@@ -64,6 +65,7 @@ class ImageFolder:
     val: Text | None = None
     skip_broken: bool = False
     labels: Text | None = None
+    superclasses: bool = False
 
     def key(self) -> str:
         """Return a hash of the archive's bytes, or of names and bytes in the folder.
@@ -95,15 +97,16 @@ class ImageFolder:
             layout = find_layout(folders, self.val)
             tag = reading_tag(layout, folders(layout.top + layout.splits[0]))
         else:
-            layout, files, left_out = tree_files(root, root, self._limits, self.val)
+            tree = tree_files(root, root, self._limits, self.val)
+            layout, files, left_out, tables = tree
             for name, path in sorted(files.items()):
                 if path:
                     digest.update(
                         b"%s\0%d\0" % (os.fsencode(name), path.stat().st_size)
                     )
                     digest_file(digest, path)
-            for part in layout.parts:  # labels of Tiny ImageNet's
-                table = root / layout.top / part / ANNOTATIONS
+            annotations = [root / layout.top / p / ANNOTATIONS for p in layout.parts]
+            for table in (*annotations, *tables.values()):
                 if table.is_file():
                     digest_file(digest, table)
             begin = layout.splits[0]
@@ -112,6 +115,7 @@ class ImageFolder:
         tag += f"-{self.size}px" if self.size else ""
         tag += f"-test{self.test_fraction:g}" if self.test_fraction else ""
         tag += "-skip" if self.skip_broken else ""
+        tag += "-below" if self.superclasses else ""
         return f"image_folder-{digest.hexdigest()[:16]}{tag}", left_out
 
     def load(self) -> ImageSet:
@@ -151,7 +155,9 @@ class ImageFolder:
             return self._decode_labelled(root)
         with opened(root, self._limits, self.val) as folder:
             tree = tree_files(folder, root, self._limits, self.val)
-            parts = class_files(folder, root, tree, self.test_fraction)
+            parts = class_files(
+                folder, root, tree, self.test_fraction, self.superclasses
+            )
             names = [n for part in parts for group in part.values() for n in group]
             paths = [path for name in names if (path := tree.files[name])]
             decoded = decode_files(
