@@ -28,6 +28,8 @@ FORMATS = (
 )
 HEIC = (".heic", ".heif", ".hif")
 NO_HEIC = "HEIC, which needs pillow-heif: uv sync --extra heif, or convert it to JPEG"
+# In the last bytes of a file that is whole; others may be so, and are decoded to see.
+ENDS, TAIL = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}, 4096
 ORIENTATION = 0x0112  # in a photograph's EXIF; 1 is upright
 MEGAPIXELS = 64.0  # an image that claims more is taken for a decompression bomb
 # Pixels; below it threads only queue for Python's lock (measured: half the speed at
@@ -158,6 +160,18 @@ def to_rgb(image: Image.Image) -> Image.Image:
 def decoding_threads(pixels: int) -> int:
     """Return the number of threads that pay for images of this many pixels."""
     return min(8, usable_cores()) if pixels > SMALL else 1
+
+
+def looks_whole(path: Path) -> bool:
+    """Return True where an image file has its header and its end; decodes nothing."""
+    try:
+        with Image.open(path, formats=formats()) as image:
+            end = ENDS.get(str(image.format), b"")
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - TAIL))
+            return end in file.read()
+    except Exception:  # `decode` says why
+        return False
 
 
 def pixels_of(path: Path) -> int:

@@ -59,6 +59,14 @@ def first_few(items: Iterable[str], most: int = 5) -> str:
     return ", ".join(items[:most]) + more
 
 
+def all_named(items: Iterable[str], most: int = 5) -> str:
+    """Return `first_few`; where it leaves some out, print each on a line of stderr."""
+    items = list(items)
+    if len(items) > most:
+        print(*items, sep="\n", file=sys.stderr, flush=True)
+    return first_few(items, most)
+
+
 @contextmanager
 def progress(
     description: str, total: int | None = None

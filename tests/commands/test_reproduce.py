@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +22,7 @@ from resnet_se.commands.reproduce import (
 )
 from resnet_se.config.schema import is_idle
 from resnet_se.runs import checkpoint
-from resnet_se.runs.record import read_result
+from resnet_se.runs.record import read_result, write_result
 from resnet_se.utils.errors import UserError
 from tests.conftest import TINY, call, records
 
@@ -161,6 +163,69 @@ def test_data_that_have_moved_are_found_by_their_content(
     assert "trained on data with fingerprint" in capsys.readouterr().err
     with pytest.raises(UserError, match="trained on data with fingerprint"):
         command_of(run_dir, record, folder.parent / "again")
+
+
+@pytest.fixture
+def without_broken(train, tmp_path):
+    """A run on images of which two are broken, and its folder."""
+    folder = tmp_path / "photos"
+    rng = np.random.default_rng(0)
+    for label in ("cat", "dog"):
+        (folder / label).mkdir(parents=True)
+        for i in range(20):
+            pixels = rng.integers(0, 255, (32, 32, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / label / f"{i}.png")
+        (folder / label / "3.png").write_text("no picture")
+    given = [o for o in TINY if not o.startswith("data")]
+    root = f"data.source.root={folder}"
+    more = ("data=image_folder", root, "data.batch_size=16", "data.num_workers=0")
+    skip = ("data.source.skip_broken=true", "trainer.max_epochs=1")
+    assert call(tmp_path, "train", *given, *more, *skip) == 0
+    ((run_dir, _),) = records(tmp_path).items()
+    return run_dir, folder
+
+
+@pytest.mark.slow
+def test_a_run_without_its_broken_pictures_is_tested_again(
+    without_broken, command, monkeypatch, capsys, tmp_path
+):
+    run_dir, folder = without_broken
+    record = read_result(run_dir)
+    assert "2 broken ones left out" in record["data"]["origin"]
+    assert [record["data"][k] for k in ("train", "val", "test")] == [26, 4, 8]
+    assert "data.source.skip_broken=true" in command_of(run_dir, record, tmp_path)
+    assert command("evaluate", f"run={run_dir}", "out=again.json") == 0
+    again = json.loads((tmp_path / "again.json").read_text())
+    assert again["test"]["predicted"] == record["test"]["predicted"]
+    # Mended, a picture is one more: other data, and no decoder is to blame.
+    shutil.copy(folder / "cat/1.png", folder / "cat/3.png")
+    capsys.readouterr()
+    assert command("evaluate", f"run={run_dir}") == 2
+    message = capsys.readouterr().err
+    assert "trained on data with fingerprint" in message
+    assert "decoded" not in message
+    record["data"]["decoder"] = "Pillow 1.0, libjpeg 9"
+    write_result(run_dir, record)
+    assert command("evaluate", f"run={run_dir}") == 2
+    message = capsys.readouterr().err
+    assert "decoded then by Pillow 1.0, libjpeg 9, now by Pillow" in message
+
+
+@pytest.mark.slow
+def test_a_run_without_its_broken_pictures_is_reproduced(
+    without_broken, command, capfd
+):
+    run_dir, _ = without_broken
+    record = read_result(run_dir)
+    assert command("reproduce", str(run_dir)) == 0
+    printed = capfd.readouterr().out
+    assert "weights: equal, bit for bit" in printed
+    assert "decoded then" not in printed
+    record["data"]["decoder"] = "Pillow 1.0, libjpeg 9"
+    write_result(run_dir, record)
+    assert command("reproduce", str(run_dir)) == 0  # the same pixels nevertheless
+    first = capfd.readouterr().out.splitlines()[0]
+    assert first.startswith("data: decoded then by Pillow 1.0, libjpeg 9, now by")
 
 
 def test_a_fallback_reproduces_nothing(own_images, monkeypatch):

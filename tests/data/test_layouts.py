@@ -150,8 +150,11 @@ def test_broken_large_pictures_are_named_before_any_is_decoded(tree, monkeypatch
 
     for path in tree.rglob("*.png"):
         Image.new("RGB", (160, 160)).save(path)
-    for name in ("train/ant/1.png", "test/bee/2.png"):
-        (tree / name).write_text("no picture")
+    (tree / "train/ant/1.png").write_text("no picture")
+    cut = (tree / "test/bee/2.png").read_bytes()[:-99]  # its header is whole
+    (tree / "test/bee/2.png").write_bytes(cut)
+    Image.new("RGB", (160, 160)).save(tree / "cut.jpg")
+    (tree / "train/ant/2.png").write_bytes((tree / "cut.jpg").read_bytes()[:-20])
     decoded = []
     decode = image_files.decode
     monkeypatch.setattr(
@@ -160,7 +163,19 @@ def test_broken_large_pictures_are_named_before_any_is_decoded(tree, monkeypatch
     message = message_of(lambda: load(tree))
     assert "train/ant/1.png" in message
     assert "test/bee/2.png" in message
-    assert len(set(decoded)) == 3  # the first, and the two broken ones
+    assert "train/ant/2.png" in message
+    assert len(set(decoded)) == 4  # the first, and the three broken ones
+
+
+def test_broken_pictures_are_all_named_however_many(tree, capsys):
+    make_tree(tree, ("cow",), per_class=9)
+    broken = sorted(str(p.relative_to(tree)) for p in tree.rglob("cow/*.png"))
+    for name in broken:
+        (tree / name).write_text("no picture")
+    message = message_of(lambda: load(tree))
+    assert " and 13 more; data.source.skip_broken=true" in message
+    named = [line.partition(" (")[0] for line in capsys.readouterr().err.splitlines()]
+    assert sorted(name for name in named if name.endswith(".png")) == broken
 
 
 @pytest.fixture

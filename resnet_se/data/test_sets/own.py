@@ -12,7 +12,7 @@ import torch
 from resnet_se.data.decode import Size
 from resnet_se.data.image_tree import PART_NAMES
 from resnet_se.data.inference_inputs import Picture, batches, find_pictures
-from resnet_se.data.reading import first_few, root_error
+from resnet_se.data.reading import all_named, root_error
 from resnet_se.data.test_sets.base import (
     LabelledImages,
     TestSet,
@@ -109,6 +109,6 @@ def _decoded(
     found = list(batches(pictures, size, 256))
     broken = [f"{name} ({why})" for b in found for name, why in b.broken.items()]
     if broken:
-        raise root_error(f"pictures that can be read in {root}", first_few(broken))
+        raise root_error(f"pictures that can be read in {root}", all_named(broken))
     images = torch.cat([torch.from_numpy(batch.pixels) for batch in found])
     return images, [picture.folder for b in found for picture in b.pictures]

@@ -18,10 +18,10 @@ from resnet_se.data.decode import (
     TooManyPixels,
     decode,
     decoding_threads,
+    looks_whole,
     pil_limit_lifted,
-    pixels_of,
 )
-from resnet_se.data.reading import Limits, first_few, progress, root_error, source_error
+from resnet_se.data.reading import Limits, all_named, progress, root_error, source_error
 
 CHUNK = 256  # images that a thread decodes at once
 
@@ -51,7 +51,8 @@ def decode_files(
         skip_broken: leave out files that cannot be decoded.
 
     Raises:
-        UserError: naming the files that are broken, of another size, or too large.
+        UserError: naming the files that are broken, of another size, or too large; on
+            stderr all of them, where they are many.
     """
     with pil_limit_lifted():
         first, original = _first_readable(names, paths, limits)
@@ -76,12 +77,12 @@ def decode_files(
                     advance(CHUNK)
             if broken and not (skip_broken and len(broken) < len(names)):
                 expected = f"images that PIL reads as 8-bit RGB in {root}"
-                got = first_few(broken[i] for i in sorted(broken))
+                got = all_named(broken[i] for i in sorted(broken))
                 hint = "data.source.skip_broken=true leaves them out"
                 raise root_error(expected, got, hint)
 
-        def check_header(i: int) -> str:
-            return "" if pixels_of(paths[i]) else reason_of(i)
+        def check(i: int) -> str:
+            return "" if looks_whole(paths[i]) else reason_of(i)
 
         def reason_of(i: int) -> str:
             try:
@@ -90,8 +91,8 @@ def decode_files(
                 return str(error)
             return ""
 
-        if math.prod(original[1:]) > SMALL:  # decoding takes long: headers first
-            run(f"checking {len(names):,} images", check_header)
+        if math.prod(original[1:]) > SMALL:  # decoding takes long: a look at each first
+            run(f"checking {len(names):,} images", check)
         images = np.empty((len(names), *shape), np.uint8)  # (N, 3, H, W)
 
         def decode_one(i: int) -> str:
@@ -109,7 +110,7 @@ def decode_files(
         run(f"decoding {len(names):,} images", decode_one)
     if odd:
         expected = f"images of {shape} as {first} in {root}"
-        got = first_few(odd[i] for i in sorted(odd))
+        got = all_named(odd[i] for i in sorted(odd))
         raise source_error("size", expected, got, "set it to resize them")
     if broken:
         images = np.delete(images, list(broken), axis=0)
