@@ -30,7 +30,8 @@ def difference(a: dict[str, Any], b: dict[str, Any]) -> dict[str, tuple[Any, Any
     }
 
 
-def _setting(run: str) -> tuple[str, dict[str, Any], dict[str, Any]]:
+def _setting(run: str) -> tuple[str, dict[str, Any], dict[str, Any], str | None]:
+    """Return hash, setting, pixels and `set_fingerprint` of a run."""
     path = Path(run)
     record = read_record(path / "result.json" if path.is_dir() else path)
     try:
@@ -39,7 +40,7 @@ def _setting(run: str) -> tuple[str, dict[str, Any], dict[str, Any]]:
         raise UserError(f"{run}: {error}") from None
     data = record.get("data") or {}
     pixels = {f"data.{key}": data[key] for key in PIXELS if key in data}
-    return record["config_hash"], record["setting"], pixels
+    return record["config_hash"], record["setting"], pixels, data.get("set_fingerprint")
 
 
 def main() -> None:
@@ -58,10 +59,12 @@ def main() -> None:
     if len(settings) == 1:
         print(json.dumps({"config_hash": settings[0][0], **settings[0][1]}, indent=2))
         return
-    (first, setting, pixels), (second, other, others) = settings
+    (first, setting, pixels, images), (second, other, others, same) = settings
     print(f"{first} {second}" if first != second else f"both {first}")
     changed = difference(pixels, others)
     if "data.fingerprint" not in changed:  # the same, whatever made them
         changed = {}
+    elif images and images == same:
+        print("  the same images in another order")
     for key, (a, b) in (changed | difference(setting, other)).items():
         print(f"  {key}: {a!r} → {b!r}")

@@ -22,7 +22,7 @@ from resnet_se.config.targets import (
 from resnet_se.data.augmentation.pipeline import Augmentation
 from resnet_se.data.datamodule import ImageDataModule
 from resnet_se.data.decode import decoders_differ
-from resnet_se.data.image_set import DataNotFound
+from resnet_se.data.image_set import DataNotFound, DatasetInfo
 from resnet_se.models.layers import sync_batchnorm
 from resnet_se.runs.record import read_result
 from resnet_se.training.callbacks.checkpointing import CheckpointFiles
@@ -176,17 +176,21 @@ def run_data(
         problems.append(
             UserError(
                 f"{run_dir}: trained on data with fingerprint {fingerprint}, these "
-                f"have {found}{decoders_differ(_decoder_of(run_dir))}"
+                f"have {found}{_how_they_differ(run_dir, data.images)}"
             )
         )
     # Others' data say more than none.
     raise next((p for p in problems if not isinstance(p, DataNotFound)), problems[-1])
 
 
-def _decoder_of(run_dir: Path) -> str | None:
-    data = (read_result(run_dir) or {}).get("data") or {}
-    decoder: str | None = data.get("decoder")
-    return decoder
+def _how_they_differ(run_dir: Path, found: DatasetInfo) -> str:
+    """Return the end of a sentence on a run's data and others: order, or decoder."""
+    then = (read_result(run_dir) or {}).get("data") or {}
+    if then.get("set_fingerprint") == found.set_fingerprint:
+        return (
+            f"; the same images in another order ({then.get('order')}, {found.order})"
+        )
+    return decoders_differ(then.get("decoder"))
 
 
 def _places(source: Mapping[str, Any]) -> list[Mapping[str, Any]]:

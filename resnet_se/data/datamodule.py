@@ -240,10 +240,7 @@ class ImageDataModule(L.LightningDataModule):
     def describe(self) -> dict[str, Any]:
         """Return the `data` field of `result.json`."""
         return {
-            "name": self.images.name,
-            "origin": self.images.origin,
-            "fingerprint": self.images.fingerprint,
-            "order": self.images.order,
+            **self.images._asdict(),
             "decoder": decoder(),
             "classes": list(self.images.classes),
             "train": len(self.train_part[0]),

@@ -40,6 +40,7 @@ class DatasetInfo(NamedTuple):
     classes: tuple[str, ...]
     fingerprint: str
     order: str
+    set_fingerprint: str
 
 
 @dataclass(frozen=True, eq=False)  # `==` of tensors has no single truth value
@@ -108,11 +109,29 @@ class ImageSet:
             digest.update(tensor.contiguous().numpy().data)
         return f"sha256:{digest.hexdigest()[:16]}"
 
+    @cached_property
+    def set_fingerprint(self) -> str:
+        """The same for the same images in any order: other wrappings, other names."""
+        tensors = list(self.tensors.values())
+        shapes = [list(tensor.shape) for tensor in tensors]
+        digest = hashlib.sha256(json.dumps([list(self.classes), shapes]).encode())
+        for images, labels in zip(tensors[::2], tensors[1::2], strict=True):
+            digest.update(b"".join(sorted(image_digests(images, labels))))
+        return f"sha256:{digest.hexdigest()[:16]}"
+
     @property
     def info(self) -> DatasetInfo:
-        return DatasetInfo(
-            self.name, self.origin, self.classes, self.fingerprint, self.order
-        )
+        facts = self.name, self.origin, self.classes, self.fingerprint, self.order
+        return DatasetInfo(*facts, self.set_fingerprint)
+
+
+def image_digests(images: torch.Tensor, labels: torch.Tensor) -> list[bytes]:
+    """Return a digest of each image (N, C, H, W) with its label."""
+    pixels = images.contiguous().numpy()
+    return [
+        hashlib.sha256(b"%d\0" % y + pixels[i].data).digest()
+        for i, y in enumerate(labels.tolist())
+    ]
 
 
 def _misfit(argument: str, expected: str, got: object) -> UserError:

@@ -15,8 +15,9 @@ field raises `SCHEMA`.  Its fields:
     git             commit, dirty (null outside a repository)
     versions        python and the packages that compute
     hardware        accelerator, device, cpu, cores, precision, world_size
-    data            name, origin, fingerprint, sizes, batch_size of one device (not in
-                    older ones), split_seed, fallback, …
+    data            name, origin, fingerprint, set_fingerprint (the same for the images
+                    in any order; not in older ones), sizes, batch_size of one
+                    device (not in older ones), split_seed, fallback, …
     model           trainable, non_trainable, total, macs, layers
     train           epochs, steps, pflop (6 operations for a multiply-accumulate of each
                     image at its size; not in older ones), seconds, images_per_second,

@@ -8,7 +8,7 @@ from scipy import stats
 
 from resnet_se.analysis.report.compare import Family, compare
 from resnet_se.analysis.report.groups import Group, Section, sections, short_names
-from resnet_se.analysis.report.notes import folds
+from resnet_se.analysis.report.notes import folds, reordered
 from resnet_se.analysis.report.runs import Run
 from resnet_se.analysis.report.significance import mcnemar_exact
 from resnet_se.analysis.report.tables import group_records, group_table
@@ -499,3 +499,20 @@ def test_folds_of_two_recipes_are_cells_of_one_comparison():
     (comparison,) = compare(section).comparisons
     assert len(comparison.pairs) == 3
     assert comparison.question == "optimizer, mean of 3 cells"
+
+
+def test_the_same_images_in_two_orders_are_said_to_be_so():
+    base = record("a")["data"]
+    same, other = ({"set_fingerprint": f"sha256:{k}"} for k in (1, 2))
+    runs = [
+        record("a", data=base | same | {"order": "official"}),
+        record("b", data=base | same | {"order": "content", "fingerprint": "sha256:b"}),
+        record("c", data=base | other | {"fingerprint": "sha256:c"}),
+        record("d", data=base | {"fingerprint": "sha256:d"}),
+    ]
+    parts = sections(Run.of(str(i), r) for i, r in enumerate(runs))
+    (line,) = reordered(parts)
+    assert line.startswith("the same images in another order, so with another split: ")
+    assert line.count(";") == 1
+    assert "sha256:aaaaaaaa (order: official)" in line
+    assert "sha256:b (order: content)" in line

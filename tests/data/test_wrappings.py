@@ -211,6 +211,20 @@ def test_any_wrapping_of_other_images_has_the_order_of_its_content(tmp_path):
     assert cifar10(as_binary(tmp_path / "other", parts)).key() != keys[0]
 
 
+def test_the_set_s_fingerprint_is_of_any_order_and_of_no_others(tmp_path, monkeypatch):
+    parts = tiny()
+    batches = cifar10(as_python(tmp_path / "py", parts, monkeypatch)).load()
+    files = cifar10(as_tree(tmp_path / "tree", parts)).load()
+    assert (batches.order, files.order) == ("official", "content")
+    assert batches.fingerprint != files.fingerprint
+    assert batches.set_fingerprint == files.set_fingerprint
+    (x, y), test = parts
+    others = [((x, np.roll(y, 1)), test), ((x[:-1], y[:-1]), test), (test, (x, y))]
+    for i, other in enumerate(others):
+        images = cifar10(as_tree(tmp_path / str(i), other)).load()
+        assert images.set_fingerprint != files.set_fingerprint
+
+
 def test_files_keep_their_order_for_labels_without_images(tmp_path):
     """CIFAR-10N's are in the order of the files within a class."""
     source = cifar10(as_tree(tmp_path, tiny()))

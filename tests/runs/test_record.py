@@ -139,8 +139,11 @@ def test_record_says_what_it_cannot_show(two_runs, tmp_path, command, capsys):
 
 def test_other_pixels_are_the_first_difference_of_two_runs(tmp_path, capsys):
     data = {"fingerprint": "sha256:1", "decoder": "Pillow 13.0.0, libjpeg-turbo 3.1"}
+    data["set_fingerprint"] = "sha256:9"
     other = {"fingerprint": "sha256:2", "decoder": "Pillow 9.5.0, libjpeg 9.5"}
-    for name, pixels in (("a", data), ("b", other), ("c", {**data, "decoder": "x"})):
+    runs = {"a": data, "b": other, "c": {**data, "decoder": "x"}}
+    runs["d"] = {**other, "set_fingerprint": "sha256:9"}
+    for name, pixels in runs.items():
         setting = {"data.content": "image_folder-1", "a": name}
         fields = {"config_hash": "00000000", "setting": setting, "data": pixels}
         (tmp_path / name).mkdir()
@@ -159,5 +162,6 @@ def test_other_pixels_are_the_first_difference_of_two_runs(tmp_path, capsys):
             "  data.fingerprint: 'sha256:1' → 'sha256:2'",
             "  a: 'a' → 'b'",
         ]
+        assert lines("a", "d")[1] == "  the same images in another order"
         # The same pixels, whatever made them.
         assert lines("a", "c") == ["both 00000000", "  a: 'a' → 'c'"]

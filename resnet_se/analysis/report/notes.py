@@ -121,6 +121,7 @@ def problems(loaded: Loaded, compared: list[tuple[Section, Family]]) -> list[str
     if len(compared) > 1:
         names = "; ".join(f"{s.name} ({s.images:,} images)" for s, _ in compared)
         lines.append(f"mixed test sets, kept apart: {names}")
+        lines += reordered([section for section, _ in compared])
     for section, family in compared:
         lines += [
             f"far from the others of its recipe: {section.labels[id(group)]} seed "
@@ -133,6 +134,21 @@ def problems(loaded: Loaded, compared: list[tuple[Section, Family]]) -> list[str
         reasons = dict.fromkeys(family.missing)
         lines += [f"{prefix}not compared: {reason}" for reason in reasons]
     return lines
+
+
+def reordered(parts: list[Section]) -> list[str]:
+    """Name sections of the same images, which two wrappings have in two orders."""
+    alike: dict[str, list[str]] = defaultdict(list)
+    for section in parts:
+        images = section.data.get("set_fingerprint")
+        if isinstance(images, str):
+            order = section.data.get("order")
+            alike[images].append(f"{section.name} (order: {order})")
+    return [
+        f"the same images in another order, so with another split: {'; '.join(names)}"
+        for names in alike.values()
+        if len(names) > 1
+    ]
 
 
 def notes(loaded: Loaded, compared: list[tuple[Section, Family]]) -> list[str]:

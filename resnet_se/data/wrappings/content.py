@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import torch
 
-from resnet_se.data.image_set import ImageSet
+from resnet_se.data.image_set import ImageSet, image_digests
 
 PIXELS = 3 * 32 * 32
 # Orders in which runs are on record: {fingerprint: key of the source}.
@@ -37,11 +37,7 @@ BATCH = 10_000  # images of a file
 
 def content_order(images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Return an order (N,) that follows from pixels and labels alone."""
-    pixels = images.contiguous().numpy()
-    digests = [
-        hashlib.sha256(b"%d\0" % y + pixels[i].data).digest()
-        for i, y in enumerate(labels.tolist())
-    ]
+    digests = image_digests(images, labels)
     return torch.tensor(sorted(range(len(digests)), key=digests.__getitem__))
 
 
