@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader
 
 from resnet_se.data.augmentation.pipeline import Augmentation
 from resnet_se.data.decode import decoder, decoders_differ
-from resnet_se.data.human_labels import NoiseKind, noisy_labels
+from resnet_se.data.human_labels import NoiseKind, noise_note, noisy_labels
 from resnet_se.data.image_set import DataNotFound, DatasetInfo, ImageSet
 from resnet_se.data.loaders import (
     EVAL_BATCH_SIZE,
@@ -39,7 +39,6 @@ from resnet_se.utils.errors import UserError
 from resnet_se.utils.system import usable_cores
 from resnet_se.utils.validation import Count, Natural, validated
 
-UNUSED_VAL = ": not with data.folds, by which a fold of the training part is"
 STEPS = 4  # of an epoch, where the batch asked for is larger than the training part
 
 Engine = Literal["batched", "torchvision"]
@@ -192,9 +191,12 @@ class ImageDataModule(L.LightningDataModule):
         if own and images.val_images is not None and images.val_labels is not None:
             self.val_part = images.val_images, noisy_labels(images.val_labels, *noise)
         self.test_part = images.test_images, images.test_labels
-        self.images = images.info  # not the images: the parts are copies of them
+        origin = images.origin
         if self.folding[0] and images.val_images is not None:
-            self.images = images.info._replace(origin=images.origin + UNUSED_VAL)
+            origin += ", but with data.folds on a fold of the training part"
+        origin += noise_note(*self.noise)
+        # Not the images: the parts are copies of them.
+        self.images = images.info._replace(origin=origin)
         self.mean, self.std = channel_statistics(self.train_part[0])
         self.std = self.std.clamp_min(1 / 255)  # a constant channel is not divided by 0
 

@@ -47,6 +47,13 @@ def noisy_labels(
     return noisy
 
 
+def noise_note(share: float, kind: NoiseKind) -> str:
+    """Return the end of a line on the images: how many labels are wrong, if any."""
+    if not share:
+        return ""
+    return f", {share:.4g} of the labels to train and validate on made wrong ({kind})"
+
+
 @validated
 @dataclass(frozen=True)
 class CIFAR10N:

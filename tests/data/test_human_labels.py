@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,8 @@ from resnet_se.data.human_labels import (
 from resnet_se.data.image_set import ImageSet
 from resnet_se.data.sources import CIFAR10, CIFAR10_CLASSES
 from resnet_se.data.synthetic import Synthetic
+from resnet_se.runs.record import pack_labels
+from resnet_se.training.module import Classifier
 from resnet_se.utils.errors import UserError
 
 LABELS = torch.arange(1000) % 10
@@ -148,3 +151,39 @@ def test_a_damaged_or_missing_file_is_named(given, tmp_path):
     path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(UserError, match="labels of CIFAR-10N in"):
         read_human_labels(path)
+
+
+# --- a run on wrong labels ---------------------------------------
+
+
+def test_a_run_says_its_noise_and_goes_on_with_the_same_wrong_labels(
+    train, run_dirs, tmp_path, monkeypatch
+):
+    noise = ("data.label_noise=0.2", "data.label_noise_kind=pairs")
+    assert train("runs_dir=whole", *noise) == 0
+    seen, begin, due = [], Classifier.on_train_batch_start, [KeyboardInterrupt]
+
+    def stopped(module, batch, batch_idx):
+        if batch_idx == 0:
+            seen.append(module.trainer.datamodule.train_part[1].clone())
+        if (module.current_epoch, batch_idx) == (1, 1) and due:
+            raise due.pop()
+        begin(module, batch, batch_idx)
+
+    monkeypatch.setattr(Classifier, "on_train_batch_start", stopped)
+    assert train(*noise) == 130
+    assert train(*noise) == 0
+    ((run_dir, record),) = run_dirs().items()
+    (whole,) = tmp_path.glob("whole/*/*")
+    assert run_dir.name == whole.name
+    assert len(seen) >= 3  # before the stop and after it
+    assert all(torch.equal(labels, seen[0]) for labels in seen)
+    assert record["setting"]["data.label_noise"] == 0.2
+    assert record["data"]["origin"].endswith(
+        ", 0.2 of the labels to train and validate on made wrong (pairs)"
+    )
+    other = json.loads((whole / "result.json").read_text())
+    for part in ("val", "test"):
+        assert record[part]["loss"] == pytest.approx(other[part]["loss"], rel=1e-4)
+    clean = Synthetic(240, 60).load()  # the test part is as it was
+    assert record["test"]["labels"] == pack_labels(clean.test_labels)

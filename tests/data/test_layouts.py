@@ -76,8 +76,8 @@ def test_folds_leave_a_validation_part_unused_and_say_so(tree):
     data.setup()
     assert [len(part[1]) for part in (data.train_part, data.val_part)] == [4, 2]
     assert data.describe()["origin"] == (
-        "t: PNG files, validated on valid/: not with data.folds, by which a fold of "
-        "the training part is"
+        "t: PNG files, validated on valid/, but with data.folds on a fold of the "
+        "training part"
     )
 
 
