@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 BLUE, ORANGE, RED, GREEN, GREY = "#0072B2", "#E69F00", "#D55E00", "#009E73", "#777777"
 COLOURS = {"train": ORANGE, "val": BLUE}
+EVIDENCE, COVER = "inferno", 0.55  # Grad-CAM's colour map, and how much it hides
 NUMBERS = re.compile(r'\b(d|x|y|transform)="[^"]*"')  # attributes of an SVG
 UNSEEN = re.compile(r"<!--.*?-->|<metadata>.*?</metadata>", re.DOTALL)
 DIGITS = re.compile(r"(\.\d\d)\d+")  # a hundredth of a point is enough

@@ -25,7 +25,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from resnet_se.analysis.canvas import BLUE, GREEN, GREY, ORANGE, RED, subplots
+from resnet_se.analysis.canvas import (
+    BLUE,
+    COVER,
+    EVIDENCE,
+    GREEN,
+    GREY,
+    ORANGE,
+    RED,
+    subplots,
+)
 from resnet_se.analysis.report.text import gain
 
 if TYPE_CHECKING:
@@ -248,8 +257,8 @@ def maps(
             axis.set_xticks([])
             axis.set_yticks([])
             if i:
-                look: dict[str, Any] = {"cmap": "inferno", "vmin": 0, "vmax": 1}
-                axis.imshow(stages[i - 1][j], alpha=0.55, **look)
+                look: dict[str, Any] = {"cmap": EVIDENCE, "vmin": 0, "vmax": 1}
+                axis.imshow(stages[i - 1][j], alpha=COVER, **look)
     for i in range(len(stages)):
         axes[i + 1][0].set_ylabel(f"stage {i + 1}", fontsize=8)
     title = f"{label}: Grad-CAM of the predicted class, by number of the test image"

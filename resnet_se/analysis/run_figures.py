@@ -295,11 +295,18 @@ def augmented_images(augmented: Tensor) -> Figure:
     return figure
 
 
-def draw_corruptions(by: Mapping[str, Mapping[str, Any]], path: Path) -> None:
-    """Draw the accuracy under each corruption (rows) at each severity, in per cent."""
+def draw_corruptions(
+    title: str, by: Mapping[str, Mapping[str, Any]], path: Path
+) -> None:
+    """Draw the accuracy under each corruption (rows) at each severity, in per cent.
+
+    Args:
+        title: the run, the test set and the accuracy on all of it.
+    """
     severities = list(next(iter(by.values())))
     share = np.array([[100 * by[n][s]["acc"] for s in severities] for n in by])
-    figure, axis = subplots(figsize=(5.5, 1.2 + 0.3 * len(by)))
+    figure, axis = subplots(figsize=(5.5, 1.6 + 0.3 * len(by)))
+    figure.suptitle(title, fontsize=9, parse_math=False)
     axis.imshow(share, cmap="Blues", vmin=0, vmax=100, aspect="auto")
     axis.set_xticks(range(len(severities)), severities)
     axis.set_yticks(range(len(by)), [name.replace("_", " ") for name in by])

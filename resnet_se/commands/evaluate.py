@@ -23,7 +23,6 @@ from typing import Any
 import lightning as L
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
 from resnet_se.config.build import build_module, run_data, saved_run
@@ -40,6 +39,7 @@ from resnet_se.runs.evaluations import FOLDER, write_evaluation
 from resnet_se.runs.keras_file import is_keras
 from resnet_se.runs.record import read_result
 from resnet_se.training.evaluation import load_weights, score
+from resnet_se.utils.console import plain_table
 from resnet_se.utils.errors import UserError
 from resnet_se.utils.files import write_json, writing
 from resnet_se.utils.system import accelerator
@@ -100,9 +100,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
 
 
 def _print_table(title: str, now: dict[str, Any], then: dict[str, Any]) -> None:
-    table = Table(title=title)
-    for name in ("", "now", "in result.json"):
-        table.add_column(name, justify="right" if name else "left")
+    table = plain_table(title, "", "now", "in result.json")
 
     def cell(value: Any, percent: bool) -> str:
         if not isinstance(value, int | float):
@@ -182,7 +180,9 @@ def _on_test_set(cfg: DictConfig) -> dict[str, Any]:
         from resnet_se.analysis.run_figures import draw_corruptions
 
         with writing(out):
-            draw_corruptions(found["by"], out.with_suffix(".png"))
+            share = f"{found['acc']:.2%} of {found['images']:,} images"
+            title = f"{model.default_name}\n{name}: {share}"
+            draw_corruptions(title, found["by"], out.with_suffix(".png"))
     _print_figures(f"{cfg.run}, {name}", found)
     print(out)
     return record
@@ -239,10 +239,8 @@ def _print_figures(title: str, found: Mapping[str, Any]) -> None:
             )
         Console(highlight=False).print(f"{title}: {line}", soft_wrap=True)
         return
-    table = Table(title=f"{title}: accuracy by severity")
-    table.add_column("corruption")
-    for severity in ("1", "2", "3", "4", "5", "mean"):
-        table.add_column(severity, justify="right")
+    title = f"{title}: accuracy by severity"
+    table = plain_table(title, "corruption", "1", "2", "3", "4", "5", "mean")
     for name, severities in by.items():
         cells = [f"{f['acc']:.1%}" for f in severities.values()]
         table.add_row(name, *cells, f"{found['by_corruption'][name]:.1%}")

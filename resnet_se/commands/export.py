@@ -14,13 +14,13 @@ from pathlib import Path
 import torch
 from omegaconf import DictConfig
 from rich.console import Console
-from rich.table import Table
 
 from resnet_se.config.build import run_data
 from resnet_se.inference import export as exporting
 from resnet_se.inference.export import Options, Row
 from resnet_se.inference.pretrained import read
 from resnet_se.models.se_gates import all_static
+from resnet_se.utils.console import plain_table
 
 
 def export(cfg: DictConfig) -> list[Row]:
@@ -57,10 +57,9 @@ def export(cfg: DictConfig) -> list[Row]:
 
 
 def _print_rows(title: str, rows: list[Row]) -> None:
-    table = Table(title=title)
-    columns = ("", "MB", "accuracy", "agrees", "max |Δ logit|")
-    for name in (*columns, *(f"ms, batch {b}" for b in exporting.BATCHES)):
-        table.add_column(name, justify="right" if name else "left")
+    times = (f"ms, batch {b}" for b in exporting.BATCHES)
+    columns = ("", "MB", "accuracy", "agrees", "max |Δ logit|", *times)
+    table = plain_table(title, *columns)
     for i, row in enumerate(rows):
         compared = (f"{row.agreement:.2%}", f"{row.difference:.1e}") if i else ("", "")
         table.add_row(

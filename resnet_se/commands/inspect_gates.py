@@ -12,9 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, ListConfig
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
 from resnet_se.analysis.gate_figures import (
     STATIC,
@@ -31,6 +29,7 @@ from resnet_se.analysis.gate_study import (
 from resnet_se.config.build import run_data
 from resnet_se.inference.pretrained import Pretrained, read
 from resnet_se.models.se_gates import se_blocks
+from resnet_se.utils.console import plain_table
 from resnet_se.utils.errors import UserError
 from resnet_se.utils.files import writing
 from resnet_se.utils.system import accelerator
@@ -87,9 +86,7 @@ def _print_entry(entry: dict[str, Any], console: Console) -> None:
     if entry["static"]:
         console.print(STATIC, soft_wrap=True)
     for rows in (share_rows(entry), ablation_rows(entry)):
-        table = Table(box=box.SIMPLE, padding=(0, 1, 0, 0))
-        for i, column in enumerate(rows[0]):
-            table.add_column(column, justify="right" if i else "left")
+        table = plain_table(None, *rows[0])
         for row in rows:
             table.add_row(*row.values())
         console.print(table)

@@ -15,12 +15,12 @@ from typing import Any
 from hydra import compose
 from omegaconf import DictConfig, open_dict
 from rich.console import Console
-from rich.table import Table
 
 import resnet_se.config.compose  # noqa: F401  registers the resolvers of conf/
 from resnet_se.config import CONF
 from resnet_se.config.hydra_versions import with_conf
 from resnet_se.config.targets import build_target
+from resnet_se.utils.console import plain_table
 
 
 def counts(model: DictConfig) -> dict[str, int]:
@@ -59,10 +59,9 @@ def main() -> None:
     if as_json:
         print(json.dumps(rows, indent=2))
         return
-    table = Table(title="presets of conf/model, 32×32 images, 10 classes")
-    table.add_column("model", no_wrap=True)
-    for name in ("trainable", "non-train.", "total", "MMAC", "layers"):
-        table.add_column(name, justify="right")
+    title = "presets of conf/model, 32×32 images, 10 classes"
+    columns = ("model", "trainable", "non-trainable", "total", "MMAC", "layers")
+    table = plain_table(title, *columns)
     for name, row in rows.items():
         table.add_row(name, *_cells(row))
         if "small" in row:

@@ -18,7 +18,6 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
-from rich.table import Table
 
 from resnet_se.analysis.cost import Cost, measure
 from resnet_se.analysis.report.text import count
@@ -31,6 +30,7 @@ from resnet_se.config.messages import EXPECTED, explain
 from resnet_se.config.settle import Run, settle
 from resnet_se.config.validate import validate
 from resnet_se.data.datamodule import ImageDataModule
+from resnet_se.utils.console import plain_table
 
 SEED = re.compile(r"seed=(\d{1,9})")
 
@@ -76,9 +76,8 @@ class Planner:
 def main() -> None:
     """Console entry: `resnet-se plan …`."""
     filter_warnings()
-    table = Table(title="plan")
-    for name in ("job", "parameters", "MMAC", "memory MB", "minutes", "disk MB"):
-        table.add_column(name, justify="left" if name == "job" else "right")
+    columns = ("job", "parameters", "MMAC", "memory MB", "minutes", "disk MB")
+    table = plain_table("plan", *columns)
     planner = Planner()
     sums = [0.0, 0.0]
     failures: list[str] = []

@@ -26,7 +26,6 @@ import torch
 from omegaconf import DictConfig, ListConfig
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress
-from rich.table import Table
 from torch import Tensor
 
 from resnet_se.config.targets import build_target
@@ -34,14 +33,13 @@ from resnet_se.data.inference_inputs import Pictures, batches, find_pictures
 from resnet_se.data.reading import first_few
 from resnet_se.inference.pretrained import Pretrained, read
 from resnet_se.models.tta import TTA
-from resnet_se.utils.console import count_of
+from resnet_se.utils.console import count_of, plain_table
 from resnet_se.utils.errors import UserError, nearest
 from resnet_se.utils.files import atomic_file, writing
 from resnet_se.utils.system import accelerator
 
 FORMATS = (".csv", ".jsonl")
 SUBMISSION = "submission.csv"  # this name has Kaggle's form
-WIDE = 20  # classes of a printed confusion table
 
 Write = Callable[[str, list[str], list[float]], None]
 
@@ -226,13 +224,11 @@ def _print_summary(model: Pretrained, summary: Summary) -> None:
         f"{count_of(summary.labelled, 'picture')}{known}",
         soft_wrap=True,
     )
-    if len(model.classes) > WIDE:
-        return
-    table = Table(title="label (rows) × predicted")
-    table.add_column("")
-    for name in model.classes:
-        table.add_column(name[:6], justify="right")
-    rows = zip(model.classes, summary.confusion.tolist(), strict=True)
-    for name, counts in rows:
-        table.add_row(name, *(str(n) if n else "·" for n in counts))
-    console.print(table)
+    numbers = [str(i) for i in range(1, len(model.classes) + 1)]
+    table = plain_table("label (rows) × predicted", "", *numbers)
+    rows = zip(numbers, model.classes, summary.confusion.tolist(), strict=True)
+    for number, name, counts in rows:
+        cells = (str(n) if n else "·" for n in counts)
+        table.add_row(f"{number:>{len(numbers[-1])}} {name}", *cells)
+    if console.measure(table).maximum <= console.width:
+        console.print(table)

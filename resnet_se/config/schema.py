@@ -295,7 +295,11 @@ TARGET_SLOTS = {
         ("torch.nn.Module",),
         ("resnet_se", "timm", "torchvision"),
     ),
-    "data": _one_of("a data module", "resnet_se.data.datamodule.ImageDataModule"),
+    "data": Slot(
+        "a subclass of resnet_se.data.datamodule.ImageDataModule; images of your own "
+        "need none: data.source._target_=module.Class, a class with key() and load()",
+        ("resnet_se.data.datamodule.ImageDataModule",),
+    ),
     "data.source": _SOURCE,
     "data.fallback": _SOURCE,
     "augment": Slot(
@@ -318,17 +322,6 @@ TARGET_SLOTS = {
     "trainer": _one_of("a trainer", "lightning.Trainer"),
     "trainer.profiler": _one_of("a profiler", "lightning.pytorch.profilers.Profiler"),
     "trainer.strategy": _one_of("a strategy", "lightning.pytorch.strategies.Strategy"),
-}
-
-# What cannot work here, though it is of the right kind, and what does instead.
-UNFIT = {
-    "lightning.pytorch.callbacks.lr_finder.LearningRateFinder": "the schedule sets "
-    "the rate in every step; search it: hparams_search=optuna, or -m optimizer.lr=A,B",
-    "lightning.pytorch.callbacks.batch_size_finder.BatchSizeFinder": "the batch size "
-    "belongs to the run's name; one too large is told with one that fits: "
-    "data.batch_size=…",
-    "lightning.pytorch.callbacks.finetuning.BackboneFinetuning": "no network here has "
-    "a `backbone`; start from trained weights: init_from=…, at a lower optimizer.lr",
 }
 
 # Arguments that the code adds to those in the configuration.

@@ -28,10 +28,10 @@ from resnet_se.config.schema import (
     INJECTED_ARGS,
     TARGET_SLOTS,
     THIRD_PARTY_HINTS,
-    UNFIT,
     WRAPPER_KEYS,
     Slot,
 )
+from resnet_se.config.unfit import UNFIT
 from resnet_se.runs.run_hash import canonical, own_files
 from resnet_se.utils.errors import UserError, nearest
 from resnet_se.utils.validation import check_value, hints_of

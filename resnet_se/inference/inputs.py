@@ -36,11 +36,13 @@ def from_memory(
     parts = (part for item in items for part in _pixels(item, size).split(batch_size))
     for _, alike in groupby(parts, lambda part: (part.shape[1:], part.dtype)):
         waiting: list[Tensor] = []
+        count = 0
         for part in alike:
-            if sum(map(len, waiting)) + len(part) > batch_size:
+            if count + len(part) > batch_size:
                 yield [], torch.cat(waiting)
-                waiting = []
+                waiting, count = [], 0
             waiting.append(part)
+            count += len(part)
         yield [], torch.cat(waiting)
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -101,6 +102,20 @@ def print_closing_table(result: dict[str, Any], run_dir: Path) -> None:
     console.print(table)
     # Below the table, which would cut it at the window's edge.
     console.print(f"files: {os.path.relpath(run_dir)}", soft_wrap=True, highlight=False)
+
+
+def plain_table(title: str | None, *columns: str, left: int = 1) -> Table:
+    """Return a table that fits 80 columns where it can; words are folded, never cut.
+
+    Args:
+        columns: headings, a word a line.
+        left: columns that are aligned left; the others are right.
+    """
+    table = Table(title=title, box=box.SIMPLE, padding=0, show_edge=False)
+    for i, name in enumerate(columns):
+        side: Literal["left", "right"] = "left" if i < left else "right"
+        table.add_column(name.replace(" ", "\n"), justify=side, overflow="fold")
+    return table
 
 
 def count_of(n: int, noun: str) -> str:

@@ -208,3 +208,12 @@ def test_the_sheet_shows_what_training_sees():
                 bytes(x.contiguous().numpy().tobytes())
                 for x in (first[i], first[i].flip(-1))
             }
+
+
+def test_the_picture_of_corruptions_names_its_run(monkeypatch, tmp_path):
+    drawn, real = [], run_figures.subplots
+    keep = lambda *a, **k: drawn.append(real(*a, **k)) or drawn[-1]  # noqa: E731
+    monkeypatch.setattr(run_figures, "subplots", keep)
+    by = {"fog": {"1": {"acc": 0.5}, "2": {"acc": 0.25}}}
+    run_figures.draw_corruptions("mine: 37.50%", by, tmp_path / "c.png")
+    assert drawn[0][0].get_suptitle() == "mine: 37.50%"

@@ -14,6 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
+import matplotlib
 import numpy as np
 import pytest
 import torch
@@ -21,11 +22,14 @@ import torch.nn.functional as F
 from PIL import Image
 
 import resnet_se
+from resnet_se.analysis.canvas import COVER, EVIDENCE
 from resnet_se.commands import demo
 from resnet_se.commands.demo import drawing, panels
 from resnet_se.commands.demo.panels import NEAREST, ModelPanel, find_test_set
+from resnet_se.data.image_set import DataNotFound
 from tests.conftest import Run, call
 
+PHOTO = Image.new("RGB", (640, 480))
 needs_gradio = pytest.mark.skipif(
     find_spec("gradio") is None, reason="gradio is not installed"
 )
@@ -45,14 +49,51 @@ def tests(exhibit: ModelPanel) -> panels.TestSet:
 
 
 @needs_gradio
-@pytest.mark.parametrize("number", [1, 40, 41])
-def test_a_page_of_any_number_of_images(tests, number):
-    from resnet_se.commands.demo.page import _gallery
+@pytest.mark.parametrize("number", [1, 36, 37])
+def test_a_page_of_any_number_of_images(exhibit, tests, number):
+    from resnet_se.commands.demo.page import _answer_space, _test_images
 
     some = tests._replace(images=tests.images[:number], labels=tests.labels[:number])
-    _, slider = _gallery(some, "")
-    assert slider.minimum < slider.maximum  # a page with another does not start
-    assert slider.visible == (number > 40)
+    part = _test_images(some, "")
+    assert len(part.gallery.value) == min(number, 36)
+    assert part.more.parent.visible == (number > 36)
+    status, (answer,) = _answer_space([exhibit], some, "")
+    assert "Test image" in status.value
+    assert 'class="photo"' in answer.value  # answered before a click
+
+
+@needs_gradio
+def test_two_buttons_turn_the_pages_of_test_images(tests):
+    from resnet_se.commands.demo.page import SHOWN, _turn
+
+    turn = _turn(tests)  # of 60 images
+    page, gallery, number, back, more = turn(1, 1)
+    assert (page, number) == (2, "2 of 2")
+    assert len(gallery["value"]) == 60 - SHOWN
+    assert gallery["selected_index"] is None  # the place of another image
+    assert (back["interactive"], more["interactive"]) == (True, False)
+    assert turn(2, 1)[0] == 2  # a click that came before the last answer
+    page, _, number, back, more = turn(2, -1)
+    assert (page, number) == (1, "1 of 2")
+    assert (back["interactive"], more["interactive"]) == (False, True)
+
+
+def test_data_that_are_gone_are_said_without_keys(exhibit, capsys, monkeypatch):
+    def gone(*_, **__):
+        raise DataNotFound("data.source.root: nothing in /home/me")
+
+    monkeypatch.setattr(panels, "run_data", gone)
+    none, why = find_test_set([exhibit.model])
+    assert none is None
+    assert why == "its data are not here; the terminal says why"
+    assert "data.source.root: nothing in /home/me" in capsys.readouterr().err
+
+
+def test_evidence_has_the_colours_of_inspect():
+    black = torch.zeros(3, 4, 4, dtype=torch.uint8)
+    bright = np.asarray(drawing.overlay(black, torch.ones(4, 4)))[0, 0]
+    colour = 255 * np.array(matplotlib.colormaps[EVIDENCE](1.0)[:3])
+    assert bright == pytest.approx(COVER * colour, abs=1)
 
 
 # --- answers -----------------------------------------------------
@@ -111,7 +152,10 @@ def test_a_bundle_brings_no_data_and_a_plain_network_has_no_gates(command, finis
     model.net = resnet_se.build("vanilla_resnet20").eval()
     plain = ModelPanel(model, none)
     answer = plain.answer(torch.zeros(3, 32, 32, dtype=torch.uint8))
-    shown = drawing.html(answer, why)
+    before = drawing.invitation(plain)
+    assert "It knows 10 classes: " in before
+    assert "<img" not in before
+    shown = drawing.card(plain, answer, PHOTO, why)
     assert "no SE blocks" in shown
     assert "None are known: a bundle brings no data" in shown
 
@@ -119,8 +163,10 @@ def test_a_bundle_brings_no_data_and_a_plain_network_has_no_gates(command, finis
 def test_untrusted_names_are_escaped(exhibit, tests):
     answer = exhibit.answer(tests.images[0])
     named = [("<script>alert(1)</script>", evidence) for _, evidence in answer.maps]
+    chances = dict.fromkeys((name for name, _ in named), 1.0)
     nearest = [m._replace(label="<img src=x>") for m in answer.nearest]
-    shown = drawing.html(answer._replace(maps=named, nearest=nearest), "")
+    changed = answer._replace(chances=chances, maps=named, nearest=nearest)
+    shown = drawing.card(exhibit, changed, PHOTO, "")
     assert "<script>" not in shown
     assert "<img src=x>" not in shown
     assert "&lt;script&gt;" in shown
@@ -269,14 +315,18 @@ def test_clicked_through(served, finished):
     picture = folder / "mine.png"
     drawing.picture(tests.images[5]).resize((200, 150)).save(picture)
 
+    # A test image is answered before anybody asks.
+    assert page.locator("#answer-0 .photo").count() == 1
+    assert "Test image" in page.locator("#status").inner_text()
+
     # Upload: both runs answer, and are the same network.
     _drop(page, picture, "mine.png")
     page.wait_for_selector("#answer-1 .gates")
     (prediction,) = model.predict(picture)
     for number in range(2):
-        shown = page.locator(f"#top-{number}").inner_text()
+        shown = page.locator(f"#answer-{number} .chances").inner_text()
         assert prediction.label in shown
-        assert f"{prediction.probability:.0%}" in shown
+        assert f"{100 * prediction.probability:.1f} %" in shown
         assert page.locator(f"#answer-{number} figure").count() == 4 + NEAREST
     assert "no data" not in page.content()
 
@@ -291,13 +341,25 @@ def test_clicked_through(served, finished):
     (folder / "large.png").write_bytes(b"\0" * 21_000_000)
     _drop(page, folder / "large.png", "exceed the maximum allowed size of 20")
 
-    # The gallery.
+    # The gallery, its second page.
+    page.get_by_role("button", name="More").click()
+    page.get_by_text("2 of 2").wait_for()
     page.locator("#tests button.thumbnail-item").nth(2).click()
     page.wait_for_selector("#answer-1 .gates")
     page.get_by_text("Test image").first.wait_for()
 
-    page.set_viewport_size({"width": 400, "height": 900})
-    assert page.evaluate("document.documentElement.scrollWidth") <= 400
+    # The picture beside its answer, both on the first screen.
+    for width in (1280, 400):
+        page.set_viewport_size({"width": width, "height": 800})
+        page.evaluate("scrollTo(0, 0)")
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        photo, chances = (
+            page.locator(f"#answer-0 .{name}").bounding_box()
+            for name in ("photo", "chances")
+        )
+        assert photo["x"] + photo["width"] < chances["x"]
+        assert abs(photo["y"] - chances["y"]) < 10
+        assert max(box["y"] + box["height"] for box in (photo, chances)) < 800
 
     # Nothing asked of others, nothing kept.
     assert served.hosts <= {"127.0.0.1", "data", "blob"}

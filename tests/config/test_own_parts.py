@@ -114,7 +114,8 @@ def test_a_source_that_cannot_be_read_is_said(sources, folder):
 
 
 PARTS = (
-    NET
+    "import lightning as L"
+    + NET
     + """
 def make(width: int, num_classes: int) -> torch.nn.Module:
     return Net(width, num_classes)
@@ -126,6 +127,8 @@ class Bright:
 class NoClosure(torch.optim.SGD):
     def step(self):
         super().step()
+class Images(L.LightningDataModule):
+    pass
 class Averaged(torch.optim.SGD):
     # As schedule-free ones: weights to train and, in evaluation, others to test.
     def __init__(self, params, lr):
@@ -160,6 +163,13 @@ def test_a_factory_and_a_plain_callable_work(parts, command, capsys):
     assert command("train", *own, "+augment.own._target_=ownnet.Bright") == 0
     assert command("train", "model._target_=ownnet.unsaid", *OWN[1:]) == 2
     assert "-> torch.nn.Module" in capsys.readouterr().err
+
+
+def test_a_data_module_is_told_what_to_write_instead(parts, command, capsys):
+    assert command("train", *OWN, "data._target_=ownnet.Images") == 2
+    said = capsys.readouterr().err
+    assert "images of your own need none: data.source._target_=module.Class" in said
+    assert "key() and load()" in said
 
 
 def test_an_optimizer_without_a_closure_is_told(parts, command, capsys):

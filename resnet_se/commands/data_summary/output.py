@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
+
+from resnet_se.utils.console import plain_table
 
 WIDE = 30  # classes of a printed table
 
@@ -27,9 +28,7 @@ def print_summary(summary: dict[str, Any], out: Path) -> None:
         )
     by_class = {part: facts["by_class"] for part, facts in parts.items()}
     if len(by_class["train"]) <= WIDE:
-        table = Table(title="images by class")
-        for name in ("class", *parts):
-            table.add_column(name, justify="left" if name == "class" else "right")
+        table = plain_table("images by class", "class", *parts)
         for name in by_class["train"]:
             table.add_row(name, *(f"{by_class[part][name]:,}" for part in parts))
         console.print(table)
@@ -40,9 +39,8 @@ def print_summary(summary: dict[str, Any], out: Path) -> None:
                 f"{part}: {counts[least]:,} ({least}) to {counts[most]:,} ({most}) "
                 f"images of {len(counts)} classes"
             )
-    table = Table(title=f"pairs of duplicates (near: correlation ≥ {summary['near']})")
-    for name in ("", "exact", "near", "with other labels"):
-        table.add_column(name, justify="right" if name else "left")
+    title = f"pairs of duplicates (near: correlation ≥ {summary['near']})"
+    table = plain_table(title, "", "exact", "near", "with other labels")
     for place, counts in summary["duplicates"]["counts"].items():
         table.add_row(place, *(f"{n:,}" for n in counts.values()))
     console.print(table)

@@ -18,17 +18,33 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
-from resnet_se.commands.demo.panels import Answer
+from resnet_se.analysis.canvas import COVER, EVIDENCE
+from resnet_se.commands.demo.panels import Answer, ModelPanel
 
+TOP = 5  # classes
+PHOTO = 480  # pixels of a photograph's longer side: twice what it takes on the page
 SCALE = 6  # of small pictures, so that a map's shades have room
 INK = "#8a8f98"  # legible on white and on black
 STAGES = ("#4c8fd6", "#e0852b", "#4aa564", "#a56cc1")
 
 
-def html(answer: Answer, missing: str) -> str:
-    """Return all but the probabilities; `missing`: why there are no mistakes."""
+def invitation(panel: ModelPanel) -> str:
+    """Return a network's card before it has a picture."""
+    return _TEMPLATE.render(title=panel.title, facts=panel.facts, classes=panel.classes)
+
+
+def card(panel: ModelPanel, answer: Answer, photo: Image.Image, missing: str) -> str:
+    """Return a network's answer on a photograph.
+
+    Args:
+        missing: why there are no mistakes, where there are none.
+    """
     height, width = answer.picture.shape[1:]
     return _TEMPLATE.render(
+        title=panel.title,
+        facts=panel.facts,
+        photo=uri(_fitted(photo)),
+        chances=list(answer.chances.items())[:TOP],
         picture=uri(picture(answer.picture)),
         size=f"{width} × {height}",
         maps=[(name, uri(overlay(answer.picture, m))) for name, m in answer.maps],
@@ -57,13 +73,25 @@ def picture(pixels: Tensor) -> Image.Image:
     return Image.fromarray(pixels.permute(1, 2, 0).numpy())  # (H, W, 3)
 
 
+def _fitted(photo: Image.Image) -> Image.Image:
+    """Return it no longer than PHOTO; a small one larger, its pixels whole."""
+    longer = max(photo.size)
+    if longer > PHOTO:
+        shrunk = photo.copy()
+        shrunk.thumbnail((PHOTO, PHOTO))
+        return shrunk
+    times = PHOTO // longer
+    size = photo.width * times, photo.height * times
+    return photo.resize(size, Image.Resampling.NEAREST)
+
+
 def overlay(pixels: Tensor, evidence: Tensor) -> Image.Image:
-    """Blend pixels, uint8 (3, h, w), with a map (H, W) in 0..1: warm is evidence."""
+    """Blend pixels, uint8 (3, h, w), with a map (H, W) in 0..1: bright is evidence."""
     size = [side * SCALE for side in evidence.shape]
     below = F.interpolate(pixels[None].float() / 255, size, mode="nearest")[0]
     smooth = F.interpolate(evidence[None, None], size, mode="bilinear")[0, 0]
-    colours = matplotlib.colormaps["turbo"](smooth.numpy())[..., :3]  # (H, W, 3)
-    mixed = 0.5 * below.permute(1, 2, 0).numpy() + 0.5 * colours
+    colours = matplotlib.colormaps[EVIDENCE](smooth.numpy())[..., :3]  # (H, W, 3)
+    mixed = (1 - COVER) * below.permute(1, 2, 0).numpy() + COVER * colours
     return Image.fromarray((mixed * 255).round().astype(np.uint8))
 
 

@@ -5,23 +5,24 @@ Class names, paths and messages may be untrusted: all of them are escaped.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from functools import partial
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import gradio as gr
 import torch
+from PIL import Image
 from torch import Tensor
 
 from resnet_se.commands.demo import drawing
 from resnet_se.commands.demo.panels import ModelPanel, TestSet
-from resnet_se.data.decode import decode
+from resnet_se.data.decode import decode, to_pixels
 
 HERE = Path(__file__).parent
-TOP = 5
-SHOWN = 40  # images on a page of the gallery
-INVITATION = "Drop a picture, or click a test image where there are some."
+SHOWN = 36  # images on a page of the gallery
+INVITATION = "Drop a picture."
 UNREAD = 300  # seconds after which an upload goes that nobody asked about
 
 # A theme whose fonts are the system's: none is fetched.
@@ -44,52 +45,57 @@ def build_page(
         analytics_enabled=False,
         delete_cache=(UNREAD, UNREAD),
     ) as blocks:
-        gr.HTML(f"<h2>What {_subject(panels)} of a picture</h2>")
+        gr.HTML(f"<h2>What {_subject(panels)} of a picture</h2>", elem_id="title")
         with gr.Row(equal_height=False):
-            with gr.Column(min_width=280, scale=2):
+            with gr.Column(min_width=300, scale=2):
                 drop = gr.File(
-                    label="a picture",
+                    show_label=False,
                     file_types=["image"],
                     type="filepath",
-                    height=180,
+                    height=110,
                     elem_id="drop",
                 )
-                status = gr.HTML(_status(INVITATION))
-            with gr.Column(min_width=280, scale=3):
-                chosen = _gallery(tests, missing)
-        outputs: list[Any] = []
-        with gr.Row(equal_height=False):
-            for number, panel in enumerate(panels):
-                with gr.Column(min_width=320):
-                    facts = escape(panel.facts)
-                    gr.HTML(
-                        f"<h3>{escape(panel.title)}</h3><p class='facts'>{facts}</p>"
-                    )
-                    label = gr.Label(
-                        num_top_classes=TOP,
-                        show_label=False,
-                        elem_id=f"top-{number}",
-                    )
-                    outputs += [label, gr.HTML(elem_id=f"answer-{number}")]
+                chosen = _test_images(tests, missing)
+            with gr.Column(min_width=300, scale=5):
+                status, outputs = _answer_space(panels, tests, missing)
         events: dict[str, Any] = {
             "concurrency_id": "network",  # hooks on a network: one picture at a time
             "concurrency_limit": 1,
             "api_visibility": "private",
+            "show_progress_on": status,
         }
         of_file = _of_file(panels, missing, folder)
         drop.upload(of_file, [drop], [drop, status, *outputs], **events)
         if tests is not None and chosen is not None:
-            gallery, page = chosen
             of_test = _of_test(panels, tests, missing)
-            gallery.select(of_test, [page], [status, *outputs], **events)
-            turn = _turn(tests)
-            page.change(turn, [page], [gallery], api_visibility="private")
+            chosen.gallery.select(of_test, [chosen.page], [status, *outputs], **events)
+            turn, changed = _turn(tests), list(chosen)
+            for button, step in ((chosen.back, -1), (chosen.more, 1)):
+                turned = partial(turn, step=step)
+                button.click(turned, [chosen.page], changed, api_visibility="private")
     return blocks
+
+
+def _answer_space(
+    panels: list[ModelPanel], tests: TestSet | None, missing: str
+) -> tuple[gr.HTML, list[gr.HTML]]:
+    """Return the status and a card for each network, filled where there is a test."""
+    if tests is None:
+        message, cards = _status(INVITATION), list(map(drawing.invitation, panels))
+    else:
+        message, *cards = _on_test_image(panels, tests, missing, _order(tests)[0])
+    status = gr.HTML(message, elem_id="status")
+    outputs = []
+    with gr.Row(equal_height=False):
+        for number, card in enumerate(cards):
+            with gr.Column(min_width=300):
+                outputs.append(gr.HTML(card, elem_id=f"answer-{number}"))
+    return status, outputs
 
 
 def launch(blocks: gr.Blocks, host: str, port: int, max_file: str) -> str:
     """Serve the page in a thread, to this machine or `host` alone; return its URL."""
-    theme = gr.themes.Default(font=FONTS, font_mono=MONO)
+    theme = gr.themes.Default(primary_hue="blue", font=FONTS, font_mono=MONO)
     _, url, _ = blocks.launch(
         server_name=host,
         server_port=port,
@@ -123,29 +129,36 @@ def _status(text: str, trouble: bool = False) -> str:
 # --- the test set ------------------------------------------------
 
 
-def _gallery(
-    tests: TestSet | None, missing: str
-) -> tuple[gr.Gallery, gr.Slider] | None:
+class TestImages(NamedTuple):
+    """The gallery and what turns its pages, in the order of what `_turn` returns."""
+
+    page: gr.State
+    gallery: gr.Gallery
+    number: gr.HTML
+    back: gr.Button
+    more: gr.Button
+
+
+def _test_images(tests: TestSet | None, missing: str) -> TestImages | None:
     if tests is None:
         gr.HTML(_status(f"No test images to click: {missing}."))
         return None
-    turn = _turn(tests)
     gallery = gr.Gallery(
-        turn(1),
+        _thumbnails(tests, 1),
         label="test images: click one",
-        height=290,
         object_fit="cover",
         allow_preview=False,
         interactive=False,
         format="png",
         buttons=[],
         elem_id="tests",
-        elem_classes="gallery",
     )
-    pages = -(-len(tests.labels) // SHOWN)
-    last = max(pages, 2)  # a slider from 1 to 1 is none
-    page = gr.Slider(1, last, 1, step=1, label=f"page of {pages}", visible=pages > 1)
-    return gallery, page
+    pages = _pages(tests)
+    with gr.Row(elem_id="pages", visible=pages > 1):
+        back = gr.Button("← Back", size="sm", interactive=False)
+        number = gr.HTML(f"1 of {pages:,}", elem_id="number")
+        more = gr.Button("More →", size="sm")
+    return TestImages(gr.State(1), gallery, number, back, more)
 
 
 def _order(tests: TestSet) -> Tensor:
@@ -153,12 +166,28 @@ def _order(tests: TestSet) -> Tensor:
     return torch.randperm(len(tests.labels), generator=torch.Generator().manual_seed(0))
 
 
-def _turn(tests: TestSet) -> Callable[[int], list[Any]]:
-    order = _order(tests)
+def _pages(tests: TestSet) -> int:
+    return -(-len(tests.labels) // SHOWN)
 
-    def turn(page: int) -> list[Any]:
-        some = order[(page - 1) * SHOWN : page * SHOWN]
-        return [drawing.picture(tests.images[i]) for i in some]
+
+def _thumbnails(tests: TestSet, page: int) -> list[Image.Image]:
+    some = _order(tests)[(page - 1) * SHOWN : page * SHOWN]
+    return [drawing.picture(tests.images[i]) for i in some]
+
+
+def _turn(tests: TestSet) -> Callable[..., list[Any]]:
+    """Return what changes page, gallery, number and both buttons."""
+    pages = _pages(tests)
+
+    def turn(page: int, step: int) -> list[Any]:
+        page = min(max(page + step, 1), pages)  # two clicks may come before an answer
+        return [
+            page,
+            gr.update(value=_thumbnails(tests, page), selected_index=None),
+            f"{page:,} of {pages:,}",
+            gr.update(interactive=page > 1),
+            gr.update(interactive=page < pages),
+        ]
 
     return turn
 
@@ -170,45 +199,48 @@ def _of_file(
     panels: list[ModelPanel], missing: str, folder: Path
 ) -> Callable[[str | None], list[Any]]:
     def of_file(file: str | None) -> list[Any]:
-        """The drop zone, empty again; the status; a pair for each network."""
-        nothing = [None, ""] * len(panels)
+        """The drop zone, empty again; the status; a card for each network."""
+        nothing = list(map(drawing.invitation, panels))
         if file is None:
             return [None, _status(INVITATION), *nothing]
         path = Path(file)
         try:
-            pictures = [decode(path, panel.model.size).pixels for panel in panels]
+            photo = drawing.picture(torch.tensor(decode(path).pixels))
         except ValueError as error:
             message = f"{path.name}: cannot be read: {error}"
             return [None, _status(message, trouble=True), *nothing]
         finally:
             if path.resolve().is_relative_to(folder.resolve()):
                 path.unlink(missing_ok=True)
-        tensors = map(torch.tensor, pictures)
-        return [None, _status(path.name), *_answers(panels, tensors, missing)]
+        return [None, _status(path.name), *_cards(panels, photo, missing)]
 
     return of_file
 
 
 def _of_test(
     panels: list[ModelPanel], tests: TestSet, missing: str
-) -> Callable[..., list[Any]]:
+) -> Callable[..., list[str]]:
     order = _order(tests)
 
-    def of_test(page: int, click: gr.SelectData) -> list[Any]:
+    def of_test(page: int, click: gr.SelectData) -> list[str]:
         i = order[(page - 1) * SHOWN + click.index]
-        message = (
-            f"Test image {int(i):,}, whose label is {tests.classes[tests.labels[i]]}"
-        )
-        same = [tests.images[i]] * len(panels)
-        return [_status(message), *_answers(panels, same, missing)]
+        return _on_test_image(panels, tests, missing, i)
 
     return of_test
 
 
-def _answers(
-    panels: list[ModelPanel], pictures: Iterable[Tensor], missing: str
-) -> list[Any]:
-    """Return of each network the values of `gr.Label` and `gr.HTML`."""
-    pairs = zip(panels, pictures, strict=True)
-    answers = [panel.answer(picture) for panel, picture in pairs]
-    return [part for a in answers for part in (a.chances, drawing.html(a, missing))]
+def _on_test_image(
+    panels: list[ModelPanel], tests: TestSet, missing: str, i: Tensor
+) -> list[str]:
+    """Return the status and a card for each network on the test image of index `i`."""
+    message = f"Test image {int(i):,}, whose label is {tests.classes[tests.labels[i]]}"
+    photo = drawing.picture(tests.images[i])
+    return [_status(message), *_cards(panels, photo, missing)]
+
+
+def _cards(panels: list[ModelPanel], photo: Image.Image, missing: str) -> list[str]:
+    cards = []
+    for panel in panels:
+        pixels = torch.tensor(to_pixels(photo, panel.model.size))  # (3, H, W)
+        cards.append(drawing.card(panel, panel.answer(pixels), photo, missing))
+    return cards

@@ -6,6 +6,7 @@ linear layer reads, their cosine is 1 where they point the same way.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from resnet_se.config.build import run_data
 from resnet_se.config.recipe import Recipe
+from resnet_se.data.image_set import DataNotFound
 from resnet_se.inference.pretrained import Pretrained
 from resnet_se.models.resnet import ResNet
 from resnet_se.models.se_gates import gate_values, grad_cam, stages
@@ -23,6 +25,7 @@ from resnet_se.runs.record import unpack_labels
 from resnet_se.utils.errors import UserError
 
 MAPS = 3  # classes whose evidence is shown
+NAMED = 12  # classes that are named before the first picture
 NEAREST = 6  # mistakes beside a picture
 BATCH = 256
 
@@ -73,7 +76,10 @@ def find_test_set(models: Sequence[Pretrained]) -> tuple[TestSet | None, str]:
         try:
             data = run_data(model.source, model.fingerprint, recipe=recipe)
         except (UserError, OSError) as error:
-            reason = str(error)
+            print(f"note: no test images: {error}", file=sys.stderr)
+            lost = isinstance(error, DataNotFound)
+            reason = "its data are not here" if lost else "its data cannot be used"
+            reason += "; the terminal says why"
             continue
         images, labels = data.test_part
         return TestSet(images, labels, data.images.classes, model.fingerprint), ""
@@ -107,6 +113,13 @@ class ModelPanel:
         if self.model.note:
             facts.append("not finished")
         return ", ".join(facts)
+
+    @property
+    def classes(self) -> str:
+        """One line on what it can tell apart."""
+        names = self.model.classes
+        more = f" and {len(names) - NAMED:,} more" if len(names) > NAMED else ""
+        return f"It knows {len(names):,} classes: {', '.join(names[:NAMED])}{more}"
 
     @torch.no_grad()  # no inference mode: Grad-CAM needs ordinary tensors
     def answer(self, picture: Tensor) -> Answer:

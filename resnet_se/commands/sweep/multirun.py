@@ -25,11 +25,11 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig
 from rich.console import Console
-from rich.table import Table
 
 from resnet_se.config import CONF
 from resnet_se.config.hydra_versions import register_resolver
 from resnet_se.config.messages import explain
+from resnet_se.utils.console import plain_table
 from resnet_se.utils.errors import nearest
 from resnet_se.utils.files import Busy, atomic_file, exclusive
 from resnet_se.utils.system import usable_cores
@@ -264,10 +264,8 @@ def varying(jobs: Sequence[Sequence[str]]) -> list[str]:
 
 def print_outcomes(records: list[dict[str, Any]], accuracies: dict[str, str]) -> None:
     """A table of outcomes; `accuracies`: heading → field of the record."""
-    table = Table(title=f"sweep of {len(records)} jobs")
-    for name in ("job", "varies", "outcome", *accuracies, "min"):
-        left = name in ("varies", "outcome")
-        table.add_column(name, justify="left" if left else "right", overflow="fold")
+    columns = ("job", "varies", "outcome", *accuracies, "min")
+    table = plain_table(f"sweep of {len(records)} jobs", *columns, left=3)
     labels = varying([record["overrides"] for record in records])
     for record, label in zip(records, labels, strict=True):
         row = _row(record, label, accuracies.values())
