@@ -412,9 +412,10 @@ def test_no_compiler_is_said_before_training(
 ):
     import torch._inductor.config as inductor
 
-    monkeypatch.setattr(inductor.cpp, "cxx", ("no-such-compiler",))
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "nothing compiled"))
-    assert train(*SMALL, "trainer.compile=default") == 2
+    # Not monkeypatch, which deletes the setting when it puts it back.
+    with inductor.patch({"cpp.cxx": ("no-such-compiler",)}):
+        assert train(*SMALL, "trainer.compile=default") == 2
     error = capsys.readouterr().err
     assert "trainer.compile: torch's compiler does not work here" in error
     assert "trainer.compile=off" in error
