@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch.trainer.connectors import checkpoint_connector
 
 from resnet_se.runs import checkpoint
 from resnet_se.training.module import Classifier
@@ -206,6 +207,13 @@ def test_swapped_files_are_seen(interrupted, train, run_dirs, tmp_path, capsys):
     said = " ".join(capsys.readouterr().out.split())
     assert "a checkpoint of another run: seed1-" in said
     assert "going on from previous.ckpt" in said
+
+
+def test_lightning_says_nothing_of_a_checkpoint(train, monkeypatch):
+    said: list[str] = []
+    monkeypatch.setattr(checkpoint_connector.log, "info", said.append)
+    train("trainer.max_epochs=1")
+    assert not [line for line in said if "weights_only" in line]
 
 
 def test_every_so_many_steps_is_a_choice(train, run_dirs, monkeypatch):

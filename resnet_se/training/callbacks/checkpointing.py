@@ -42,7 +42,8 @@ class CheckpointFiles(CheckpointIO):
 def save(trainer: L.Trainer, path: Path) -> None:
     """Write a checkpoint, of the weights that are tested."""
     with averaged(trainer.optimizers):
-        trainer.save_checkpoint(path)
+        # Said, since Lightning prints a line in every epoch where it is not.
+        trainer.save_checkpoint(path, weights_only=False)
 
 
 class Checkpoints(Checkpoint):
