@@ -75,6 +75,13 @@ def test_the_test_set_as_a_folder_gives_the_record_s_accuracy(
     assert lines[0]["path"].startswith("photos.tar.gz/photos/")
 
 
+def test_the_page_says_what_was_measured_of_lists():
+    ways = json.loads((EXPERIMENTS / "predict/memory.json").read_text())["ways"]
+    page = (EXPERIMENTS.parent / "docs/pages/after-training.md").read_text()
+    least = min(row["speed"] for row in ways.values())
+    assert f"at least {int(100 * least) / 100} of the\nspeed of one tensor" in page
+
+
 def test_the_plain_loop_that_it_is_measured_against_writes_the_same_rows(
     finished: Run, tmp_path
 ):
