@@ -62,8 +62,8 @@ VARIANTS = {  # of speedrun's recipe, number of seeds
         "trainer.max_epochs=7",
         5,
     ),
-    "quickstart": ("experiment=quickstart", 5),
-    "quickstart9": ("experiment=quickstart trainer.max_epochs=9", 5),
+    "quickstart": ("experiment=quickstart_gelu", 5),
+    "quickstart9": ("experiment=quickstart_gelu trainer.max_epochs=9", 5),
 }
 BEST = {
     "best_cpu": ("experiment=best_cpu", 3),

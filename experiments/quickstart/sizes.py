@@ -1,4 +1,4 @@
-"""CPU seconds of quickstart's step at several image sizes, interleaved: sizes.json.
+"""CPU seconds of quickstart's step in three ways, interleaved: sizes.json.
 
     OMP_NUM_THREADS=1 python experiments/quickstart/sizes.py --root DATA
 
@@ -15,6 +15,7 @@ import statistics
 import time
 from itertools import cycle
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -25,15 +26,33 @@ from resnet_se.config.compose import plain_values
 from resnet_se.config.hydra_versions import with_conf
 from resnet_se.config.recipe import Recipe
 from resnet_se.data.resolution import Resolution
+from resnet_se.models import convolutions
+from resnet_se.training.module import Classifier
 from resnet_se.utils import system
 
-SIDES, ROUNDS, EPOCHS, STEPS = (32, 28, 24, 20), 7, 10, 22
-SCHEDULES = {
-    "as it is": [],
-    "24 to 30 %, 28 to 60 %": [[24, 0.3], [28, 0.6]],
-    "24 to 40 %, 28 to 70 %": [[24, 0.4], [28, 0.7]],
-    "20 to 20 %, 24 to 50 %, 28 to 70 %": [[20, 0.2], [24, 0.5], [28, 0.7]],
+# Activation, and the largest side of a map whose weights' gradient is ours.
+WAYS = {
+    "as it was": ("gelu", 0),
+    "products on small maps": ("gelu", convolutions.SMALL),
+    "hardswish too": ("hardswish", convolutions.SMALL),
 }
+SIDES, ROUNDS, STEPS = (32, 28, 24, 20), 7, 22
+SCHEDULES: dict[str, tuple[int, list[list[float]]]] = {
+    "10 epochs at 32": (10, []),
+    "10 epochs, 24 to 40 %, 28 to 70 %": (10, [[24, 0.4], [28, 0.7]]),
+    "11 epochs, 24 to 40 %, 28 to 70 %": (11, [[24, 0.4], [28, 0.7]]),
+    "10 epochs, 20 to 20 %, 24 to 50 %, 28 to 70 %": (
+        10,
+        [[20, 0.2], [24, 0.5], [28, 0.7]],
+    ),
+}
+
+
+def network(overrides: list[str], num_classes: int, activation: str) -> Classifier:
+    with with_conf():
+        cfg = compose("train", [*overrides, f"model.activation={activation}"])
+    torch.manual_seed(0)
+    return build.build_module(Recipe(plain_values(cfg)), num_classes).train()
 
 
 def main() -> None:
@@ -48,8 +67,13 @@ def main() -> None:
     data = build.build_datamodule(recipe)
     data.locate()
     data.setup()
-    module = build.build_module(recipe, data.num_classes).train()
-    optimizer = module.new_optimizer(module.net)
+    modules = {
+        way: network(overrides, data.num_classes, activation)
+        for way, (activation, _) in WAYS.items()
+    }
+    optimizers = {
+        way: module.new_optimizer(module.net) for way, module in modules.items()
+    }
     batches = {}
     for side in SIDES:
         # One epoch, of which a phase would have to leave something.
@@ -57,7 +81,9 @@ def main() -> None:
         data.resolution = Resolution(phases, 2)
         batches[side] = cycle(data.training_batches())
 
-    def step(side: int) -> float:
+    def step(side: int, way: str) -> float:
+        module, optimizer = modules[way], optimizers[way]
+        convolutions.SMALL = WAYS[way][1]
         started = time.process_time()
         images, labels = next(batches[side])
         with torch.autocast("cpu", torch.bfloat16):
@@ -68,8 +94,8 @@ def main() -> None:
         return round(time.process_time() - started, 3)
 
     @torch.inference_mode()
-    def validation() -> float:
-        module.eval()
+    def validation(way: str) -> float:
+        module = modules[way].eval()
         started = time.process_time()
         for images, labels in data.val_dataloader():
             with torch.autocast("cpu", torch.bfloat16):
@@ -79,28 +105,33 @@ def main() -> None:
         module.train()
         return round(time.process_time() - started, 3)
 
-    seconds: dict[str, list[float]] = {str(side): [] for side in SIDES}
-    seconds["validation"] = []
+    seconds: dict[str, dict[str, list[float]]] = {
+        name: {key: [] for key in (*map(str, SIDES), "validation")} for name in WAYS
+    }
     for number in range(ROUNDS + 1):  # the first is not counted
         for side in SIDES:
-            taken = step(side)
-            if number:
-                seconds[str(side)].append(taken)
+            for name, taken in seconds.items():
+                now = step(side, name)
+                if number:
+                    taken[str(side)].append(now)
         if number:
-            seconds["validation"].append(validation())
-        print(number, {k: v[-1:] for k, v in seconds.items()}, flush=True)
-    at = {name: statistics.median(values) for name, values in seconds.items()}
-    trainings = {}
-    for name, phases in SCHEDULES.items():
-        epochs = Resolution(tuple(map(tuple, phases)), EPOCHS).sizes((32, 32))
-        whole = sum(STEPS * at[str(side)] for side, _ in epochs)
-        trainings[name] = {
-            "resolution": phases,
-            "seconds": round(whole + EPOCHS * at["validation"], 1),
-        }
+            for name, taken in seconds.items():
+                taken["validation"].append(validation(name))
+        print(number, flush=True)
+    trainings: dict[str, dict[str, Any]] = {}
+    for way, taken in seconds.items():
+        at = {key: statistics.median(values) for key, values in taken.items()}
+        for name, (epochs, phases) in SCHEDULES.items():
+            sides = Resolution(tuple(map(tuple, phases)), epochs).sizes((32, 32))
+            whole = sum(STEPS * at[str(side)] for side, _ in sides)
+            trainings[f"{way}; {name}"] = {
+                "epochs": epochs,
+                "resolution": phases,
+                "seconds": round(whole + epochs * at["validation"], 1),
+            }
+    first = next(iter(trainings.values()))["seconds"]
     for training in trainings.values():
-        now = trainings["as it is"]["seconds"]
-        training["share"] = round(training["seconds"] / now, 3)
+        training["share"] = round(training["seconds"] / first, 3)
     record = {
         **system.environment(),
         "hardware": system.hardware(torch.device("cpu"), "bf16-mixed"),

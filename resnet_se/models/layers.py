@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from resnet_se.models.attention import channel_gate
+from resnet_se.models.convolutions import SameConv2d, SmallMapConv2d
 from resnet_se.utils.distributed import is_connected
 
 SEPosition = Literal["standard", "pre", "post", "identity"]
@@ -25,27 +26,8 @@ SE_POSITIONS = get_args(SEPosition)
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "relu": functools.partial(nn.ReLU, inplace=True),
     "gelu": nn.GELU,
+    "hardswish": nn.Hardswish,
 }
-
-
-class SameConv2d(nn.Conv2d):
-    """A convolution padded as TensorFlow's `same` does, by the size of its input.
-
-    H → ⌈H/stride⌉.  An odd number of padded rows has the greater half below: at stride
-    2 on an even side a 3×3 kernel is centred on pixel 2i + 1, PyTorch's padding of one
-    on 2i.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C_in, H, W) → (B, C, ⌈H/stride⌉, ⌈W/stride⌉)."""
-        pads: list[int] = []
-        sides = zip(
-            x.shape[:1:-1], self.kernel_size[::-1], self.stride[::-1], strict=True
-        )
-        for n, kernel, stride in sides:  # the last axis first, as F.pad counts
-            rest = max(0, (-(-n // stride) - 1) * stride + kernel - n)
-            pads += [rest // 2, rest - rest // 2]
-        return F.conv2d(F.pad(x, pads), self.weight, self.bias, self.stride)
 
 
 @dataclass(frozen=True)
@@ -82,7 +64,8 @@ class LayerFactory:
     def conv(self, c_in: int, c: int, kernel: int = 3, stride: int = 1) -> nn.Conv2d:
         if self.padding == "same" and stride > 1:  # else it is the symmetric one
             return SameConv2d(c_in, c, kernel, stride, bias=self.bias)
-        return nn.Conv2d(c_in, c, kernel, stride, padding=kernel // 2, bias=self.bias)
+        padding = kernel // 2
+        return SmallMapConv2d(c_in, c, kernel, stride, padding, bias=self.bias)
 
     def norm(self, channels: int) -> nn.BatchNorm2d:
         layer = nn.BatchNorm2d(channels, self.bn_eps, self.bn_momentum)

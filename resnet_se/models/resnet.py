@@ -45,7 +45,8 @@ class ResNet(nn.Module):
         se_position: where in a block the gate stands (`layers.ResidualBlock`).
         gate_scale: factor of the gates; with 2 they begin at about one.
         residual: whether blocks have shortcuts.
-        activation: `relu` or `gelu`, everywhere but within gates.
+        activation: `relu`, `gelu` or `hardswish` (Howard et al. 2019, arXiv
+            1905.02244), everywhere but within gates.
         conv_bias: biases on all convolutions (the paper has them; He et al. do not).
         bn_momentum: weight of the new batch in BatchNorm's running statistics;
             Keras's default 0.99 is 0.01 here.
@@ -55,7 +56,7 @@ class ResNet(nn.Module):
         downsample: by the `stride` of a convolution (`BasicBlock`), or by a max-`pool`
             after one (`PoolBlock`), in blocks with a stride.
         padding: of convolutions with a stride: `symmetric`, PyTorch's, or TensorFlow's
-            `same`, below and right alone on an even side (`SameConv2d`).
+            `same`, below and right alone on an even side (`convolutions.SameConv2d`).
         init: `he`: He's normal for convolutions, PyTorch's own for the rest; `glorot`:
             Glorot's uniform and zero biases in every layer, Keras's default.
         identity_init: the first C_in filters of 3×3 convolutions begin as the identity,
@@ -93,7 +94,7 @@ class ResNet(nn.Module):
         dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0,
         drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0,
         zero_init: bool = False,
-        activation: Literal["relu", "gelu"] = "relu",
+        activation: Literal["relu", "gelu", "hardswish"] = "relu",
         residual: bool = True,
         gate_scale: Positive = 1.0,
         padding: Literal["symmetric", "same"] = "symmetric",

@@ -64,7 +64,7 @@ def orthogonalized(matrices: Tensor, dtype: torch.dtype | None = None) -> Tensor
 
 
 def _pays_together(matrix: Tensor) -> bool:
-    """Whether one product for many saves time: not where one alone fills the cache."""
+    """One product for many saves time, but where one alone fills the cache."""
     return matrix.device.type != "cpu" or matrix.numel() < CACHED
 
 
