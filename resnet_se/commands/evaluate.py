@@ -31,6 +31,7 @@ from resnet_se.config.schema import PRECISION
 from resnet_se.config.targets import build_target, check_targets, value_below
 from resnet_se.data.sources import CIFAR10, CIFAR100
 from resnet_se.data.test_sets.base import LabelledImages, TestSet, Trained, indices_of
+from resnet_se.inference.keras_model import without_defaults
 from resnet_se.inference.pretrained import Pretrained, read
 from resnet_se.inference.robustness import figures
 from resnet_se.runs.bundle import is_bundle
@@ -138,11 +139,13 @@ def _on_test_set(cfg: DictConfig) -> dict[str, Any]:
     path = Path(cfg.run).expanduser()
     is_run = (path / "config.yaml").is_file() and not is_bundle(path)
     last = is_run and cfg.ckpt == "last"
-    node: Any = (
-        OmegaConf.to_container(cfg.model, resolve=True) if "model" in cfg else None
-    )
+    node: Any = None
+    if "model" in cfg:
+        composed: Any = OmegaConf.to_container(cfg.model, resolve=True)
+        node = without_defaults(composed)
     model = read(path / "checkpoints" / LAST if last else path, bool(cfg.trust), node)
-    if is_keras(path):  # names no classes; Keras's CIFAR has the official order
+    if is_keras(path) and all(map(str.isdecimal, model.classes)):
+        # It names no classes; Keras's CIFAR has the official order.
         model.classes = CIFAR.get(len(model.classes), model.classes)
     if model.note:
         print(f"note: {model.note}", file=sys.stderr)

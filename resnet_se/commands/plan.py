@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 import sys
+from typing import Any
 
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -46,7 +47,7 @@ class Planner:
     """Builds and measures jobs, and what is alike in several of them once."""
 
     def __init__(self) -> None:
-        self.modules: dict[str, ImageDataModule] = {}
+        self.modules: dict[tuple[Any, ...], ImageDataModule] = {}
         self.by_hash: dict[str, Cost] = {}
         self.by_line: dict[tuple[str, ...], tuple[str, int, Cost]] = {}  # but for seeds
 
@@ -63,7 +64,7 @@ class Planner:
 
     def _cost(self, run: Run) -> Cost:
         data = run.data
-        source = f"{run.environment.data} {data.val_fraction} {data.train_subset}"
+        source = run.environment.data, *_parting(data)
         if source in self.modules:  # not decoded and dealt out again
             data.share_images(self.modules[source])
         data.setup()
@@ -71,6 +72,12 @@ class Planner:
         if run.digest not in self.by_hash:
             self.by_hash[run.digest] = measure(run)
         return self.by_hash[run.digest]
+
+
+def _parting(data: ImageDataModule) -> tuple[Any, ...]:
+    """Return all that the parts of one source follow from."""
+    how = data.split, data.val_fraction, data.train_subset, data.split_seed
+    return (*how, *data.folding, *data.noise)
 
 
 def main() -> None:

@@ -289,7 +289,8 @@ def _write(model: Pretrained, net: Exported, options: Options, file: Path) -> No
     example = (torch.zeros(2, 3, *model.size, dtype=dtype),)
     batch = {"images": {0: torch.export.Dim("batch")}}
     if options.format == "keras":
-        keras_weights.write(file, net.net)
+        about = {key: json.loads(text) for key, text in _about(model).items()}
+        keras_weights.write(file, net.net, about)
         return
     if options.format == "safetensors":
         from safetensors.torch import save_file

@@ -15,6 +15,7 @@ from resnet_se.utils.errors import UserError
 
 # Keras's defaults, where a file of weights alone does not say.
 DEFAULTS = {"padding": "same", "bn_eps": 1e-3, "bn_momentum": 0.01}
+RESTATED = {"padding": "symmetric", "bn_eps": 1e-5, "bn_momentum": 0.1}
 RESNET = "resnet_se.models.resnet.ResNet"
 
 
@@ -35,17 +36,24 @@ def read(source: Path, model: str | Mapping[str, Any] | None) -> Pretrained:
         node = preset_node(model, settings)
     else:
         node = {"_target_": RESNET, **settings, **model}
-    classes = tuple(str(k) for k in range(file.num_classes))
-    net = build_node(node, len(classes))
+    about = file.about or {
+        "classes": tuple(str(k) for k in range(file.num_classes)),
+        "size": SIZE,
+        "mean": torch.zeros(3),
+        "std": torch.ones(3),
+        "fingerprint": "",
+    }
+    net = build_node(node, file.num_classes)
     net.load_state_dict(state_of(file, net))
     content = bundle.Content(
-        weights=net.state_dict(),
-        classes=classes,
-        size=SIZE,
-        mean=torch.zeros(3),
-        std=torch.ones(3),
-        fingerprint="",
-        config={"model": node},
-        record=None,
+        weights=net.state_dict(), config={"model": node}, record=None, **about
     )
     return Pretrained(net, content, source)
+
+
+def without_defaults(node: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a composed `model` node without what presets restate and a file says.
+
+    A value other than `ResNet`'s default has been typed, and stays.
+    """
+    return {k: v for k, v in node.items() if k not in RESTATED or v != RESTATED[k]}

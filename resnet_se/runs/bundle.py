@@ -88,7 +88,7 @@ def read(path: Path) -> Content:
             weights=load(files[WEIGHTS]),
             config=_mapping(config),
             record=None if record is None else _mapping(record),
-            **_checked(manifest),
+            **preprocessing(manifest),
         )
     except KeyError as error:
         raise UserError(f"{path}: not a bundle: {error} is missing") from None
@@ -98,8 +98,12 @@ def read(path: Path) -> Content:
         raise UserError(f"{path}: a damaged bundle: {error}") from None
 
 
-def _checked(manifest: dict[str, Any]) -> dict[str, Any]:
-    """Return the manifest's part of `Content`; raise ValueError unless sound."""
+def preprocessing(manifest: dict[str, Any]) -> dict[str, Any]:
+    """Return the part of `Content` that says what the network takes and gives.
+
+    Raises:
+        ValueError, KeyError, TypeError: it is not sound.
+    """
     classes = manifest["classes"]
     if len(classes) < 2 or not all(isinstance(name, str) for name in classes):
         raise ValueError("classes: expected 2 or more names")

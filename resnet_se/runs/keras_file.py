@@ -24,6 +24,8 @@ from resnet_se.utils.files import read_regular
 MOST = 4 << 30  # bytes of a file, and of the weights inside `.keras`
 ZIP, HDF5 = b"PK\x03\x04", b"\x89HDF\r\n\x1a\n"
 SUFFIXES = (".keras", ".h5", ".hdf5")
+# An attribute of files that `keras_weights` writes: JSON; Keras passes it over.
+ABOUT = "resnet_se"
 KINDS = {"conv2d": "convolution", "dense": "dense", "batch_normalization": "BatchNorm"}
 # Layers without weights that a ResNet has, or does without in inference.
 SILENT = {
@@ -51,11 +53,13 @@ class KerasFile:
     """The layers of a file, and what its configuration says, if it has one.
 
     `settings` are arguments of `ResNet`: padding, bn_eps; empty for weights alone.
+    `about` is the preprocessing, which files written here say (`ABOUT`), or None.
     """
 
     path: Path
     layers: list[Layer]
     settings: dict[str, Any]
+    about: dict[str, Any] | None = None
 
     @property
     def num_classes(self) -> int:
@@ -121,7 +125,21 @@ def read(path: Path) -> KerasFile:
     ]
     if not layers:
         raise UserError(f"{path}: a Keras file without weights of layers")
+    if ABOUT in file.attrs:
+        return KerasFile(path, layers, *_about(path, file.attrs[ABOUT]))
     return KerasFile(path, layers, graph.settings if graph else {})
+
+
+def _about(path: Path, text: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the settings and the preprocessing of a file written here."""
+    from resnet_se.runs.bundle import preprocessing
+
+    try:
+        about = json.loads(text)
+        settings = {"padding": about["padding"], "bn_eps": about["bn_eps"]}
+        return settings, preprocessing({**about, "fingerprint": ""})
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: {ABOUT}: {_line(error)}") from None
 
 
 def _line(error: Exception) -> str:

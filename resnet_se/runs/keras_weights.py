@@ -9,6 +9,8 @@ of each block, then the head.
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from resnet_se.runs.keras_file import KINDS, KerasFile, Layer
+from resnet_se.runs.keras_file import ABOUT, KINDS, KerasFile, Layer
 from resnet_se.utils.errors import UserError
 
 KERAS_NAMES = {
@@ -76,11 +78,15 @@ def state_of(file: KerasFile, net: nn.Module) -> dict[str, Tensor]:
     return state
 
 
-def write(path: Path, net: nn.Module) -> None:
+def write(path: Path, net: nn.Module, about: Mapping[str, Any] | None = None) -> None:
     """Write a `ResNet`'s weights as Keras 3's `save_weights` does (`.weights.h5`).
 
-    They load into the same network built in Keras, whose padding and epsilon the file
-    does not hold (experiments/keras/network.py builds it).
+    They load into the same network built in Keras, to which the file does not say
+    padding and epsilon (experiments/keras/network.py builds it).
+
+    Args:
+        about: classes, size, mean and std; with padding and epsilon they are written
+            into an attribute, for `read` here.
 
     Raises:
         UserError: h5py is missing, or a layer is none that Keras's files have here.
@@ -93,6 +99,8 @@ def write(path: Path, net: nn.Module) -> None:
         ) from None
     counts: dict[str, int] = {}
     with h5py.File(path, "w") as file:
+        if about is not None:
+            file.attrs[ABOUT] = json.dumps({**about, **_settings(net)})
         for name, module in net.named_modules():
             tensors = [
                 tensor
@@ -114,6 +122,15 @@ def write(path: Path, net: nn.Module) -> None:
                 values = tensor.float().cpu().numpy()
                 values = values.transpose(TO_KERAS[values.ndim])
                 file[f"{group}/vars/{i}"] = np.ascontiguousarray(values)
+
+
+def _settings(net: nn.Module) -> dict[str, Any]:
+    """Return the arguments of `ResNet` that weights do not show."""
+    convs = [m for m in net.modules() if isinstance(m, nn.Conv2d)]
+    # `same` pads by the size of the input, in `forward`.
+    bare = any(max(m.kernel_size) > 1 and not any(m.padding) for m in convs)
+    epsilons = [m.eps for m in net.modules() if isinstance(m, nn.BatchNorm2d)]
+    return {"padding": "same" if bare else "symmetric", "bn_eps": epsilons[0]}
 
 
 def _paired(

@@ -192,12 +192,15 @@ def test_the_interval_of_corruptions_counts_an_image_once():
     assert once["acc_95"][0] == pytest.approx(0.5 - 1.96 * (50 / 49 / 4 / 50) ** 0.5)
 
 
-def test_a_keras_file_is_tested_with_the_network_it_holds(tmp_path, capsys):
+@pytest.mark.parametrize("side", [32, 48])
+def test_a_keras_file_is_tested_with_the_network_it_holds(tmp_path, capsys, side):
     folder, rng = tmp_path / "mine", np.random.default_rng(0)
     folder.mkdir()
-    pixels = rng.integers(0, 256, (50, 32, 32, 3), dtype=np.uint8)
+    coarse = rng.integers(0, 256, (50, 8, 8, 3), dtype=np.uint8)  # logits spread
+    pixels = coarse.repeat(side // 8, axis=1).repeat(side // 8, axis=2)
     np.save(folder / "images.npy", pixels)
-    np.save(folder / "labels.npy", rng.integers(0, 10, 50))
+    labels = rng.integers(0, 10, 50)
+    np.save(folder / "labels.npy", labels)
     file = Path(__file__).parents[1] / "fixtures/keras/se_resnet.keras"
     network = {"depths": [1, 2, 1], "widths": [8, 16, 32], "strides": [1, 2, 2]}
     typed = [f"model.{k}={v}".replace(" ", "") for k, v in network.items()]
@@ -206,8 +209,11 @@ def test_a_keras_file_is_tested_with_the_network_it_holds(tmp_path, capsys):
     assert call(tmp_path, "evaluate", *typed, *data) == 0
     found = json.loads((tmp_path / "found.json").read_text())
     model = resnet_se.load(file, model={**network, "reduction": 4})
-    expected = model(torch.from_numpy(pixels).permute(0, 3, 1, 2)).argmax(1)
-    assert (unpack_labels(found["predicted"]) == expected.numpy()).all()
+    logits = model(torch.from_numpy(pixels).permute(0, 3, 1, 2))
+    assert (unpack_labels(found["predicted"]) == logits.argmax(1).numpy()).all()
+    # With the preset's own padding and epsilon it would be another network's.
+    loss = float(F.cross_entropy(logits, torch.from_numpy(labels)))
+    assert found["loss"] == pytest.approx(loss, rel=1e-5)
     assert call(tmp_path, "evaluate", f"run={file}") == 2
     assert "is a Keras file; add data=NAME" in capsys.readouterr().err
     assert call(tmp_path, "evaluate", f"run={file}", *data) == 2

@@ -6,8 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from resnet_se.commands.plan import Planner
+from resnet_se.config.hydra_versions import with_conf
 from resnet_se.training.module import Classifier
 from resnet_se.training.param_groups import l2_penalty
+from tests.conftest import TINY
 
 KERAS = ("reading=keras", "optimizer=adam", "optimizer.weight_decay=0.01")
 KERAS += ("augment=paper", "scheduler=paper", "scheduler.warmup_epochs=1")
@@ -76,10 +79,32 @@ def test_it_goes_on_as_if_it_had_not_stopped(train, run_dirs, monkeypatch, tmp_p
             assert float(ours[name]) == pytest.approx(float(other[name]), rel=1e-4)
 
 
-def test_a_network_of_another_package_is_refused(train, capsys):
+def test_readings_are_planned_and_nothing_is_written(command, capsys, tmp_path):
+    assert command("plan", *TINY, *KERAS[1:], "reading=pytorch,keras") == 0
+    printed = capsys.readouterr().out
+    assert "2 jobs" in printed
+    assert "cannot work" not in printed
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_plan_splits_each_job_s_data_as_its_training_would():
+    planner, given = Planner(), [*TINY, "trainer.max_epochs=1"]
+    more = ("split=tail", "folds=3", "fold=0")
+    with with_conf():
+        for options in ([], *([f"data.{option}"] for option in more)):
+            planner.job([*given, *options])
+    parts = [len(m.train_part[0]) for m in planner.modules.values()]
+    assert parts == [220, 216, 160]  # the last job's are the first's
+
+
+def test_a_network_of_another_package_is_refused(train, command, capsys):
     options = ("model._target_=timm.create_model", "+model.model_name=resnet18")
     assert train("reading=keras", *options) == 2
     assert "reading=keras: it sets padding and init" in capsys.readouterr().err
+    assert command("plan", *TINY, "reading=keras", *options) == 2
+    message = capsys.readouterr().err
+    assert "reading=keras: it sets padding and init" in message
+    assert len(message.strip().splitlines()) == 1
     assert train("reading=keras", "optimizer=muon") == 2
     message = capsys.readouterr().err
     assert "optimizer." in message

@@ -57,6 +57,11 @@ def test_steps():
     assert f"{steps} steps for {steps - 1}" in loaders
 
 
+def test_the_variance_without_an_option():
+    n = 128 * 8 * 8
+    assert f"{n / (n - 1):.5f} at most" in PAGE
+
+
 def test_adam():
     [small, _] = KERAS["adam"]["rows"]
     assert f"{-small['weights'][0] / KERAS['adam']['rate']:.3f} of" in row_of("adam")

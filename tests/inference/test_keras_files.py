@@ -1,5 +1,6 @@
 """Networks that Keras trained and saved (experiments/keras/make_fixture.py)."""
 
+import inspect
 import io
 import json
 import shutil
@@ -11,6 +12,8 @@ import pytest
 import torch
 
 import resnet_se
+from resnet_se.config.build import run_data
+from resnet_se.inference.keras_model import RESTATED, without_defaults
 from resnet_se.models.resnet import ResNet
 from resnet_se.runs import keras_file
 from resnet_se.runs.keras_weights import state_of, write
@@ -110,16 +113,58 @@ def test_a_layer_that_keras_has_not_is_not_written(tmp_path):
         write(tmp_path / "own.weights.h5", net)
 
 
-def test_an_exported_run_is_read_again(finished, command, tmp_path):
+def test_an_exported_run_is_read_and_tested_again(finished, command, tmp_path):
+    """The file says padding, epsilon and preprocessing, which weights do not show."""
     options = ("format=keras", "out=ours.weights.h5", "images=40")
     assert command("export", f"run={finished.folder}", *options) == 0
     model = resnet_se.load(finished.folder)
-    arguments = dict(model.config["model"])
-    del arguments["_target_"]
-    again = resnet_se.load(tmp_path / "ours.weights.h5", model=arguments)
-    x = torch.randn(4, 3, 32, 32)
+    shape = {k: model.config["model"][k] for k in NETWORK}
+    again = resnet_se.load(tmp_path / "ours.weights.h5", model=shape)
+    x = torch.randint(0, 256, (20, 3, 32, 32), dtype=torch.uint8)
     with torch.no_grad():
-        torch.testing.assert_close(again.net(x), model.net(x))
+        torch.testing.assert_close(again(x), model(x))
+    assert again.classes == model.classes
+    typed = [f"model.{k}={v}".replace(" ", "") for k, v in shape.items()]
+    test, _ = run_data(finished.folder).test_part, (tmp_path / "mine").mkdir()
+    np.save(tmp_path / "mine/images.npy", test[0].permute(0, 2, 3, 1).numpy())
+    np.save(tmp_path / "mine/labels.npy", test[1].numpy())
+    data = ("data=arrays", "data.source.root=mine", "out=found.json")
+    options = ("run=ours.weights.h5", "model=se_resnet20", *typed, *data)
+    assert command("evaluate", *options) == 0
+    found = json.loads((tmp_path / "found.json").read_text())
+    for key in ("acc", "predicted", "per_class"):
+        assert found[key] == finished.result["test"][key]
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "[]", "{}", '{"padding": "same", "bn_eps": 1, "classes": []}']
+)
+def test_an_attribute_that_is_not_ours_is_one_sentence(tmp_path, text):
+    path = with_weights(tmp_path / "a.weights.h5", lambda layers: None)
+    with h5py.File(path, "r+") as file:
+        file.attrs[keras_file.ABOUT] = text
+    with pytest.raises(UserError, match=r"a\.weights\.h5: resnet_se: .+") as caught:
+        resnet_se.load(path, model=NETWORK)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("padding", ["same", "symmetric"])
+def test_what_is_written_says_its_padding_and_epsilon(tmp_path, padding):
+    net = ResNet(**NETWORK, bn_eps=2e-4, padding=padding)
+    about = {"classes": list("abcdefghij"), "size": [32, 32]}
+    about |= {"mean": [0.1, 0.2, 0.3], "std": [1.0, 2.0, 3.0]}
+    write(tmp_path / "a.weights.h5", net, about)
+    file = keras_file.read(tmp_path / "a.weights.h5")
+    assert file.settings == {"padding": padding, "bn_eps": 2e-4}
+    assert file.about["std"].tolist() == [1.0, 2.0, 3.0]
+
+
+def test_only_what_a_file_says_is_taken_from_a_preset_s_place():
+    preset = {"depths": [3], "padding": "symmetric", "bn_eps": 1e-5, "bn_momentum": 0.1}
+    assert without_defaults(preset) == {"depths": [3]}
+    assert without_defaults({**preset, "bn_eps": 1e-4})["bn_eps"] == 1e-4
+    own = inspect.signature(ResNet).parameters
+    assert {k: own[k].default for k in RESTATED} == RESTATED
 
 
 # --- what cannot be read -----------------------------------------

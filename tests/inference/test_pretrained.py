@@ -17,7 +17,7 @@ from torch import nn
 
 import resnet_se
 from resnet_se.config.recipe import load_recipe
-from resnet_se.data.decode import to_rgb
+from resnet_se.data.decode import to_pixels, to_rgb
 from resnet_se.inference.pretrained import Pretrained
 from resnet_se.models.complexity import parameter_counts
 from resnet_se.runs import checkpoint
@@ -54,6 +54,24 @@ def test_a_loaded_network_gives_the_test_logits_of_its_run(model, finished):
     torch.testing.assert_close(logits, torch.from_numpy(saved["logits"]))
     views = model.predict(images, tta=True).probabilities
     torch.testing.assert_close(views, torch.from_numpy(saved["tta"]))
+
+
+@pytest.mark.parametrize(("size", "most"), [((64, 64), 0), ((80, 60), 1)])
+def test_images_of_another_size_differ_by_a_level_between_their_forms(
+    model, size, most
+):
+    """Pillow and torchvision both resize whole levels, and mostly to the same."""
+    draw = np.random.default_rng(0)
+    pixels = draw.integers(0, 256, (6, *size, 3), dtype=np.uint8)
+    whole = torch.from_numpy(pixels).permute(0, 3, 1, 2)
+    files = [to_pixels(Image.fromarray(image), model.size) for image in pixels]
+    levels = model.std[:, None, None] * 255
+    array = model.preprocess(whole) * levels
+    apart = array - model.preprocess(torch.from_numpy(np.stack(files))) * levels
+    assert round(float(apart.abs().max())) == most
+    assert (apart.abs() > 0.5).float().mean() < 0.02
+    fractions = array - model.preprocess(whole / 255) * levels
+    assert 0.5 < float(fractions.abs().max()) < 1
 
 
 def test_it_carries_what_its_user_needs(model, finished):
