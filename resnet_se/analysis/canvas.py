@@ -9,9 +9,12 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+
+from resnet_se.utils.files import atomic_file
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -35,6 +38,12 @@ def draw(figure: Figure) -> str:
         figure.savefig(out, format="svg", metadata={"Date": None})
     text = NUMBERS.sub(lambda m: DIGITS.sub(r"\1", m[0]), out.getvalue())
     return re.sub(r"\s+", " ", UNSEEN.sub("", text)).replace("> <", "><") + "\n"
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write the figure as PNG, whole; a link by its name is replaced, not followed."""
+    with atomic_file(path) as file:
+        figure.savefig(file, format="png", dpi=120)
 
 
 def subplots(

@@ -20,6 +20,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
+from resnet_se.analysis.canvas import save
 from resnet_se.analysis.gate_figures import (
     ablations,
     channels,
@@ -342,4 +343,4 @@ def write_pictures(out: Path, studies: Sequence[GateStudy]) -> None:
         pictures[name] = maps(with_accuracy(study.entry), **study.maps)
     for name, figure in pictures.items():
         with writing(out):
-            figure.savefig(out / f"{name}.png", dpi=120)
+            save(figure, out / f"{name}.png")

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from resnet_se.analysis.duplicates import digests
 from resnet_se.config.build import run_data
+from resnet_se.runs import predictions_file
 from resnet_se.utils.errors import UserError
 
 
@@ -76,13 +76,12 @@ def held_out(
 
 def _predictions(run_dir: Path) -> list[tuple[Tensor, Tensor]]:
     """Return images and logits of the validation and the test part of a run."""
-    path = run_dir / "predictions.npz"
+    path = run_dir / predictions_file.NAME
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            saved = {name: torch.from_numpy(arrays[name]) for name in arrays}
-    except Exception as error:  # zipfile and NumPy: each has its own kind
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"run: no predictions in {path} ({reason})") from None
+        arrays = predictions_file.read(path)
+    except OSError as error:
+        raise UserError(f"run: no predictions in {path} ({error.strerror})") from None
+    saved = {name: torch.from_numpy(array) for name, array in arrays.items()}
     data = run_data(run_dir)
     parts = []
     for part, prefix in ((data.val_part, "val_"), (data.test_part, "")):

@@ -24,6 +24,7 @@ from resnet_se.analysis.canvas import (
     GREY,
     ORANGE,
     confusion,
+    save,
     subplots,
 )
 from resnet_se.data.datamodule import ImageDataModule
@@ -89,7 +90,7 @@ def save_run_plots(
         own = figure.get_suptitle()
         title = f"{run}\n{own}" if own else run
         figure.suptitle(title, fontsize=10, parse_math=False)
-        figure.savefig(folder / f"{name}.png", dpi=120)
+        save(figure, folder / f"{name}.png")
     return list(figures)
 
 
@@ -314,7 +315,7 @@ def draw_corruptions(
     for (i, j), value in np.ndenumerate(share):
         shade = "white" if value > 60 else "black"
         axis.text(j, i, f"{value:.1f}", ha="center", va="center", color=shade)
-    figure.savefig(path, dpi=120)
+    save(figure, path)
 
 
 def contact_sheet(images: Tensor, titles: Sequence[str], path: Path) -> None:
@@ -326,7 +327,7 @@ def contact_sheet(images: Tensor, titles: Sequence[str], path: Path) -> None:
     for axis, image, title in zip(axes.flat, images, titles, strict=False):
         axis.imshow(image.permute(1, 2, 0).numpy())
         axis.set_title(title, fontsize=7, parse_math=False)
-    figure.savefig(path, dpi=120)
+    save(figure, path)
 
 
 def augmented(data: ImageDataModule, n: int, epochs: int) -> Tensor:

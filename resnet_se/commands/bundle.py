@@ -26,7 +26,7 @@ from resnet_se.inference.pretrained import Pretrained, read
 from resnet_se.models.complexity import parameter_counts
 from resnet_se.runs import bundle
 from resnet_se.utils.errors import UserError
-from resnet_se.utils.files import atomic_file, writing
+from resnet_se.utils.files import atomic_file, check_file, writing
 
 HUBCONF = '''\
 """For torch.hub: torch.hub.load(PATH, "network", source="local")."""
@@ -58,8 +58,11 @@ def bundle_run(cfg: DictConfig) -> Path:
     out = Path(cfg.out or Path("bundles", model.default_name))
     if out.suffix == ".zip":
         out = out.with_suffix("")
+    if out.name in ("", ".."):
+        raise UserError(f"out: expected the name of a folder to make, got {out}")
     if out.exists() and not (out / bundle.MANIFEST).is_file() and _is_full(out):
         raise UserError(f"out: {out} is there and is no bundle; name another")
+    check_file(out.with_name(f"{out.name}.zip"))
     files = _files(model)
     with writing(out, folder=out.parent):
         with tempfile.TemporaryDirectory(dir=out.parent, prefix=".bundle-") as folder:

@@ -42,7 +42,13 @@ from resnet_se.runs.record import read_result
 from resnet_se.training.evaluation import load_weights, score
 from resnet_se.utils.console import plain_table
 from resnet_se.utils.errors import UserError
-from resnet_se.utils.files import write_json, writing
+from resnet_se.utils.files import (
+    check_file,
+    check_folder,
+    own_folder,
+    write_json,
+    writing,
+)
 from resnet_se.utils.system import accelerator
 from resnet_se.utils.validation import check_value
 
@@ -59,6 +65,8 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
             trained on.
     """
     run_dir = Path(cfg.run)
+    if cfg.out:
+        check_file(Path(cfg.out))
     if cfg.get("data"):
         return _on_test_set(cfg)
     if is_keras(run_dir):
@@ -154,6 +162,11 @@ def _on_test_set(cfg: DictConfig) -> dict[str, Any]:
         views = build_target("tta", cfg.tta) if cfg.tta else None
     else:
         views = model.views(model.config.get("tta") or False)
+    folder = path / FOLDER
+    if not is_run:  # a bundle's files are fixed
+        folder = path.with_name(f"{path.name.removesuffix('.zip')}-{FOLDER}")
+    if not cfg.out:
+        check_folder(own_folder(folder))
     found = figures(model, test_parts(source, model, path), views)
     name = source.key() + ("-last" if last else "")
     record = {
@@ -174,9 +187,6 @@ def _on_test_set(cfg: DictConfig) -> dict[str, Any]:
         "hardware": {"accelerator": model.mean.device.type, "precision": "32-true"},
         **found,
     }
-    folder = path / FOLDER
-    if not is_run:  # a bundle's files are fixed
-        folder = path.with_name(f"{path.name.removesuffix('.zip')}-{FOLDER}")
     out = Path(cfg.out) if cfg.out else folder / f"{name}.json"
     write_evaluation(out, record)
     if "by" in found:

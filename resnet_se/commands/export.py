@@ -21,6 +21,7 @@ from resnet_se.inference.export import Options, Row
 from resnet_se.inference.pretrained import read
 from resnet_se.models.se_gates import all_static
 from resnet_se.utils.console import plain_table
+from resnet_se.utils.files import check_file
 
 
 def export(cfg: DictConfig) -> list[Row]:
@@ -41,8 +42,9 @@ def export(cfg: DictConfig) -> list[Row]:
             "already; it is folded as by fold=true"
         )
         options = options._replace(gates="free", fold=True)
-    data = run_data(model.source, model.fingerprint)
     out = Path(cfg.out or f"{model.default_name}{exporting.SUFFIXES[options.format]}")
+    check_file(out)
+    data = run_data(model.source, model.fingerprint)
     rows = exporting.export_network(model, data, options, out)
     _print_rows(f"{cfg.run} → {out}", rows)
     Console().print(

@@ -31,7 +31,7 @@ from resnet_se.inference.pretrained import Pretrained, read
 from resnet_se.models.se_gates import se_blocks
 from resnet_se.utils.console import plain_table
 from resnet_se.utils.errors import UserError
-from resnet_se.utils.files import writing
+from resnet_se.utils.files import check_folder, own_folder
 from resnet_se.utils.system import accelerator
 
 
@@ -48,9 +48,10 @@ def inspect(cfg: DictConfig) -> list[GateStudy]:
     for model in models:
         if model.note:
             console.print(f"note: {model.note}", soft_wrap=True)
-    out = Path(cfg.out or ("inspect" if len(sources) > 1 else f"{sources[0]}/inspect"))
-    with writing(out, folder=out):
-        pass
+    shared = Path("inspect")  # of several runs
+    homes = [own_folder(model.source / "inspect") for model in models]
+    out = Path(cfg.out) if cfg.out else homes[0] if len(homes) == 1 else shared
+    check_folder(out)
     studies = []
     for model in models:
         data = run_data(model.source, model.fingerprint)
@@ -60,8 +61,8 @@ def inspect(cfg: DictConfig) -> list[GateStudy]:
     write_pictures(out, studies)
     write_entries(out, studies)
     if cfg.out is None and len(sources) > 1:  # the report of each looks there
-        for model, study in zip(models, studies, strict=True):
-            write_entries(model.source / "inspect", [study])
+        for home, study in zip(homes, studies, strict=True):
+            write_entries(home, [study])
     console.print(f"{out}: inspect.json and pictures", soft_wrap=True)
     return studies
 

@@ -10,11 +10,10 @@ named, the rest is drawn.
 from __future__ import annotations
 
 import csv
-import zipfile
+import math
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from omegaconf import DictConfig
 from rich.console import Console
@@ -23,12 +22,13 @@ from resnet_se.analysis import run_figures
 from resnet_se.config.build import run_data
 from resnet_se.config.recipe import load_recipe
 from resnet_se.config.targets import build_target
-from resnet_se.runs.record import read_result
+from resnet_se.runs import predictions_file
+from resnet_se.runs.record import EVERY, check_fields, read_result
 from resnet_se.training.mixing import Mixing
 from resnet_se.utils.errors import UserError
-from resnet_se.utils.files import writing
+from resnet_se.utils.files import check_folder, own_folder, read_regular, writing
 
-ARRAYS = ("labels", "logits", "val_labels", "val_logits")
+MOST_BYTES, MOST_EPOCHS, LARGEST = 64 << 20, 10**6, 1e30  # of metrics.csv
 
 
 def plots(cfg: DictConfig) -> list[str]:
@@ -41,6 +41,12 @@ def plots(cfg: DictConfig) -> list[str]:
     result = read_result(run_dir)
     if result is None:
         raise UserError(f"run: expected a run directory, got {cfg.run!r}")
+    try:
+        check_fields(result, EVERY)
+    except UserError as error:
+        raise UserError(f"{run_dir}: {error}") from None
+    out = Path(cfg.out) if cfg.out else own_folder(run_dir / "plots")
+    check_folder(out)
     recipe = load_recipe(run_dir)
     missing: list[str] = []
     history = _history(run_dir, missing)
@@ -48,7 +54,6 @@ def plots(cfg: DictConfig) -> list[str]:
     if best_epoch is None:  # not finished: of what there is
         losses = {r["val/loss"]: i for i, r in enumerate(history) if "val/loss" in r}
         best_epoch = losses[min(losses)] if losses else None
-    out = Path(cfg.out or run_dir / "plots")
     with writing(out):
         names = run_figures.save_run_plots(
             out,
@@ -56,7 +61,7 @@ def plots(cfg: DictConfig) -> list[str]:
             history=history,
             best_epoch=best_epoch,
             soft_targets=build_target("mixing", recipe["mixing"]) != Mixing(),
-            **_predictions(run_dir, missing),
+            **_predictions(run_dir, result, missing),
             **_images(run_dir, result, missing),
         )
     console = Console(highlight=False)
@@ -74,13 +79,17 @@ def _history(run_dir: Path, missing: list[str]) -> run_figures.History:
     """Return the rows of metrics.csv, an empty cell leaving its column out."""
     path = run_dir / "metrics.csv"
     try:
-        with path.open(newline="") as file:
-            rows = [
-                {name: float(cell) for name, cell in row.items() if cell}
-                for row in csv.DictReader(file)
-            ]
-            # Validations within an epoch come before its own row.
-            return list({row["epoch"]: row for row in rows}.values())
+        lines = read_regular(path, MOST_BYTES).decode().splitlines()
+        rows = [
+            {name: float(cell) for name, cell in row.items() if cell}
+            for row in csv.DictReader(lines)
+        ]
+        if not all(0 <= row["epoch"] < MOST_EPOCHS for row in rows):
+            raise ValueError(f"epochs expected in 0..{MOST_EPOCHS:,}")
+        if any(LARGEST < abs(v) < math.inf for row in rows for v in row.values()):
+            raise ValueError(f"numbers up to {LARGEST:g} expected")
+        # Validations within an epoch come before its own row.
+        return list({row["epoch"]: row for row in rows}.values())
     except FileNotFoundError:
         missing.append(f"curves: no {path}")
     except (OSError, KeyError, ValueError, TypeError, csv.Error) as error:
@@ -88,18 +97,23 @@ def _history(run_dir: Path, missing: list[str]) -> run_figures.History:
     return []
 
 
-def _predictions(run_dir: Path, missing: list[str]) -> dict[str, Any]:
-    path = run_dir / "predictions.npz"
+def _predictions(
+    run_dir: Path, result: dict[str, Any], missing: list[str]
+) -> dict[str, Any]:
+    path = run_dir / predictions_file.NAME
     pictures = "confusion, classes, reliability and mistakes"
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            loaded = {n: torch.from_numpy(arrays[n]) for n in ARRAYS if n in arrays}
+        arrays = predictions_file.read(path)
+        classes = len((result.get("data") or {}).get("classes", ()))
+        if "logits" in arrays and arrays["logits"].shape[1] != classes:
+            raise UserError(f"{path}: expected the {classes} classes of result.json")
     except FileNotFoundError:
         missing.append(f"{pictures}: no {path}, which the test at the end writes")
         return {}
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
-        missing.append(f"{pictures}: {path} cannot be read ({error})")
+    except (OSError, UserError) as error:
+        missing.append(f"{pictures}: {error}")
         return {}
+    loaded = {name: torch.from_numpy(array) for name, array in arrays.items()}
     if "val_logits" not in loaded:
         missing.append(
             f"reliability after temperature scaling: {path} is of an earlier version, "

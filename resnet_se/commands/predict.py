@@ -35,7 +35,7 @@ from resnet_se.inference.pretrained import Pretrained, read
 from resnet_se.models.tta import TTA
 from resnet_se.utils.console import count_of, plain_table
 from resnet_se.utils.errors import UserError, nearest
-from resnet_se.utils.files import atomic_file, writing
+from resnet_se.utils.files import atomic_file, check_file, writing
 from resnet_se.utils.system import accelerator
 
 FORMATS = (".csv", ".jsonl")
@@ -75,6 +75,8 @@ def predict(cfg: DictConfig) -> Summary:
     if out is not None and out.suffix not in FORMATS:
         hint = nearest(out.suffix, FORMATS)
         raise UserError(f"out: expected a name in .csv or .jsonl, got {out}; {hint}")
+    if out is not None:
+        check_file(out)
     for key in ("batch_size", "top"):
         if not isinstance(cfg[key], int) or cfg[key] < 1:
             raise UserError(f"{key}: expected an integer >= 1, got {cfg[key]!r}")

@@ -17,7 +17,8 @@ from resnet_se.utils.validation import check_value
 
 # Stands in a saved configuration for the run directory, which may move.
 RUN_DIR = "<run_dir>"
-MOST_BYTES = 16 << 20
+# A configuration has some hundred values; class weights may be thousands.
+MOST_BYTES, MOST_VALUES = 1 << 20, 50_000
 
 
 @dataclass(frozen=True)
@@ -87,17 +88,34 @@ def saved_config(run_dir: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise UserError(f"run: expected a run directory, got {run_dir}") from None
     except Exception as error:
-        raise UserError(f"{path}: not a configuration of a run: {error}") from None
+        reason = str(error).removeprefix(f"{path}: ")
+        raise UserError(f"{path}: not a configuration of a run: {reason}") from None
     if not isinstance(plain, dict):
         raise UserError(f"{path}: not a configuration of a run")
+    try:
+        _check_numbers(plain)
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from None
     return plain
+
+
+def _check_numbers(node: Any, path: str = "") -> None:
+    """Raise ValueError at a whole number that what computes with it cannot hold."""
+    if isinstance(node, dict | list):
+        items = node.items() if isinstance(node, dict) else enumerate(node)
+        for key, value in items:
+            _check_numbers(value, f"{path}.{key}".lstrip("."))
+    elif isinstance(node, int) and abs(node) >= 1 << 64:
+        raise ValueError(f"{path}: expected a number of at most 64 bits")
 
 
 def _parsed(text: str) -> Any:
     """YAML without references, a few of which could stand for billions of values."""
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     depth = 0
-    for event in yaml.parse(text, loader):
+    for count, event in enumerate(yaml.parse(text, loader)):
+        if count > MOST_VALUES:
+            raise ValueError(f"expected at most {MOST_VALUES:,} values")
         depth += isinstance(event, yaml.CollectionStartEvent)
         depth -= isinstance(event, yaml.CollectionEndEvent)
         if isinstance(event, yaml.AliasEvent) or depth > 64:

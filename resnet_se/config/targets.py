@@ -23,6 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from resnet_se.config import CONF, PACKAGE
 from resnet_se.config.hydra_versions import checked_targets
+from resnet_se.config.interpolations import check_plain
 from resnet_se.config.schema import (
     ARGUMENTS_OF,
     INJECTED_ARGS,
@@ -214,10 +215,8 @@ def located(path: str, name: str) -> Any:
                                 "installed") from None  # fmt: skip
             if target is not None:
                 raise _no_such_name(path, name, target, parts[i - 1]) from None
-            raise UserError(
-                f"{path}: no module {module!r}; looked in {_search_path()} and in what "
-                "is installed"
-            ) from None
+            raise UserError(f"{path}: no module {module!r}; looked in {_search_path()} "
+                            "and in what is installed") from None  # fmt: skip
         except Exception as error:
             raise UserError(
                 f"{path}: importing {module} failed: {type(error).__name__}: {error}"
@@ -375,6 +374,7 @@ def build_target(path: str, node: Any, **arguments: Any) -> Any:
     for inner, target in targets(node, path):
         check_kind(inner, target)
     if not isinstance(node, DictConfig):
+        check_plain(path, node)
         nested: Any = dict(node)
         for part in reversed(path.split(".")):  # an error names the whole key
             nested = {part: nested}

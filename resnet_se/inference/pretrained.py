@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import re
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -96,7 +97,8 @@ class Pretrained(nn.Module):
     def default_name(self) -> str:
         """`quickstart-seed0-2bd93f94`: of files made from it that nobody named."""
         name = self.source.resolve().name.removesuffix(".zip")
-        return f"{self.experiment}-{name}"
+        # The experiment is a text of the record, and no path.
+        return re.sub(r"[^\w.,+=-]", "_", f"{self.experiment}-{name}").lstrip(".")
 
     def preprocess(self, images: Tensor) -> Tensor:
         """Normalise images (B, 3, H, W), uint8 or float in 0..1; resize to `size`."""

@@ -15,6 +15,8 @@ from __future__ import annotations
 
 import hashlib
 import io
+import warnings
+import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -68,11 +70,14 @@ def read(path: Path) -> dict[str, Any]:
     if not _is_whole(content):
         raise UserError(f"{path}: damaged, or no checkpoint: its checksum is not there")
     try:
-        loaded = torch.load(io.BytesIO(content), "cpu", weights_only=True)
+        _check_members(content)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of sparse tensors, which are refused
+            loaded = torch.load(io.BytesIO(content), "cpu", weights_only=True)
     except Exception as error:
         reason = (str(error).strip() or repr(error)).splitlines()[0]
         raise UserError(f"{path}: not a readable checkpoint ({reason})") from None
-    problem = _problem(loaded)
+    problem = _problem(loaded) or _unlike_file(loaded, len(content))
     if problem:
         raise UserError(f"{path}: not a checkpoint: {problem}")
     return loaded
@@ -110,6 +115,28 @@ def _problem(loaded: Any) -> str | None:
         and all(type(n) is int and 1 <= n <= 4096 for n in size)
     )
     return None if sound else f"its {DATA} is not what one writes"
+
+
+def _check_members(content: bytes) -> None:
+    """Raise ValueError at a compressed member: torch writes none, and reads any."""
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
+            raise ValueError("expected its parts as they are, got compressed ones")
+
+
+def _unlike_file(node: Any, size: int) -> str | None:
+    """Return what is wrong with the tensors below a node of a file of `size` bytes."""
+    if isinstance(node, Tensor):
+        dense = node.layout is torch.strided and node.device.type == "cpu"
+        if not dense or node.is_quantized or node.is_nested:
+            return "it holds tensors that are sparse, quantised or without values"
+        large = node.numel() * node.element_size() > size
+        return "it holds a tensor larger than the file" if large else None
+    if isinstance(node, dict):
+        node = list(node.values())
+    if isinstance(node, list | tuple):
+        return next((found for n in node if (found := _unlike_file(n, size))), None)
+    return None
 
 
 def _leaves(node: Any) -> list[Any]:

@@ -16,13 +16,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from resnet_se.runs.record import NUMBER
+from resnet_se.runs.record import MOST_BYTES, NUMBER
 from resnet_se.utils.errors import UserError
 from resnet_se.utils.files import read_regular, write_json
 
 SCHEMA = 1
 FOLDER = "evaluations"
-MOST_BYTES = 64 << 20
 # Shown for a run, where an evaluation has them.
 FIGURES = ("images", "acc", "acc_tta", "loss", "ece", "mean_corruption_error")
 

@@ -85,7 +85,7 @@ FINISHED = {
     ),
     (*NUMBER, NONE): _words(
         "train.seconds train.images_per_second train.peak_memory_mb test.acc_tta "
-        "hardware.cores hardware.world_size?"
+        "hardware.cores hardware.world_size? test.loss? test.ece? val.loss?"
     ),
     (str, NONE): _words("data.origin data.fallback? train.stopped?"),
     (str,): _words(
@@ -96,6 +96,9 @@ FINISHED = {
     (list,): _words("data.classes"),
 }
 SHARES = ("val.acc", "test.acc", "test.acc_tta", "test.ece")  # in 0..1
+MOST_BYTES = 32 << 20  # of the file
+MOST_IMAGES = 10_000_000  # of a test set
+MOST_DIGITS = 20  # of a whole number; 64 bits have no more
 STATUSES = ("running", "finished", "failed", "interrupted", "pruned")
 
 
@@ -193,10 +196,11 @@ def read_record(path: Path) -> dict[str, Any]:
         UserError: the file is damaged, or of a schema that this version does not know.
     """
     try:
-        result = json.loads(read_regular(path, 256 << 20))
+        content = read_regular(path, MOST_BYTES)
+        result = json.loads(content, parse_int=_whole_number)
         schema, status = result["schema"], result["status"]
-    except UserError:
-        raise
+    except UserError as error:
+        raise UserError(f"{path}: {str(error).removeprefix(f'{path}: ')}") from None
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{path}: not a result ({error!r})") from None
     if schema != SCHEMA:
@@ -208,10 +212,23 @@ def read_record(path: Path) -> dict[str, Any]:
             kind = kinds if isinstance(kinds, type) else kinds[0]
             got = type(result[name]).__name__
             raise UserError(f"{path}: {name}: expected a {kind.__name__}, got a {got}")
+    classes = (result.get("data") or {}).get("classes", [])
+    if not isinstance(classes, list) or not all(isinstance(c, str) for c in classes):
+        raise UserError(f"{path}: data.classes: expected a list of names")
     commit = (result.get("git") or {}).get("commit", "")
     if not isinstance(commit, str):
         raise UserError(f"{path}: git.commit: expected a str, got {commit!r}")
     return result
+
+
+def _whole_number(digits: str) -> int:
+    """Return a number of a record; those beyond 64 bits overflow in what computes."""
+    if len(digits) > MOST_DIGITS:
+        raise UserError(
+            f"not a result: whole numbers of at most {MOST_DIGITS} digits expected, "
+            f"got one of {len(digits)}"
+        )
+    return int(digits)
 
 
 def check_finished(record: dict[str, Any], path: Path) -> None:
@@ -265,8 +282,20 @@ def pack_labels(labels: Tensor) -> str:
 
 
 def unpack_labels(packed: str) -> np.ndarray:
-    """The inverse: int64 (N,)."""
+    """The inverse: int64 (N,).
+
+    Raises:
+        UserError: it was not packed so, or is of more than `MOST_IMAGES` images.
+    """
     import numpy as np
 
-    raw = np.frombuffer(zlib.decompress(b64decode(packed)), "<u2")
-    return raw.astype(np.int64)
+    unpacker = zlib.decompressobj()
+    try:
+        raw = unpacker.decompress(b64decode(packed), 2 * MOST_IMAGES + 1)
+    except (ValueError, zlib.error) as error:
+        raise UserError(f"labels: not as they are packed ({error})") from None
+    if len(raw) > 2 * MOST_IMAGES:
+        raise UserError(f"labels: expected those of at most {MOST_IMAGES:,} images")
+    if not unpacker.eof or len(raw) % 2:
+        raise UserError("labels: not as they are packed (cut off)")
+    return np.frombuffer(raw, "<u2").astype(np.int64)

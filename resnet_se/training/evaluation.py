@@ -6,15 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import numpy as np
-import torch
 
 from resnet_se.data.datamodule import ImageDataModule
 from resnet_se.runs import checkpoint
 from resnet_se.runs.record import pack_labels, round_significant
 from resnet_se.training.module import Classifier
 from resnet_se.utils.errors import UserError
-from resnet_se.utils.files import atomic_file
 
 
 def score(
@@ -51,18 +48,6 @@ def score(
             else None,
         },
     }
-
-
-def save_predictions(path: Path, predictions: dict[str, torch.Tensor]) -> None:
-    """Write the predictions of the test and the validation part to an `.npz` file.
-
-    Args:
-        predictions: `labels` (N,), `logits` (N, K), and with TTA `tta`, probabilities
-            (N, K), of the test; `val_labels` and `val_logits` of the validation part.
-    """
-    arrays: dict[str, Any] = {k: v.numpy() for k, v in predictions.items()}
-    with atomic_file(path) as file:
-        np.savez_compressed(file, **arrays)
 
 
 def load_weights(

@@ -16,14 +16,14 @@ import torch
 
 from resnet_se.data.datamodule import ImageDataModule
 from resnet_se.models.complexity import forward_macs, network_summary
-from resnet_se.runs import checkpoint, keras_file
+from resnet_se.runs import checkpoint, keras_file, predictions_file
 from resnet_se.runs.keras_file import is_keras
 from resnet_se.runs.keras_weights import state_of
 from resnet_se.runs.record import Outcome, round_significant
 from resnet_se.training.callbacks.checkpointing import Checkpoints
 from resnet_se.training.callbacks.history import History
 from resnet_se.training.callbacks.pruning import Pruner
-from resnet_se.training.evaluation import load_weights, save_predictions, score
+from resnet_se.training.evaluation import load_weights, score
 from resnet_se.training.module import Classifier
 from resnet_se.training.preparation import (
     check_sizes,
@@ -135,8 +135,8 @@ def fit(job: Job, outcome: Outcome) -> None:
         ]
     if distributed.is_leader():
         val = {f"val_{name}": rows for name, rows in module.val_predictions.items()}
-        path = job.directory / "predictions.npz"
-        save_predictions(path, module.predictions | val)
+        arrays = {k: v.numpy() for k, v in (module.predictions | val).items()}
+        predictions_file.write(job.directory / predictions_file.NAME, arrays)
 
 
 def _train(job: Job, resume_from: Path | None) -> None:

@@ -59,6 +59,43 @@ def writing(out: Path, folder: Path | None = None) -> Iterator[None]:
         raise UserError(f"out: cannot write {out}: {error.strerror}") from None
 
 
+def check_file(out: Path) -> None:
+    """Refuse, before the work, a name that no file can have in the end.
+
+    Raises:
+        UserError: it is a folder's, or the system does not let it be written.
+    """
+    if out.is_dir():
+        raise UserError(f"out: expected the name of a file, got the folder {out}")
+    with writing(out, folder=out.parent), tempfile.TemporaryFile(dir=out.parent):
+        pass
+
+
+def check_folder(out: Path) -> None:
+    """Make a folder to write in, before the work.
+
+    Raises:
+        UserError: there is a file by its name, or the system does not let it be.
+    """
+    if out.is_file():
+        raise UserError(f"out: expected a folder, got the file {out}")
+    with writing(out, folder=out), tempfile.TemporaryFile(dir=out):
+        pass
+
+
+def own_folder(folder: Path) -> Path:
+    """Return a folder inside a run, to write in; a link may lead anywhere.
+
+    Raises:
+        UserError: it is a link.
+    """
+    if folder.is_symlink():
+        place = os.readlink(folder)
+        raise UserError(f"{folder}: a link to {place}, which is not written through; "
+                        "out=… names a place")  # fmt: skip
+    return folder
+
+
 def write_json(path: Path, value: Any, indent: int = 2) -> None:
     """Write a value as a whole JSON file; raises as `writing`."""
     with writing(path), atomic_file(path) as file:

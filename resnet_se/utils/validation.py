@@ -53,6 +53,7 @@ WORDS = {
     dict: "a mapping",
     types.NoneType: "null",
 }
+NON_EMPTY = "non-empty"
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -104,6 +105,8 @@ def describe_hint(hint: Any) -> str:
     kind, inner = get_origin(hint), get_args(hint)
     if kind is Annotated:
         limits = _range(inner[1:])
+        if limits == NON_EMPTY:
+            return describe_hint(inner[0]).replace("a ", f"a {NON_EMPTY} ", 1)
         closed = inner[0] is float and ".." in limits
         return limits.strip() if closed else f"{describe_hint(inner[0])}{limits}"
     if kind is Literal:
@@ -133,7 +136,7 @@ def _range(metadata: Sequence[Any]) -> str:
     if {"ge", "le"} <= limits.keys():
         return f" {limits['ge']}..{limits['le']}"
     if "min_length" in limits:
-        return ", not empty"
+        return NON_EMPTY
     signs = zip(names, (">", ">=", "<", "<="), strict=False)
     parts = [f"{sign} {limits[name]}" for name, sign in signs if name in limits]
     return f" {' and '.join(parts)}" if parts else ""

@@ -14,9 +14,9 @@ import pytest
 
 from resnet_se.analysis.report.runs import Run, frame, load, load_runs
 from resnet_se.config.schema import HASH_RULES, RESOLVED
-from resnet_se.runs.record import SCHEMA
+from resnet_se.runs.record import MOST_IMAGES, SCHEMA
 from resnet_se.utils.errors import UserError
-from tests.records import record, swept, unfinished, write
+from tests.records import pack, record, swept, unfinished, write
 
 DATA = Path(__file__).parents[1] / "fixtures"
 
@@ -83,6 +83,14 @@ BROKEN = {
     "no history": broken(lambda r: r.update(history={"epoch": 3})),
     "fewer classes": broken(lambda r: r["data"].update(classes=["ant"])),
     "a setting of no keys": broken(lambda r: r.update(setting=[1])),
+    "infinite history": broken(
+        lambda r: r["history"].update({"val/loss": [float("inf"), 1.0]})
+    ),
+    "beyond 64 bits": broken(lambda r: r["train"].update(epochs=10**400)),
+    "a bomb of labels": broken(
+        lambda r: r["test"].update(labels=pack(np.zeros(MOST_IMAGES + 1)))
+    ),
+    "a loss of text": broken(lambda r: r["test"].update(loss="x")),
     "not a number": broken(lambda r: r["val"].update(loss=float("nan"))),
     "infinity": broken(lambda r: r["train"].update(seconds=float("inf"))),
     "beyond all images": broken(lambda r: r["val"].update(acc=94.1)),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import random
 import shutil
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -225,3 +226,36 @@ def test_every_so_many_steps_is_a_choice(train, run_dirs, monkeypatch):
     assert train("+callbacks.checkpoint.every_n_steps=2", *EPOCHS) == 130
     run_dir, _ = only(run_dirs())
     assert checkpoint.read(run_dir / "checkpoints/last.ckpt")["global_step"] == 4
+
+
+@pytest.mark.parametrize(
+    ("tensor", "said"),
+    [
+        (torch.eye(3).to_sparse(), "sparse, quantised or without values"),
+        (torch.zeros(3, device="meta"), "sparse, quantised or without values"),
+        (torch.zeros(1).expand(1 << 40), "larger than the file"),
+        (torch.zeros(1).expand(1 << 20, 1 << 20, 4), "larger than the file"),
+    ],
+)
+@pytest.mark.parametrize("place", ["state_dict", "optimizer_states"])
+def test_tensors_that_are_not_in_the_file_are_refused(tmp_path, tensor, said, place):
+    weights = {"w": tensor if place == "state_dict" else torch.zeros(3)}
+    states = [{"state": {0: [tensor]}}] if place == "optimizer_states" else []
+    whole = {"state_dict": weights, "optimizer_states": states}
+    checkpoint.write(tmp_path / "a.ckpt", whole)
+    with pytest.raises(UserError, match=said):
+        checkpoint.read(tmp_path / "a.ckpt")
+
+
+def test_a_compressed_checkpoint_is_not_unpacked(tmp_path):
+    plain, packed = tmp_path / "plain.pt", tmp_path / "packed.pt"
+    torch.save({"state_dict": {"w": torch.zeros(1 << 16)}}, plain)
+    assert checkpoint.read(plain)["state_dict"]["w"].shape == (1 << 16,)
+    with (
+        zipfile.ZipFile(plain) as old,
+        zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as new,
+    ):
+        for name in old.namelist():
+            new.writestr(name, old.read(name))
+    with pytest.raises(UserError, match="got compressed ones"):
+        checkpoint.read(packed)

@@ -2,6 +2,8 @@
 
 import json
 import sys
+import zlib
+from base64 import b64encode
 
 import numpy as np
 import pytest
@@ -10,6 +12,8 @@ import torch
 from resnet_se.commands import record as commands_record
 from resnet_se.commands.record import difference
 from resnet_se.runs.record import (
+    MOST_BYTES,
+    MOST_IMAGES,
     SCHEMA,
     STATUSES,
     pack_labels,
@@ -165,3 +169,42 @@ def test_other_pixels_are_the_first_difference_of_two_runs(tmp_path, capsys):
         assert lines("a", "d")[1] == "  the same images in another order"
         # The same pixels, whatever made them.
         assert lines("a", "c") == ["both 00000000", "  a: 'a' → 'c'"]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (f'"train": {{"epochs": 1{"0" * 400}}}', "at most 20 digits expected, got"),
+        (f'"notes": [-{"9" * 25}]', "at most 20 digits expected, got one of 26"),
+        ('"data": {"classes": [1, 2]}', "data.classes: expected a list of names"),
+        ('"data": {"classes": "ab"}', "data.classes: expected a list of names"),
+    ],
+)
+def test_numbers_and_names_that_nothing_could_use_are_refused(tmp_path, text, said):
+    path = tmp_path / "result.json"
+    path.write_text(f'{{"schema": {SCHEMA}, "status": "failed", {text}}}')
+    with pytest.raises(UserError, match=said) as caught:
+        read_result(tmp_path)
+    assert str(caught.value).count(str(path)) == 1
+
+
+@pytest.mark.parametrize(
+    ("packed", "said"),
+    [
+        (b64encode(zlib.compress(bytes(2 * MOST_IMAGES + 2), 9)), "10,000,000 images"),
+        (b64encode(zlib.compress(bytes(9))[:-3]), "cut off"),
+        (b64encode(zlib.compress(bytes(3))), "cut off"),
+        (b64encode(b"nothing"), "not as they are packed"),
+        (b"!", "not as they are packed"),
+    ],
+)
+def test_labels_are_unpacked_no_further_than_a_test_set_goes(packed, said):
+    with pytest.raises(UserError, match=said):
+        unpack_labels(packed.decode())
+
+
+def test_a_record_of_more_than_its_size_is_not_read(tmp_path):
+    with (tmp_path / "result.json").open("wb") as file:
+        file.truncate(MOST_BYTES + 1)
+    with pytest.raises(UserError, match="expected at most 32 MB"):
+        read_result(tmp_path)

@@ -4,6 +4,7 @@ from contextlib import suppress
 
 import pytest
 
+from resnet_se.utils import files
 from resnet_se.utils.errors import UserError
 from resnet_se.utils.files import Busy, atomic_file, exclusive
 
@@ -61,3 +62,26 @@ def test_one_process_at_a_time_in_a_run_directory(tmp_path):
         raise KeyError  # frees it as well
     with exclusive(run_dir):
         pass
+
+
+def test_a_place_that_no_file_can_have_is_refused_before_the_work(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    files.check_file(tmp_path / "new/file")
+    files.check_file(tmp_path / "file")
+    files.check_folder(tmp_path / "folder")
+    assert (tmp_path / "file").read_text() == "mine"
+    assert not list((tmp_path / "new").iterdir())
+    with pytest.raises(UserError, match="expected the name of a file, got the folder"):
+        files.check_file(tmp_path)
+    with pytest.raises(UserError, match="expected a folder, got the file"):
+        files.check_folder(tmp_path / "file")
+    for check in (files.check_file, files.check_folder):
+        with pytest.raises(UserError, match="out: cannot write"):
+            check(tmp_path / "file/below")
+
+
+def test_a_folder_of_a_run_that_is_a_link_is_not_written_through(tmp_path):
+    assert files.own_folder(tmp_path / "plots") == tmp_path / "plots"
+    (tmp_path / "plots").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match=r"a link to .*elsewhere, which is not written"):
+        files.own_folder(tmp_path / "plots")

@@ -39,7 +39,7 @@ from resnet_se.analysis.report.tables import (
 )
 from resnet_se.analysis.report.text import NONE, Block, Table, count, markdown
 from resnet_se.utils.errors import UserError
-from resnet_se.utils.files import atomic_file
+from resnet_se.utils.files import atomic_file, check_folder
 
 FOREST = "differences"  # the picture of all comparisons
 METHOD = (
@@ -313,6 +313,7 @@ def report(
         only = f" but {left_out(loaded)}" if loaded.trials else ""
         raise UserError(f"PATHS: no finished run among them{only}")
     loaded.where(where)
+    check_folder(out)
     compared = [(s, compare(s, factor, against)) for s in sections(loaded.runs)]
     blocks = document(loaded, compared, equivalence)
     for i, pair in enumerate(compared if time_to else ()):

@@ -21,7 +21,6 @@ from resnet_se.runs.evaluations import FIGURES, read_evaluations
 from resnet_se.runs.record import (
     EVERY,
     FINISHED,
-    NONE,
     NUMBER,
     RENAMED,
     check_fields,
@@ -248,8 +247,9 @@ def read(path: Path) -> dict[str, Any]:
         if not all(isinstance(override, str) for override in record["overrides"]):
             raise UserError(f"overrides: texts expected, got {record['overrides']!r}")
         for column in (record.get("history") or {}).values():
-            if not all(isinstance(v, (*NUMBER, NONE)) for v in column):
-                raise UserError("history: columns of numbers expected")
+            numbers = [value for value in column if value is not None]
+            if not all(isinstance(v, NUMBER) and isfinite(v) for v in numbers):
+                raise UserError("history: columns of finite numbers expected")
         if record["status"] == "finished":
             check_fields(record, FINISHED)
             _check_numbers(record)

@@ -25,7 +25,7 @@ from resnet_se.config.targets import build_target, check_targets
 from resnet_se.data.image_set import ImageSet
 from resnet_se.data.normalisation import channel_statistics
 from resnet_se.runs.record import round_significant
-from resnet_se.utils.files import write_json, writing
+from resnet_se.utils.files import check_folder, write_json, writing
 
 SHOWN = 24  # pictures of a sheet
 
@@ -63,6 +63,8 @@ def summarise(cfg: DictConfig) -> dict[str, Any]:
     """
     values: Any = OmegaConf.to_container(cfg.data, resolve=True)
     check_targets({"source": values["source"]}, "data")
+    out = Path(cfg.out)
+    check_folder(out)
     images = Images(build_target("data.source", values["source"]).load())
     errors = _label_errors(cfg.run, images)
     pairs = find_pairs(images.pixels, cfg.near)
@@ -73,8 +75,7 @@ def summarise(cfg: DictConfig) -> dict[str, Any]:
     }
     if errors is not None:
         summary["label_errors"] = errors
-    out = Path(cfg.out)
-    with writing(out, out):
+    with writing(out):
         write_json(out / "summary.json", summary)
         _draw(images, pairs, errors, out)
     print_summary(summary, out)
