@@ -71,7 +71,7 @@ def test_images_of_another_size_differ_by_a_level_between_their_forms(
     assert round(float(apart.abs().max())) == most
     assert (apart.abs() > 0.5).float().mean() < 0.02
     fractions = array - model.preprocess(whole / 255) * levels
-    assert 0.5 < float(fractions.abs().max()) < 1
+    assert 0.3 < float(fractions.abs().max()) < 1.01  # two roundings of a half
 
 
 def test_it_carries_what_its_user_needs(model, finished):
