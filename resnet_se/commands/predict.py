@@ -35,7 +35,7 @@ from resnet_se.inference.pretrained import Pretrained, read
 from resnet_se.models.tta import TTA
 from resnet_se.utils.console import count_of, plain_table
 from resnet_se.utils.errors import UserError, nearest
-from resnet_se.utils.files import atomic_file, check_file, writing
+from resnet_se.utils.files import atomic_file, check_file, csv_cell, writing
 from resnet_se.utils.system import accelerator
 
 FORMATS = (".csv", ".jsonl")
@@ -171,7 +171,10 @@ def _csv(file: TextIO, top: int) -> Write:
 
     def write(path: str, names: list[str], chances: list[float]) -> None:
         pairs = zip(names, chances, strict=True)
-        table.writerow([path, *(v for n, p in pairs for v in (n, f"{p:.6f}"))])
+        # The same file by a name that is no formula.
+        path = path if csv_cell(path) == path else f"./{path}"
+        row = [v for n, p in pairs for v in (csv_cell(n), f"{p:.6f}")]
+        table.writerow([path, *row])
 
     return write
 

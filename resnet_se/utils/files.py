@@ -102,6 +102,17 @@ def write_json(path: Path, value: Any, indent: int = 2) -> None:
         file.write(json.dumps(value, indent=indent).encode() + b"\n")
 
 
+def csv_cell(text: str) -> str:
+    """Return a text that no spreadsheet takes for a formula: `'=1+1`; numbers stay."""
+    if not text.startswith(("=", "+", "-", "@", "\t", "\r")):
+        return text
+    try:
+        float(text)
+    except ValueError:
+        return f"'{text}"
+    return text
+
+
 def read_regular(path: Path, max_bytes: int) -> bytes:
     """Return a file's content, unless it is a pipe or device, which may have no end.
 

@@ -426,6 +426,19 @@ def test_the_formats_show_the_same_numbers(text_of, tmp_path):
     assert "<td>89.50 ± 0.71</td>" in (tmp_path / "out/report.html").read_text()
 
 
+def test_a_text_of_a_record_is_neither_a_command_nor_a_formula(text_of, tmp_path):
+    texts = {"data": {"name": r"x}\input{/etc/passwd}^^5c~%"}, "config_hash": "@SUM(1)"}
+    text_of(*(record("=1+1", seed, **texts) for seed in (0, 1)))
+    tex = (tmp_path / "out/tables.tex").read_text()
+    assert r"x\}\textbackslash{}input\{/etc/passwd\}" in tex
+    assert r"\textasciicircum{}\textasciicircum{}5c\textasciitilde{}\%" in tex
+    assert r"\input" not in tex
+    for name in ("runs.csv", "table.csv"):
+        rows = list(csv.reader((tmp_path / "out" / name).read_text().splitlines()))
+        assert any("'=1+1" in row for row in rows)
+        assert not any(cell[:1] in ("=", "@") for row in rows for cell in row)
+
+
 def test_other_data_are_other_sections_and_files(text_of, tmp_path):
     elsewhere = {"fingerprint": "sha256:0000000000000000"}
     text, _ = text_of(*[record("a", s) for s in (0, 1)], record("b", data=elsewhere))

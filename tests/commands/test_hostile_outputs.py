@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import shutil
 from pathlib import Path
 
 import pytest
 
+from resnet_se.commands import predict
 from tests.conftest import Run
 
 
@@ -95,3 +98,12 @@ def test_numbers_that_no_picture_can_have_are_said(copy, command, capsys, rows):
     printed = capsys.readouterr().out
     assert "left out: confusion, classes, reliability and mistakes: " in printed
     assert ("left out: curves: " in printed) == (rows != "0")
+
+
+def test_rows_of_predict_hold_no_formula():
+    text = io.StringIO()
+    write = predict._csv(text, 1)
+    write("=1+1.jpg", ["@SUM(A1)"], [1.0])
+    write("a/=1.jpg", ["cat"], [1.0])
+    rows = [["./=1+1.jpg", "'@SUM(A1)", "1.000000"], ["a/=1.jpg", "cat", "1.000000"]]
+    assert list(csv.reader(text.getvalue().splitlines()))[1:] == rows

@@ -85,3 +85,13 @@ def test_a_folder_of_a_run_that_is_a_link_is_not_written_through(tmp_path):
     (tmp_path / "plots").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(UserError, match=r"a link to .*elsewhere, which is not written"):
         files.own_folder(tmp_path / "plots")
+
+
+@pytest.mark.parametrize("text", ["=1+1", "+x", "-x", "@SUM(A)", "\t=1", "\r=1", "=-1"])
+def test_a_cell_is_no_formula(text):
+    assert files.csv_cell(text) == f"'{text}"
+
+
+@pytest.mark.parametrize("text", ["", "a=b", "-1", "+0.5", "-1e-3", "1-2", "'=1"])
+def test_other_cells_stay(text):
+    assert files.csv_cell(text) == text

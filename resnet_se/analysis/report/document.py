@@ -39,7 +39,7 @@ from resnet_se.analysis.report.tables import (
 )
 from resnet_se.analysis.report.text import NONE, Block, Table, count, markdown
 from resnet_se.utils.errors import UserError
-from resnet_se.utils.files import atomic_file, check_folder
+from resnet_se.utils.files import atomic_file, check_folder, csv_cell
 
 FOREST = "differences"  # the picture of all comparisons
 METHOD = (
@@ -281,6 +281,9 @@ def write(
 
 
 def _csv(table: pd.DataFrame) -> str:
+    table = table.rename(columns=csv_cell).map(
+        lambda cell: csv_cell(cell) if isinstance(cell, str) else cell
+    )
     return table.to_csv(index=False, float_format="%.6g", lineterminator="\n")
 
 

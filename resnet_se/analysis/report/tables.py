@@ -227,12 +227,22 @@ def run_table(loaded: Loaded, letters: dict[str, str]) -> Table:
 TEX = {"±": r"$\pm$", "−": "$-$", "–": "--", "×": r"$\times$", "<": "$<$", ">": "$>$"}
 
 
+TEX_SIGNS = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}",
+             "^": r"\textasciicircum{}"}  # fmt: skip
+
+
+def _tex(text: str) -> str:
+    """Return a text in which nothing is a command of TeX."""
+    text = " ".join(text.split())
+    return re.sub(r"[\\&%$#_{}~^]", lambda m: TEX_SIGNS.get(m[0], f"\\{m[0]}"), text)
+
+
 def latex(tables: Iterable[Table]) -> str:
     r"""Return floats that need `\usepackage{booktabs, graphicx}` only."""
     parts = [r"% \usepackage{booktabs, graphicx}, UTF-8"]
     for table in tables:
         columns = "".join("l" if table.is_left(c) else "r" for c in table.cells.columns)
-        caption = re.sub(r"([&%$#_{}])", r"\\\1", table.caption.replace("`", ""))
+        caption = _tex(table.caption.replace("`", ""))
         body = table.cells.to_latex(index=False, escape=True, column_format=columns)
         parts += [
             r"\begin{table}",
