@@ -276,7 +276,7 @@ def served(finished: Run, tmp_path: Path) -> Iterator[Page]:
                 executable_path=browser_path, args=["--no-sandbox"]
             )
             page = browser.new_page(viewport={"width": 1280, "height": 900})
-            page.set_default_timeout(120_000)
+            page.set_default_timeout(300_000)
             hosts: set[str] = set()
             page.on("request", lambda request: hosts.add(_host(request.url)))
             page.goto(f"http://127.0.0.1:{port}/")
@@ -289,7 +289,7 @@ def served(finished: Run, tmp_path: Path) -> Iterator[Page]:
 
 
 def _wait_for(server: subprocess.Popen, log: Path, text: str) -> None:
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + 900  # of a busy machine
     while text not in log.read_text():
         assert server.poll() is None, log.read_text()
         assert time.monotonic() < deadline, log.read_text()

@@ -178,13 +178,17 @@ def test_an_optimizer_without_a_closure_is_told(parts, command, capsys):
     assert "Lightning hands every step its closure" in capsys.readouterr().err
 
 
-def test_an_optimizer_with_two_modes_trains_and_is_saved_in_the_tested_one(
+def test_an_optimizer_with_two_modes_trains_goes_on_and_is_saved_in_the_tested_one(
     parts, command
 ):
     options = ("optimizer._target_=ownnet.Averaged", "optimizer.lr=0.0001")
     assert command("train", *OWN, *options) == 0
-    for name in ("best", "last"):
-        (path,) = parts.glob(f"runs/*/*/checkpoints/{name}.ckpt")
+    (last,) = parts.glob("runs/*/*/checkpoints/last.ckpt")
+    more = ("trainer.max_epochs=2", f"ckpt_path={last}")
+    assert command("train", *OWN, *options, *more) == 0
+    paths = list(parts.glob("runs/*/*/checkpoints/*.ckpt"))
+    assert len({path.parent for path in paths}) == 2
+    for path in paths:
         weights = torch.load(path, weights_only=True)["state_dict"]
         means = [w.mean() for n, w in weights.items() if n.endswith("weight")]
         assert all(abs(mean) < 0.5 for mean in means)  # in training they are near 1
