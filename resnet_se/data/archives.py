@@ -28,9 +28,9 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import IO, Any, NamedTuple, cast
 
-from resnet_se.data.flat_parts import ANNOTATIONS
 from resnet_se.data.image_tree import find_layout, is_hidden
 from resnet_se.data.reading import Limits, first_few, progress, root_error
+from resnet_se.data.wrappings.flat_parts import ANNOTATIONS
 from resnet_se.utils.errors import UserError
 from resnet_se.utils.system import cache_folder
 

@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from resnet_se.data.decode import HEIC, NO_HEIC, suffixes
-from resnet_se.data.flat_parts import (
+from resnet_se.data.reading import Limits, first_few, root_error, source_error
+from resnet_se.data.wrappings.flat_parts import (
     ANNOTATIONS,
     IMAGES,
     annotated,
@@ -28,7 +29,6 @@ from resnet_se.data.flat_parts import (
     labelled,
     table_name,
 )
-from resnet_se.data.reading import Limits, first_few, root_error, source_error
 from resnet_se.utils.errors import nearest
 
 PART_NAMES = {

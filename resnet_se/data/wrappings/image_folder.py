@@ -13,7 +13,6 @@ import torch
 from pydantic import Field
 
 from resnet_se.data.archives import ARCHIVES, archive_folders, is_archive, opened
-from resnet_se.data.flat_parts import ANNOTATIONS
 from resnet_se.data.image_set import DataNotFound, ImageSet, cached
 from resnet_se.data.image_tree import (
     Layout,
@@ -26,6 +25,7 @@ from resnet_se.data.image_tree import (
 )
 from resnet_se.data.reading import Limits, root_error, source_error
 from resnet_se.data.splits import stratified_split
+from resnet_se.data.wrappings.flat_parts import ANNOTATIONS
 from resnet_se.data.wrappings.image_files import DecodedFiles, decode_files
 from resnet_se.data.wrappings.label_table import labelled_files
 from resnet_se.data.wrappings.npz_file import read_npz
