@@ -8,6 +8,7 @@ takes, and all that is known of a key besides.  Every list of keys is derived fr
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from types import NoneType
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -251,6 +252,7 @@ RESOLVED = tuple(
 )
 
 
+@cache  # asked anew of each of many records
 def is_idle(key: str) -> bool:
     """Return True for a dotted key, or a group, that cannot change a result."""
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from resnet_se.analysis.report import compare as compare_module
 from resnet_se.analysis.report.compare import Family, compare
 from resnet_se.analysis.report.groups import Group, Section, sections, short_names
 from resnet_se.analysis.report.notes import folds, reordered
@@ -35,6 +36,21 @@ def seeds(name, errors, **fields):
         record(name, s, range(10 * s, 10 * s + n), **fields)
         for s, n in enumerate(errors)
     ]
+
+
+def test_a_sweep_of_many_settings_is_told_apart_by_kinds_of_difference(monkeypatch):
+    kinds = []
+    only = compare_module._only_factor
+    monkeypatch.setattr(
+        compare_module, "_only_factor", lambda *of: kinds.append(of) or only(*of)
+    )
+    grid = [swept(0, optimizer__lr=i, model=f"m{j}") for i in range(9) for j in (0, 1)]
+    pairs = compare_module.single(one_section(grid).groups)
+    assert {key: len(of) for key, of in pairs.items()} == {
+        "model": 9,
+        "optimizer.lr": 2 * 9 * 8 // 2,
+    }
+    assert len(kinds) == 3  # of 153 pairs: the rate, the model, both
 
 
 # --- groups ------------------------------------------------------

@@ -58,6 +58,25 @@ def test_the_interval_of_one_seed_agrees_with_mcnemar(wins, losses, equal):
     assert images_only(-d)[1] == pytest.approx((-high, -low))
 
 
+@pytest.mark.parametrize(("wins", "losses"), [(0, 7), (7, 0), (3, 9), (60, 20)])
+def test_one_seed_has_scipys_test_and_exact_interval(wins, losses):
+    n = wins + losses
+    d = np.array([1] * wins + [-1] * losses)
+    test = stats.binomtest(wins, n, 0.5)
+    assert mcnemar_exact(d) == pytest.approx(test.pvalue)
+    exact = 2 * np.array(test.proportion_ci(0.95, "exact")) - 1
+    half = stats.norm.isf(0.025) * d.std() / sqrt(n)
+    wider = min(exact[0], d.mean() - half), max(exact[1], d.mean() + half)
+    if half:
+        assert images_only(d)[1] == pytest.approx(wider)
+
+
+def test_a_run_wins_by_mann_and_whitneys_count():
+    first, second = [0.5, 0.7, 0.7, 0.9], [0.7, 0.6, 0.8]
+    count = stats.mannwhitneyu(first, second).statistic
+    assert chance_of_winning(first, second)[0] == pytest.approx(count / 12)
+
+
 def test_the_interval_of_one_seed_is_that_of_a_proportion():
     d = np.array([1] * 60 + [-1] * 20 + [0] * 320)
     _, (low, high) = images_only(d)

@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property, partial
 from itertools import product
 
 import numpy as np
@@ -293,20 +293,43 @@ def single(groups: list[Group]) -> Pairs:
     experiment an override stands for all that follows from it.
     """
     known = {key for g in groups for key in g.values} - {"experiment"}
-    keys = [k for k in known if len({repr(g.values.get(k)) for g in groups}) > 1]
-    values = [{k: repr(g.values.get(k)) for k in keys} for g in groups]
+    levels = {key: [repr(g.values.get(key)) for g in groups] for key in known}
+    keys = [key for key in known if len(set(levels[key])) > 1]
+    codes = np.empty((len(groups), len(keys)), np.intp)
+    for k, key in enumerate(keys):
+        codes[:, k] = np.unique(levels[key], return_inverse=True)[1]
+    kinds = [
+        (g.experiment, frozenset(g.overridden), frozenset(g.first.choices))
+        for g in groups
+    ]
+    factor = cache(partial(_only_factor, keys))  # pairs differ in few ways
     pairs: Pairs = defaultdict(list)
     for i, b in enumerate(groups):
-        for j, a in enumerate(groups[:i]):
-            differ = {k for k in keys if values[i][k] != values[j][k]}
-            typed = differ & (a.overridden.keys() | b.overridden.keys())
-            if not (typed and a.experiment == b.experiment):
-                chosen = differ & (a.first.choices.keys() | b.first.choices.keys())
-                own = {k for k in differ if k.partition(".")[0] not in chosen}
-                typed = chosen | own
-            if len(typed) == 1:
-                pairs[typed.pop()].append((a, b))
+        unlike = np.packbits(codes[:i] != codes[i], axis=1)  # (i, bytes)
+        for a, kind, differ in zip(groups, kinds, map(bytes, unlike), strict=False):
+            found = factor(differ, kind, kinds[i])
+            if found is not None:
+                pairs[found].append((a, b))
     return dict(sorted(pairs.items()))
+
+
+Kind = tuple[str, frozenset[str], frozenset[str]]  # experiment, overrides, choices
+
+
+def _only_factor(keys: list[str], unlike: bytes, a: Kind, b: Kind) -> str | None:
+    """Return the one setting that two groups differ in, None where there are several.
+
+    Args:
+        unlike: a bit for each of `keys`.
+    """
+    bits = np.unpackbits(np.frombuffer(unlike, np.uint8), count=len(keys))
+    differ = {key for key, bit in zip(keys, bits, strict=True) if bit}
+    typed = differ & (a[1] | b[1])
+    if not (typed and a[0] == b[0]):
+        chosen = differ & (a[2] | b[2])
+        own = {k for k in differ if k.partition(".")[0] not in chosen}
+        typed = chosen | own
+    return typed.pop() if len(typed) == 1 else None
 
 
 def _factor(
@@ -320,12 +343,10 @@ def _factor(
 ) -> None:
     """Add each level of a factor against one of them, over the cells of the others."""
 
-    def level_of(group: Group) -> str:
-        return str(group.values.get(factor))
-
     pairs = all_pairs.get(factor, [])
-    peers = list({id(g): g for pair in pairs for g in pair}.values())
-    levels = Counter(map(level_of, peers))
+    peers = {id(g): g for pair in pairs for g in pair}
+    level_of = {key: str(g.values.get(factor)) for key, g in peers.items()}
+    levels = Counter(level_of.values())
     if not pairs:
         hint = _hint(factor, all_pairs)
         family.missing.append(f"{factor}: no two runs differ in it alone{hint}")
@@ -335,10 +356,14 @@ def _factor(
         family.missing.append(f"{factor}={base}: no run to compare with{hint}")
         return
     base = base or min(levels, key=lambda v: (-levels[v], level_order(v)))
+    beside: dict[str, list[Pair]] = defaultdict(list)  # by the level that is not base
+    for a, b in pairs:
+        for treatment, baseline in ((a, b), (b, a)):
+            if level_of[id(baseline)] == base != level_of[id(treatment)]:
+                beside[level_of[id(treatment)]].append((treatment, baseline))
     for level in sorted(levels.keys() - {base}, key=level_order):
         name = f"{leaf_key(factor)} {level} − {base}"
-        ordered = [{level_of(g): g for g in pair} for pair in pairs]
-        cells = [(of[level], of[base]) for of in ordered if of.keys() == {level, base}]
+        cells = beside[level]
         if cells:
             placed = [(cell, _place(section, *cell, factor)) for cell in cells]
             _average(f"{prefix}{factor}", name, placed, study, family)
@@ -346,8 +371,7 @@ def _factor(
 
 def _place(section: Section, treatment: Group, baseline: Group, factor: str) -> str:
     """Return a cell's other factors, with its experiment if there are several."""
-    several = len({group.experiment for group in section.groups}) > 1
-    one = several and treatment.experiment == baseline.experiment
+    one = section.several and treatment.experiment == baseline.experiment
     name = treatment.experiment if one else ""
     return f"{name} {section.setting(treatment, factor)}".strip()
 

@@ -27,6 +27,7 @@ MARKS = {  # of a verdict's first words: mark, colour
 }
 NBSP = "\N{NO-BREAK SPACE}"
 EFFECTS = 60
+SERIES = 4  # more pairs at several lengths stand in the tables alone
 
 
 def differences(
@@ -45,7 +46,9 @@ def differences(
         yield "differences", caption, effects(shown, equivalence, family.far)
     whole = [c.pairs for c in family.comparisons]
     cells = [c for c in family.cells if c.pairs not in whole]
-    for i, series in enumerate(by_length([*family.comparisons, *cells])):
+    every = by_length([*family.comparisons, *cells])
+    drawn = every[:SERIES]
+    for i, series in enumerate(drawn):
         x, unit = lengths(series)
         values = "; ".join(
             f"{at:,}: {gain(c.mean, c.interval)}, n = {c.seeds}"
@@ -54,6 +57,7 @@ def differences(
         caption = f"{series[0].name} in points against {unit}, log axis. {values}"
         if any(c.n == 1 for c in series):
             caption += "; dashed: for new images only"
+        caption += shown_of(drawn, every)
         yield f"length-{i + 1}", caption, length(series, equivalence)
 
 

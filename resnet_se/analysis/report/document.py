@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 import sys
-from base64 import b64encode
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
+from urllib.parse import quote
 
 import pandas as pd
 
@@ -32,6 +32,7 @@ from resnet_se.analysis.report.tables import (
     cell_table,
     comparison_records,
     comparison_table,
+    first_rows,
     group_records,
     group_table,
     latex,
@@ -156,7 +157,7 @@ def _section_blocks(
     blocks = [
         _head(heading, short=section.name),
         Block("ul", items=facts),
-        Block("table", table=table),
+        Block("table", table=first_rows(table)),
         Block("p", f"In full precision: `table{suffix}.csv`, `runs.csv`."),
     ]
     if family.comparisons:
@@ -166,7 +167,7 @@ def _section_blocks(
         apart_table(family, equivalence) if family.apart else None,
         cell_table(family) if family.cells else None,
     ]
-    blocks += [Block("table", table=table) for table in tables if table is not None]
+    blocks += [Block("table", table=first_rows(t)) for t in tables if t is not None]
     blocks.append(_head("Figures", "h3", suffix=suffix))
     return blocks + pictures
 
@@ -225,6 +226,8 @@ def page(title: str, blocks: list[Block]) -> str:
     from markupsafe import Markup, escape
 
     def code(text: str) -> Markup:
+        if "`" not in text:  # as in most of thousands of cells
+            return escape(text)
         return Markup(re.sub("`([^`]*)`", r"<code>\1</code>", str(escape(text))))
 
     def look(cell: str, left: bool) -> str | None:
@@ -243,7 +246,7 @@ def page(title: str, blocks: list[Block]) -> str:
     folder = FileSystemLoader(Path(__file__).parent)
     environment = Environment(autoescape=True, loader=folder)
     environment.filters |= {
-        "base64": lambda text: b64encode(text.encode()).decode(),
+        "quoted": lambda text: quote(text.strip(), safe=" =/:;,.-+"),
         "code": code,
         "look": look,
     }

@@ -30,11 +30,13 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-PANELS = 24  # more curves than this are not drawn
+PANELS = 12  # more curves than this are not drawn
 NAMED = 24  # points of the cost figure that bear their names
 LOOKS = (("o", BLUE), ("D", ORANGE), ("s", GREEN), ("v", RED), ("^", "black"))
 POINTS = 50  # of a curve: longer ones are thinned
+SEEDS = 5  # of more, their median and range are drawn
 
+Curve = tuple[list[float], list[float]]  # epochs from 1, values
 Drawn = tuple[str, str, "Figure"]  # name, caption, figure
 
 
@@ -56,6 +58,8 @@ def figures(section: Section, family: Family, equivalence: float) -> Iterator[Dr
         for metric, word in (("acc", "accuracy"), ("loss", "loss")):
             figure, note = curves(section, shown, metric)
             caption = f"Training and validation {word} against the epoch{note}"
+            if any(len(group.runs) > SEEDS for group in shown):
+                caption += f"; of over {SEEDS} seeds, median, lowest and highest"
             yield f"curves-{word}", f"{caption}{shown_of(shown, by_validation)}", figure
     best = section.best
     label = section.labels[id(best)]
@@ -212,6 +216,8 @@ def curves(section: Section, groups: list[Group], metric: str) -> tuple[Figure, 
     for axis, group in zip(axes.flat, groups, strict=False):
         for part, style in (("train", "--"), ("val", "-")):
             curves = [_curve(run.history, f"{part}/{metric}") for run in group.runs]
+            if len(curves) > SEEDS:
+                curves = _median_and_range(curves)
             x, y = ([v for c in curves for v in (*c[i], np.nan)] for i in (0, 1))
             if len(x) > len(curves):
                 marker = "." if max(len(c[0]) for c in curves) < 4 else ""
@@ -252,7 +258,20 @@ def curves(section: Section, groups: list[Group], metric: str) -> tuple[Figure, 
     return figure, note
 
 
-def _curve(history: dict[str, list[float | None]], name: str) -> tuple[list, list]:
+def _median_and_range(curves: list[Curve]) -> list[Curve]:
+    """Return the median, the lowest and the highest at each epoch that any has."""
+    at: dict[float, list[float]] = defaultdict(list)
+    for x, y in curves:
+        for epoch, value in zip(x, y, strict=True):
+            at[epoch].append(value)
+    epochs = sorted(at)
+    return [
+        (epochs, [float(of(at[epoch])) for epoch in epochs])
+        for of in (np.median, min, max)
+    ]
+
+
+def _curve(history: dict[str, list[float | None]], name: str) -> Curve:
     """Return epochs from 1 and values, thinned to at most `POINTS`."""
     pairs = zip(history.get("epoch", []), history.get(name, []), strict=False)
     kept = [(e + 1, v) for e, v in pairs if e is not None and v is not None]

@@ -7,7 +7,7 @@ what may be put in one table.  There the folds of one k-fold are one row.
 from __future__ import annotations
 
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -167,7 +167,7 @@ class Section:
     def name(self) -> str:
         return f"{self.data['name']} {self.data['fingerprint'][:15]}"
 
-    @property
+    @cached_property
     def evaluations(self) -> list[str]:
         """The other test sets that a run was tested on."""
         return sorted({name for run in self.runs for name in run.evaluations})
@@ -241,6 +241,11 @@ class Section:
         )
 
     @cached_property
+    def several(self) -> bool:
+        """It has more experiments than one."""
+        return len({group.experiment for group in self.groups}) > 1
+
+    @cached_property
     def labels(self) -> dict[int, str]:
         """{id of a group or a row: its name by what varies}, each once."""
         return self._named(self.groups) | self._named(self.rows)
@@ -252,10 +257,9 @@ class Section:
             or g.experiment
             for g in groups
         ]
+        found = Counter(names)
         return {
-            id(g): label
-            if names.count(label) == 1
-            else f"{label} {g.first.config_hash}"
+            id(g): label if found[label] == 1 else f"{label} {g.first.config_hash}"
             for g, label in zip(groups, names, strict=True)
         }
 

@@ -248,7 +248,7 @@ def read(path: Path) -> dict[str, Any]:
             raise UserError(f"overrides: texts expected, got {record['overrides']!r}")
         for column in (record.get("history") or {}).values():
             numbers = [value for value in column if value is not None]
-            if not all(isinstance(v, NUMBER) and isfinite(v) for v in numbers):
+            if not ({*map(type, numbers)} <= {*NUMBER} and all(map(isfinite, numbers))):
                 raise UserError("history: columns of finite numbers expected")
         if record["status"] == "finished":
             check_fields(record, FINISHED)

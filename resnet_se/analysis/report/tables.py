@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
@@ -33,7 +34,7 @@ MEASURES = {  # heading, unit, digits
     "train.seconds": ("minutes", 60, 1),
     "train.peak_memory_mb": ("memory MB", 1, 0),
 }
-ROWS = 500  # of the table of every run
+ROWS = 500  # of a table
 SPEEDS = ("train.images_per_second", "train.seconds", "train.peak_memory_mb")
 
 
@@ -204,6 +205,14 @@ def cell_table(family: Family) -> Table:
         "Cells of one seed have no part in the average."
     )
     return Table(caption, pd.DataFrame(rows), {"comparison", "where"})
+
+
+def first_rows(table: Table) -> Table:
+    """Return the table with at most `ROWS` rows; its caption says where all are."""
+    if len(table.cells) <= ROWS:
+        return table
+    note = f" {ROWS} of {len(table.cells):,} rows are shown; all are in the CSV files."
+    return replace(table, caption=table.caption + note, cells=table.cells[:ROWS])
 
 
 def run_table(loaded: Loaded, letters: dict[str, str]) -> Table:
