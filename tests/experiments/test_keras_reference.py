@@ -1,6 +1,7 @@
 """Figures of Keras in docs and conf are those of experiments/keras/reference.json."""
 
 import json
+import statistics
 from functools import partial
 from pathlib import Path
 
@@ -101,3 +102,33 @@ def test_the_variance_of_batchnorm_is_biased_in_keras_3_alone():
         torch.testing.assert_close(kept, expected, rtol=1e-5, atol=0)
         mean = torch.tensor(library["batch_norm"]["mean"])
         torch.testing.assert_close(mean, 0.01 * x.mean(dim=0), rtol=1e-4, atol=1e-7)
+
+
+def test_the_cost_of_the_options():
+    folder = ROOT / "experiments/keras"
+    cases = json.loads((folder / "augmentation_cost.json").read_text())["cases"]
+    assert {len(column) for row in cases.values() for column in row.values()} == {7}
+    median = {
+        name: {key: statistics.median(column) for key, column in row.items()}
+        for name, row in cases.items()
+    }
+
+    def share(key: str, name: str, of: str) -> float:
+        return median[name][key] / median[of][key]
+
+    speed = "images_per_second"
+    longer = share(speed, "paper, before", "paper")
+    memory = share("peak_mb", "paper", "paper, before")
+    crop = share(speed, "crop and flip, before", "crop and flip")
+    shifts = share(speed, "paper, fractional shifts", "paper, before")
+    keras = share(speed, "paper, as Keras", "paper, before")
+    text = (folder / "README.md").read_text()
+    for words in (
+        f"takes {longer:.2f} times as long",
+        f"{memory:.2f} times the memory, `crop_flip` {crop:.2f} times",
+        f"gives {shifts:.2f} of the images a second",
+        f"sets {keras:.2f}.",
+    ):
+        assert words in text
+    assert max(longer, memory, crop) <= 1.05
+    assert shifts >= 0.8
