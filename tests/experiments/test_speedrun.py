@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hydra import compose, initialize_config_dir
 from scipy import stats
 
 from resnet_se.analysis.report.compare import compare
@@ -16,6 +17,9 @@ from resnet_se.analysis.report.runs import load
 from resnet_se.analysis.report.significance import mean_std
 from resnet_se.analysis.time_to import costs
 from resnet_se.config import CONF
+from resnet_se.config.compose import plain_values
+from resnet_se.config.schema import HASH_RULES
+from resnet_se.runs.run_hash import Environment, config_hash, hashed_config
 
 FOLDER = Path(__file__).parents[2] / "experiments" / "speedrun"
 ROWS = {  # first words of a table's row → the records it sums up
@@ -211,10 +215,18 @@ def test_the_trials_of_muon_are_those_of_the_records(start, name, flops):
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["speedrun", "quickstart"])
-def test_the_header_expects_what_was_measured(name):
+@pytest.mark.parametrize(
+    ("name", "files"),
+    [
+        ("speedrun", "h200/speedrun/seed*/result.json"),
+        ("quickstart", "../quickstart/seed?.json"),
+        ("quickstart_gelu", "h200/quickstart/seed*/result.json"),
+    ],
+)
+def test_the_header_expects_what_was_measured(name, files):
     text = (CONF / f"experiment/{name}.yaml").read_text()
-    runs = records(f"h200/{name}/seed*/result.json")
+    runs = records(files)
+    assert len(runs) >= 5
     plain, tta = (
         f"{100 * statistics.mean(run['test'][key] for run in runs):.1f} %"
         for key in ("acc", "acc_tta")
@@ -267,37 +279,81 @@ def mean_of(values):
     return sum(values) / len(values)
 
 
-def test_smaller_images_first_are_told_as_measured():
-    folder = FOLDER.parent / "quickstart"
+def test_quickstart_is_told_as_measured():
     flat = " ".join((FOLDER / "README.md").read_text().split())
-    runs = [
-        json.loads(p.read_text()) for p in sorted(folder.glob("resized.seed?.json"))
-    ]
-    full = records("h200/quickstart/seed*/result.json")
-    for found in (runs, full):
-        for part, key in (("val", "acc"), ("test", "acc_tta")):
-            assert ", ".join(f"{100 * r[part][key]:.2f}" for r in found) in flat
-    assert f"n = {len(runs)}, one core" in flat
+    runs, before = (
+        records("../quickstart/seed?.json"),
+        records("h200/quickstart/*/*.json"),
+    )
+    assert len(runs) == 5
+    tta, accuracies = (
+        [r[part][key] for r in runs]
+        for part, key in (("test", "acc_tta"), ("val", "acc"))
+    )
+    each, val = (
+        ", ".join(f"{100 * v:.2f}" for v in found) for found in (tta, accuracies)
+    )
+    assert (
+        f"**{percent(tta)} % with TTA over five seeds** ({each}; validation {val} %;"
+        in flat
+    )
+    assert (
+        f"it had {percent([r['test']['acc_tta'] for r in before])} % on an H200" in flat
+    )
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("train", ["experiment=quickstart"])
     for run in runs:
-        assert run["setting"]["data.resolution"] == [[24, 0.4], [28, 0.7]]
-    preset = (CONF / "experiment/quickstart_resized.yaml").read_text()
-    assert f": {runs[1]['train']['pflop']:.3f} PFLOP" in preset
-    sizes = json.loads((folder / "sizes.json").read_text())
+        known = run["setting"]
+        facts = Environment(known["data.content"], known["precision"], 1)
+        hashed = hashed_config(plain_values(cfg), facts, HASH_RULES)
+        assert config_hash(hashed) == run["config_hash"]
+        assert run["git"]["commit"] == runs[0]["git"]["commit"]
+    preset = (CONF / "experiment/quickstart.yaml").read_text()
+    assert f"and 3 at 28: {runs[0]['train']['pflop']:.3f} PFLOP" in preset
+    for kept, told in (
+        ("hardswish.seed100", "87.94 %"),
+        ("resized.seed0", "87.88 and"),
+    ):
+        [trial] = records(f"../quickstart/{kept}.json")
+        assert f"{100 * trial['val']['acc']:.2f}" == told.split()[0]
+        assert told in flat
+
+
+def test_quickstart_s_seconds_are_told_as_measured():
+    flat = " ".join((FOLDER / "README.md").read_text().split())
+    [sizes] = records("../quickstart/sizes.json")
     assert f"n = {sizes['rounds']} in turns" in flat
-    middle = {k: statistics.median(v) for k, v in sizes["seconds"].items()}
+    middle = {
+        way: {k: statistics.median(v) for k, v in taken.items()}
+        for way, taken in sizes["seconds"].items()
+    }
     for side in ("32", "28", "24", "20"):
-        v = sizes["seconds"][side]
-        row = f"| {side} | {middle[side]:.2f} ({min(v):.2f}–{max(v):.2f}) | "
-        assert row + f"{middle[side] / middle['32']:.2f} |" in flat
+        cells = [
+            f"{middle[way][side]:.2f} ({min(taken[side]):.2f}–{max(taken[side]):.2f})"
+            for way, taken in sizes["seconds"].items()
+        ]
+        assert f"| {side} | {' | '.join(cells)} |" in flat
+    rows: dict[str, list[str]] = {}
     for name, told in sizes["trainings"].items():
-        seconds = 10 * middle["validation"] + 22 * sum(
-            middle[str(next((s for s, end in told["resolution"] if e <= 10 * end), 32))]
-            for e in range(1, 11)
+        way, schedule = name.split("; ")
+        epochs = told["epochs"]
+        seconds = epochs * middle[way]["validation"] + 22 * sum(
+            middle[way][
+                str(next((s for s, end in told["resolution"] if e <= epochs * end), 32))
+            ]
+            for e in range(1, epochs + 1)
         )
         assert told["seconds"] == pytest.approx(seconds, abs=0.1)
-        assert f"| {name} | {seconds:.0f} | {told['share']:.2f} |" in flat
-    share = sizes["trainings"]["24 to 40 %, 28 to 70 %"]["share"]
-    assert f"the preset takes {share:.2f}" in flat
+        rows.setdefault(schedule, []).append(f"{seconds:.0f} ({told['share']:.2f})")
+    for schedule, cells in rows.items():
+        assert f"| {schedule} | {' | '.join(cells)} |" in flat
+    ours = sizes["trainings"]["hardswish too; 11 epochs, 24 to 40 %, 28 to 70 %"]
+    assert f"in {ours['share']:.2f} of the seconds" in flat
+    gains = [
+        f"{middle['as it was']['32'] / middle[way]['32']:.2f}"
+        for way in ("hardswish too", "products on small maps")
+    ]
+    assert f"{gains[0]} times the images a second at 32 pixels ({gains[1]} by" in flat
 
 
 def test_time_to_accuracy_is_told_as_the_report_has_it():
