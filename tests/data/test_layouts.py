@@ -417,6 +417,7 @@ def test_medmnists_file_has_its_three_parts(tmp_path):
         ({"test_labels": np.full(6, -1)}, ["test_labels from 0 on", "got -1"]),
         ({"test_labels": np.full(6, 7)}, ["test_labels", "0 to 1", "got 7"]),
         ({"train_labels": np.zeros(12)}, ["whole numbers", "float64"]),
+        ({"train_labels": np.full(12, 2**40)}, ["every class", "of 12 images"]),
     ],
 )
 def test_arrays_that_do_not_fit_are_named(tmp_path, changes, words):

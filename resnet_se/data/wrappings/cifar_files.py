@@ -255,16 +255,25 @@ def _parquet_rows(path: Path, names: Names) -> tuple[np.ndarray, np.ndarray]:
             if image is None or names.label_column not in columns:
                 expected = f"columns img and {names.label_column} in {path}"
                 raise root_error(expected, ", ".join(columns))
+            kind = file.schema_arrow.field(names.label_column).type
+            if not pa.types.is_integer(kind):
+                raise root_error(
+                    f"whole numbers as {names.label_column} in {path}", kind
+                )
             count = file.metadata.num_rows
             images = np.empty((count, 3, 32, 32), np.uint8)
             labels = np.empty(count, np.int64)
             done = 0
             for rows in file.iter_batches(ROWS, columns=[image, names.label_column]):
+                if rows.column(1).null_count:
+                    raise root_error(f"a label in each row of {path}", "none in some")
                 found = rows.column(1).to_numpy(zero_copy_only=False)
                 labels[done : done + len(found)] = found
                 for i, row in enumerate(rows.column(0), done):
                     images[i] = _encoded(row.as_py(), i, path)
                 done += len(found)
+    except UserError:
+        raise
     except (pa.ArrowException, OSError, ValueError, TypeError) as error:
         got = f"{path} ({str(error).splitlines()[0]})"
         raise root_error("a whole Parquet file", got) from None

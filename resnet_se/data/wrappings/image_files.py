@@ -21,7 +21,14 @@ from resnet_se.data.decode import (
     looks_whole,
     pil_limit_lifted,
 )
-from resnet_se.data.reading import Limits, all_named, progress, root_error, source_error
+from resnet_se.data.reading import (
+    Limits,
+    all_named,
+    first_few,
+    progress,
+    root_error,
+    source_error,
+)
 
 CHUNK = 256  # images that a thread decodes at once
 
@@ -110,7 +117,7 @@ def decode_files(
         run(f"decoding {len(names):,} images", decode_one)
     if odd:
         expected = f"images of {shape} as {first} in {root}"
-        got = all_named(odd[i] for i in sorted(odd))
+        got = first_few(odd[i] for i in sorted(odd))
         raise source_error("size", expected, got, "set it to resize them")
     if broken:
         images = np.delete(images, list(broken), axis=0)

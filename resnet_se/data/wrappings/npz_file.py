@@ -46,6 +46,9 @@ def read_npz(path: Path, limits: Limits) -> ImageSet:
             tensors[f"{part}_images"] = images
             tensors[f"{part}_labels"] = _labels(labels, len(images), part, path)
     count = int(tensors["train_labels"].max()) + 1
+    if count > len(tensors["train_labels"]):
+        got = f"label {count - 1} of {len(tensors['train_labels'])} images in {path}"
+        raise root_error("train_labels with images of every class", got)
     classes = tuple(str(k) for k in range(count))
     return ImageSet(
         *("image_folder", "NumPy arrays", classes),
