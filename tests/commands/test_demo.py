@@ -301,9 +301,10 @@ def _host(url: str) -> str:
     return rest.strip("/").split("/")[0].split(":")[0] if scheme == "http" else scheme
 
 
-def _drop(page, path: Path, says: str) -> None:
+def _drop(page, path: Path, says: str, where: str = "#status") -> None:
+    """Upload a file; wait for the answer, not for its name in the drop zone."""
     page.set_input_files("#drop input[type=file]", path)
-    page.get_by_text(says).first.wait_for()
+    page.locator(where).get_by_text(says).first.wait_for()
 
 
 @pytest.mark.slow
@@ -337,16 +338,16 @@ def test_clicked_through(served, finished):
     Image.new("1", (20_000, 20_000)).save(folder / "bomb.png")
     _drop(page, folder / "bomb.png", "bomb.png: cannot be read: more than 64")
     (folder / "notes.txt").write_text("no picture")
-    _drop(page, folder / "notes.txt", "Invalid file type: notes.txt")
+    _drop(page, folder / "notes.txt", "Invalid file type: notes.txt", "body")
     (folder / "large.png").write_bytes(b"\0" * 21_000_000)
-    _drop(page, folder / "large.png", "exceed the maximum allowed size of 20")
+    _drop(page, folder / "large.png", "exceed the maximum allowed size of 20", "body")
 
     # The gallery, its second page.
     page.get_by_role("button", name="More").click()
     page.get_by_text("2 of 2").wait_for()
     page.locator("#tests button.thumbnail-item").nth(2).click()
     page.wait_for_selector("#answer-1 .gates")
-    page.get_by_text("Test image").first.wait_for()
+    page.locator("#status").get_by_text("Test image").wait_for()
 
     # The picture beside its answer, both on the first screen.
     for width in (1280, 400):
