@@ -359,6 +359,9 @@ def test_damaged_binary_files_are_named(tmp_path, change, words):
         ({"img": [png(np.zeros((3, 8, 8), np.uint8))], "label": [0]}, ["(8, 8)"]),
         ({"img": [png(np.zeros((3, 32, 32), np.uint8))], "label": [10]}, ["got 10"]),
         ({"img": [png(np.zeros((3, 32, 32), np.uint8))], "label": ["a"]}, ["whole"]),
+        ({"img": [b"x"], "label": [0.5]}, ["whole numbers as label", "got double"]),
+        ({"img": [b"x"], "label": ["3"]}, ["whole numbers as label", "got string"]),
+        ({"img": [b"x", b"x"], "label": [0, None]}, ["a label in each row"]),
         (None, ["whole Parquet file", "train-00000-of-00001.parquet"]),
     ],
 )
@@ -373,6 +376,7 @@ def test_bad_parquet_files_are_one_sentence(tmp_path, table, words):
     else:
         parquet.write_table(pa.table(table), file)
     message = message_of(cifar10(root).load)
+    assert message.count("data.source.root") == 1  # none within another
     assert all(word in message for word in words), message
     assert "\n" not in message
 
