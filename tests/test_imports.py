@@ -233,3 +233,21 @@ def test_what_an_import_really_loads(name):
     line = [sys.executable, "-c", code]
     done = subprocess.run(line, check=True, capture_output=True, text=True)
     assert set(done.stdout.split()) & LIGHT[name] == set()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "typed",
+    ["optimizer.lrr=1", "trainer.max_epoch=3", "model.reductoin=2", "optim.lr=1"],
+)
+def test_a_misspelt_key_loads_nothing_that_computes(typed):
+    code = (
+        "import atexit, sys; sys.argv = ['resnet-se', *sys.argv[1:]]; atexit.register("
+    )
+    code += "lambda: print(*{m.partition('.')[0] for m in sys.modules})); "
+    code += "from resnet_se.__main__ import main; main()"
+    line = [sys.executable, "-c", code, "train", typed]
+    done = subprocess.run(line, check=False, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "did you mean" in done.stderr
+    assert set(done.stdout.split()) & (COMPUTING - {"numpy"}) == set()

@@ -7,6 +7,7 @@ import inspect
 import re
 import shlex
 import sys
+from itertools import zip_longest
 
 import hydra
 import yaml
@@ -130,6 +131,16 @@ def _is_choice(typed: str) -> bool:
     )
 
 
+def _is_slip(typed: str, name: str) -> bool:
+    """Return True for a letter more, less, another or swapped, after the first."""
+    pairs = enumerate(zip_longest(typed, name))
+    start = next((i for i, (x, y) in pairs if x != y), len(name))
+    a, b = typed[start:], name[start:]
+    swapped = a[:2] == b[:2][::-1] and a[2:] == b[2:]
+    one = a[1:] == b or a == b[1:] or a[1:] == b[1:]
+    return start > 0 and max(len(typed), len(name)) > 2 and (swapped or one)
+
+
 def _explain_key(dotted: str, config_name: str) -> str:
     """Return the message for a dotted key that leaves the configuration."""
     if dotted.startswith("hydra."):
@@ -146,6 +157,9 @@ def _explain_key(dotted: str, config_name: str) -> str:
         if part not in node:
             where = ".".join([*path, part])
             choices = {str(key) for key in node} - HYDRA_KEYS
+            slips = [key for key in choices if _is_slip(part, key)]
+            if len(slips) == 1:  # the target's module, torch's say, is not imported
+                return f"unknown key {where!r}; did you mean {slips[0]!r}?"
             if target := node.get("_target_"):
                 known = inspect.signature(located("_target_", target)).parameters
                 if part in known:

@@ -18,6 +18,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import OverrideParseException
 from PIL import Image
 
+from resnet_se.config import messages
 from resnet_se.config.messages import explain
 from tests.conftest import TINY, Run, call, records
 
@@ -141,3 +142,34 @@ def test_a_value_that_does_not_parse_is_printed_in_a_form_that_does(value):
     (parsed,) = parser.parse_overrides([typed])
     assert parsed.key_or_group == "init_from"
     assert parsed.value() == value
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("optimizer.lrr", "lr"),
+        ("trainer.max_epoch", "max_epochs"),
+        ("model.reductoin", "reduction"),
+        ("data.batchsize", "batch_size"),
+        ("augment.fil", "fill"),
+        ("callbacks.early_stopping.patience_", "patience"),
+    ],
+)
+def test_a_slip_inside_a_group_is_answered_before_its_target_is_imported(
+    command, capsys, monkeypatch, typed, meant
+):
+    def imported(*_):
+        raise AssertionError("the target is imported")
+
+    monkeypatch.setattr(messages, "located", imported)
+    assert command("train", f"{typed}=1") == 2
+    said = f"error: unknown key '{typed}'; did you mean '{meant}'?\n"
+    assert capsys.readouterr().err == said
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [("lr", "lr"), ("x", "y"), ("lr", "r"), ("steps", "epochs"), ("max", "maxima")],
+)
+def test_what_is_no_slip(typed, meant):
+    assert typed == meant or not messages._is_slip(typed, meant)
