@@ -33,7 +33,7 @@ from resnet_se.config.command_line import quoted, top_level
 from resnet_se.config.compose import compose_job, plain_values
 from resnet_se.config.schema import is_idle
 from resnet_se.config.targets import GET_CLASS, targets
-from resnet_se.runs.record import read_result
+from resnet_se.runs.record import check_finished, read_result
 from resnet_se.utils.errors import UserError
 from resnet_se.utils.system import environment
 
@@ -56,15 +56,19 @@ def command_of(
     Raises:
         UserError: as `check_overrides`, unless trusted.
     """
-    recorded = record["overrides"]
+    known = ("trainer.precision", "seed")  # the record says what they came to be
+    kept = [o for o in record["overrides"] if str(o).partition("=")[0] not in known]
+    precision = quoted(record["hardware"]["precision"])
+    overrides = [*kept, f"trainer.precision={precision}"]
     if not trust:
-        recorded = check_overrides(recorded, run_dir)
-    overrides = [o for o in recorded if not o.startswith("trainer.precision=")]
-    overrides += [f"trainer.precision={record['hardware']['precision']}"]
-    overrides += [f"runs_dir={quoted(str(runs_dir))}", "plots=false", "logger=none"]
+        overrides = check_overrides(overrides, run_dir)
+    overrides += [
+        f"seed={record['seed']}",
+        f"runs_dir={quoted(str(runs_dir))}",
+        "plots=false",
+        "logger=none",
+    ]
     overrides += _data_of(run_dir, record, runs_dir)
-    if not any(o.startswith("seed=") for o in overrides):
-        overrides.append(f"seed={record['seed']}")
     return [sys.executable, "-m", "resnet_se.train", *overrides]
 
 
@@ -188,6 +192,7 @@ def reproduce(run_dir: Path, folder: Path, trust: bool = False) -> bool:
     record = read_result(run_dir)
     if record is None or record["status"] != "finished":
         raise UserError(f"{run_dir}: expected the directory of a finished run")
+    check_finished(record, run_dir)
     from resnet_se.data.decode import decoder
 
     then, now = record["data"].get("decoder"), decoder()

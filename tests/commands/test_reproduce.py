@@ -22,7 +22,7 @@ from resnet_se.commands.reproduce import (
 )
 from resnet_se.config.schema import is_idle
 from resnet_se.runs import checkpoint
-from resnet_se.runs.record import read_result, write_result
+from resnet_se.runs.record import check_finished, read_result, write_result
 from resnet_se.utils.errors import UserError
 from tests.conftest import TINY, call, records
 
@@ -80,6 +80,17 @@ def test_environments_that_differ_are_named():
 def test_a_record_of_others_runs_nothing_but_a_training(word, why):
     with pytest.raises(UserError, match=why):
         check_overrides([*TINY, word], Path("RUN"))
+
+
+def test_what_the_record_says_beside_its_overrides_is_no_more_than_a_value(finished):
+    record = dict(finished.result)
+    record["hardware"] = record["hardware"] | {"precision": "32-true hydra.run.dir=x"}
+    words = command_of(finished.folder, record, Path("again"))
+    assert "trainer.precision='32-true hydra.run.dir=x'" in words
+    assert words.count(f"seed={record['seed']}") == 1
+    record["seed"] = "0 hydra.run.dir=x"
+    with pytest.raises(UserError, match="seed"):
+        check_finished(record, finished.folder)
 
 
 def test_what_cannot_change_a_result_is_not_repeated():
