@@ -46,13 +46,14 @@ def check_training(
 
     Raises:
         UserError: as `check_shape`; BatchNorm also fails of a single image, where
-            nothing is left of its height and width.
+            nothing is left of its height and width; its logits have no gradient, or
+            are probabilities, of which the loss would take the softmax again.
     """
     shadow = copy.deepcopy(net).cpu().train()
     images = torch.zeros(min(batch_size, 2), 3, *size)
     name, given = type(net).__name__, tuple(images.shape)
     try:
-        with torch.random.fork_rng(devices=[]), torch.no_grad():
+        with torch.random.fork_rng(devices=[]), torch.enable_grad():
             logits = shadow(images)
     except Exception as error:
         hint = "; take data.batch_size=2 or more" if batch_size == 1 else ""
@@ -60,6 +61,16 @@ def check_training(
             f"model: {name} fails in training on images {given}: {error}{hint}"
         ) from error
     _check_logits(logits, f"{name} in training", given, (len(images), num_classes))
+    if not getattr(logits, "requires_grad", False):
+        raise UserError(
+            f"model: {name}: its logits have no gradient: no parameter that is trained "
+            "reaches them (detach, no_grad or argmax in its forward?)"
+        )
+    if bool((logits >= 0).all()) and (logits.sum(1) - 1).abs().max() < 1e-3:
+        raise UserError(
+            f"model: {name}: expected logits, got probabilities (each row's sum is 1); "
+            "leave out its softmax, which the loss takes"
+        )
 
 
 def _check_logits(

@@ -38,6 +38,26 @@ def test_a_batch_of_one_is_told_where_batchnorm_fails():
         check_training(Flat(), (4, 4), 7, 1)
 
 
+class Detached(Flat):
+    """A careless forward: `argmax`, `numpy` and `no_grad` leave no gradient either."""
+
+    def forward(self, x):
+        return super().forward(x).detach()
+
+
+def test_logits_without_a_gradient_are_refused():
+    with pytest.raises(UserError, match="model: Detached: its logits have no gradient"):
+        check_training(Detached(), (4, 4), 7, 2)
+
+
+def test_probabilities_in_place_of_logits_are_refused():
+    log = nn.Sequential(*Flat(), nn.LogSoftmax(1))
+    check_training(log, (4, 4), 7, 2)  # the softmax of these is the same again
+    soft = nn.Sequential(*Flat(), nn.Softmax(1))
+    with pytest.raises(UserError, match=r"got probabilities .*softmax"):
+        check_training(soft, (4, 4), 7, 2)
+
+
 def test_a_network_of_fixed_size_is_told():
     with torch.device("meta"):
         net = torchvision.models.VisionTransformer(224, 16, 1, 2, 8, 8, num_classes=7)
