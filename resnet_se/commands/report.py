@@ -14,8 +14,8 @@ of the configuration (`optimizer.lr`), its groups (`model`), or `experiment`.
 images, and compares the seconds.
 
 Writes report.html, REPORT.md, runs.csv, table.csv, comparisons.csv, tables.tex and
-figures/ into DIR.  Exit status 1: something was not used, not compared or kept apart,
-and the report names it; 2: there was nothing to report.
+figures/ into DIR; of six recipes or more, ranks.csv.  Exit status 1: something was not
+used, not compared or kept apart, and the report names it; 2: nothing to report.
 """
 
 from __future__ import annotations

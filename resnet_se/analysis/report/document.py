@@ -25,6 +25,7 @@ from resnet_se.analysis.report.notes import (
     problems,
     still_open,
 )
+from resnet_se.analysis.report.ranks import rank_records, ranks
 from resnet_se.analysis.report.runs import Loaded, frame, load
 from resnet_se.analysis.report.tables import (
     ROWS,
@@ -276,6 +277,9 @@ def write(
         if family.comparisons:
             records = comparison_records(family, equivalence)
             texts[f"comparisons{_suffix(i)}.csv"] = _csv(records)
+        ranked = ranks(section, family.study)
+        if ranked:
+            texts[f"ranks{_suffix(i)}.csv"] = _csv(rank_records(section, ranked))
     pictures = {f"figures/{b.name}.svg": b.svg for b in blocks if b.svg}
     for name, text in (texts | pictures).items():
         with atomic_file(out / name) as file:

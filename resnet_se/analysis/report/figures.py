@@ -22,7 +22,8 @@ from resnet_se.analysis.canvas import (
 )
 from resnet_se.analysis.report.compare import Family
 from resnet_se.analysis.report.differences import differences
-from resnet_se.analysis.report.groups import DATA, Group, Section, short_names
+from resnet_se.analysis.report.groups import DATA, Group, Section, brief_labels
+from resnet_se.analysis.report.ranks import picture, ranks
 from resnet_se.analysis.report.significance import mean_std
 from resnet_se.analysis.report.text import count
 
@@ -43,6 +44,7 @@ Drawn = tuple[str, str, "Figure"]  # name, caption, figure
 def figures(section: Section, family: Family, equivalence: float) -> Iterator[Drawn]:
     """Yield (name, caption that describes it, figure) of all that can be drawn."""
     yield from differences(family, equivalence)
+    yield from picture(section, ranks(section, family.study))
     costs = {(g.first.model["total"], g.first.model["macs"]) for g in section.groups}
     if len(costs) > 1:
         caption = "Test accuracy against parameters and operations, log axes; a line a "
@@ -133,16 +135,6 @@ def cost(section: Section) -> Figure:
     lines = axes[0].get_legend_handles_labels()
     figure.legend(*lines, loc="outside lower center", ncols=3, frameon=False)
     return figure
-
-
-def brief_labels(section: Section) -> list[str]:
-    """Return the section's labels with the experiments' short names."""
-    brief = short_names({g.experiment for g in section.groups})
-    labels = [section.labels[id(g)] for g in section.groups]
-    return [
-        label.replace(g.experiment, brief[g.experiment], 1)
-        for label, g in zip(labels, section.groups, strict=True)
-    ]
 
 
 def _label_points(

@@ -294,6 +294,16 @@ def short_names(names: Iterable[str]) -> dict[str, str]:
     return dict(zip(names, heads if unique else names, strict=True))
 
 
+def brief_labels(section: Section) -> list[str]:
+    """Return the section's labels with the experiments' short names."""
+    brief = short_names({g.experiment for g in section.groups})
+    labels = [section.labels[id(g)] for g in section.groups]
+    return [
+        label.replace(g.experiment, brief[g.experiment], 1)
+        for label, g in zip(labels, section.groups, strict=True)
+    ]
+
+
 def sections(runs: Iterable[Run]) -> list[Section]:
     """Return the runs by the images they were tested on; the largest section first."""
     alike: dict[tuple, dict[tuple, list[Run]]] = defaultdict(lambda: defaultdict(list))
