@@ -8,7 +8,7 @@ import shutil
 import stat
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -72,15 +72,19 @@ def check_file(out: Path) -> None:
 
 
 def check_folder(out: Path) -> None:
-    """Make a folder to write in, before the work.
+    """Refuse, before the work, a folder that cannot be written in; makes none.
 
     Raises:
         UserError: there is a file by its name, or the system does not let it be.
     """
     if out.is_file():
         raise UserError(f"out: expected a folder, got the file {out}")
+    there = out.is_dir()
     with writing(out, folder=out), tempfile.TemporaryFile(dir=out):
         pass
+    if not there:
+        with suppress(OSError):  # somebody else has written into it since
+            out.rmdir()
 
 
 def own_folder(folder: Path) -> Path:

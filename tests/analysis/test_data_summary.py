@@ -98,6 +98,7 @@ def test_confident_learning_finds_the_labels_that_were_changed():
     assert sorted(likely_errors(labels, logits.softmax(1))) == wrong
 
 
+@pytest.mark.slow
 def test_held_out_images_are_those_that_a_run_did_not_train_on(finished: Run):
     data = run_data(finished.folder)
     parts = (data.train_part, data.val_part, data.test_part)

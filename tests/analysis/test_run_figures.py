@@ -147,6 +147,7 @@ def test_loss_axes_survive_what_diverged_and_say_so():
 # --- again -------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_plots_are_made_again_and_what_is_missing_is_named(
     finished, command, tmp_path, capsys
 ):

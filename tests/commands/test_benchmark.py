@@ -156,6 +156,7 @@ def test_turns_go_round_and_keep_every_sample(tmp_path):
 # --- the command -------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_benchmark_writes_every_figure(
     command, capsys, compiler, small_roof, monkeypatch
 ):
@@ -190,6 +191,7 @@ def test_a_benchmark_writes_every_figure(
     assert "about" not in text  # how long a training would take that nobody asked for
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compiler", ["is missing"], indirect=True)
 def test_ctrl_c_keeps_what_was_measured(command, compiler, small_roof, monkeypatch):
     real, turns = module.Runner.train, []

@@ -85,6 +85,7 @@ def longest_file(size: int):
         signal.signal(signal.SIGXFSZ, handler)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [0, slow(100), slow(2_000), 8_000, *map(slow, BIG)])
 def test_a_full_disk_of_six_sizes(train, run_dirs, capsys, size):
     """Room for nothing, a record, a configuration, …: then the same command again."""
@@ -118,6 +119,7 @@ def refuse(call: Callable, monkeypatch: pytest.MonkeyPatch, folder: Path) -> Non
     monkeypatch.setattr("resnet_se.utils.files.tempfile.mkstemp", guarded)
 
 
+@pytest.mark.slow
 def test_a_disk_that_becomes_read_only(train, run_dirs, monkeypatch, capsys, tmp_path):
     import tempfile
 
@@ -255,6 +257,7 @@ def test_data_that_are_gone_on_resuming(train, monkeypatch, tmp_path, capsys, ru
 # --- processes ---------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("owner", "name"),
     [(ImageDataModule, "setup"), (Classifier, "configure_optimizers")],

@@ -37,6 +37,7 @@ def test_nothing_is_written_through_a_link(copy, command, capsys, tmp_path, name
     assert not list((tmp_path / "victim").iterdir())
 
 
+@pytest.mark.slow
 def test_a_link_by_a_picture_s_name_is_replaced(copy, command, tmp_path):
     victim = tmp_path / "victim"
     victim.write_text("mine")
@@ -88,6 +89,7 @@ def test_an_experiment_of_a_record_is_no_path(copy, command, tmp_path):
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "rows", ["0,1e308\n1,-1e308", "1e300,1", "nan,1", "-1,1", "0,\x001", "0"]
 )

@@ -150,6 +150,7 @@ def test_what_was_found_of_another_run_is_not_taken_for_this_one_s(
     assert (read_study(loaded) is not None) == (hash_is == "its own")
 
 
+@pytest.mark.slow
 def test_two_runs_side_by_side_one_of_them_unfinished(
     strong, tmp_path, capsys, monkeypatch
 ):
@@ -199,6 +200,7 @@ def test_a_network_without_gates_is_told_so(train, run_dirs, command, capsys):
     assert "this network has no SE blocks" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_of_a_static_network_nothing_varies(
     train, run_dirs, command, capsys, monkeypatch
 ):

@@ -449,6 +449,7 @@ def test_a_killed_search_goes_on_as_if_it_had_not_been(
     assert [trial.value for trial in whole] == [trial.value for trial in trials]
 
 
+@pytest.mark.slow
 def test_a_search_records_what_fails_and_can_be_continued(train, study, capsys):
     space = ("optimizer.lr=choice(-1)", "trainer.max_epochs=1")
     assert train(*SEARCH, *space, "hydra.sweeper.n_trials=1") == 1

@@ -32,6 +32,7 @@ def outcomes(folder: Path) -> list[dict]:
     return sorted(found, key=lambda o: o["job"])
 
 
+@pytest.mark.slow
 def test_a_failing_job_does_not_stop_the_others(train, tmp_path, run_dirs, capsys):
     # A seed is refused before a run directory is named, a batch once the data are read.
     sweep = ("-m", "trainer.max_epochs=1", "data.batch_size=1000,32", "seed=-1,0")
@@ -75,6 +76,7 @@ def test_a_killed_sweep_goes_on(train, tmp_path, run_dirs):
     assert all(r["train"]["epochs"] == 12 for r in run_dirs().values())
 
 
+@pytest.mark.slow
 def test_a_run_that_somebody_else_trains_is_left_to_them(
     train, tmp_path, run_dirs, capsys
 ):
@@ -138,6 +140,7 @@ def test_a_sweep_keeps_no_configuration_of_a_job_that_is_over(train, monkeypatch
     assert not any(job.cfg or job.hydra_cfg for job in jobs)
 
 
+@pytest.mark.slow
 def test_a_full_disk_fails_the_job_and_nothing_else(
     train, tmp_path, run_dirs, monkeypatch, capsys
 ):

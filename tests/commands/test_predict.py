@@ -39,6 +39,7 @@ def rows_of(path: Path) -> list[dict[str, str]]:
 # --- the command -------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_test_set_as_a_folder_gives_the_record_s_accuracy(
     command, finished: Run, tmp_path, capsys
 ):

@@ -22,6 +22,7 @@ def rows_of(run_dir):
         return list(csv.DictReader(file))
 
 
+@pytest.mark.slow
 def test_a_run_by_the_keras_reading(train, run_dirs, capsys, monkeypatch):
     penalties, plain = [], []
     observed = Classifier.on_validation_epoch_end
@@ -59,6 +60,7 @@ def test_a_run_by_the_keras_reading(train, run_dirs, capsys, monkeypatch):
     assert "skipped" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_it_goes_on_as_if_it_had_not_stopped(train, run_dirs, monkeypatch, tmp_path):
     assert train("runs_dir=whole", *KERAS) == 0
     (whole,) = tmp_path.glob("whole/*/*")
@@ -111,6 +113,7 @@ def test_a_network_of_another_package_is_refused(train, command, capsys):
     assert len(message.strip().splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_training_begins_from_a_keras_file(train, capsys):
     pytest.importorskip("h5py")
     same = ("model.depths=[1,2,1]", "model.widths=[8,16,32]", "model.reduction=4")

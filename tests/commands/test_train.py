@@ -126,6 +126,7 @@ class Own(L.Callback):
         self.path.touch()
 
 
+@pytest.mark.slow
 def test_a_callback_of_ones_own_may_name_the_run_directory(train, run_dirs, capsys):
     own = "+callbacks.own={_target_: tests.commands.test_train.Own, "
     own += "path: '${run_dir}/mine'}"
@@ -226,6 +227,7 @@ def test_after_sigterm_a_run_goes_on_in_mid_epoch(
     assert_same_run(run_dir, reference)
 
 
+@pytest.mark.slow
 def test_from_a_checkpoint_of_a_step_no_image_is_seen_twice(
     train, run_dirs, monkeypatch, whole
 ):
@@ -310,6 +312,7 @@ WORSE_AT_LAST = (
 )  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("metric", ["val/acc", "train/acc", "val/loss"])
 def test_the_epoch_that_is_kept_is_the_best_of_any_metric(train, run_dirs, metric):
     assert train(*WORSE_AT_LAST, f"+callbacks.checkpoint.monitor={metric}") == 0
@@ -355,6 +358,7 @@ def test_an_epoch_without_validation_shows_none(train, run_dirs, capsys):
     assert ["val" in line for line in lines] == [False, True, False]
 
 
+@pytest.mark.slow
 def test_what_was_averaged_is_validated_kept_and_tested(train, command, run_dirs):
     averaged = ("callbacks=ema", "callbacks.weight_average.decay=0.5")
     assert train(*WORSE_AT_LAST, *averaged) == 0

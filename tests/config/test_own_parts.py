@@ -55,6 +55,7 @@ def names(folder: Path) -> set[str]:
     return {path.parent.name for path in folder.glob("runs/*/*/result.json")}
 
 
+@pytest.mark.slow
 def test_a_network_is_trained_skipped_and_after_an_edit_trained_anew(
     folder, command, capsys
 ):
@@ -223,6 +224,7 @@ def test_a_small_set_gets_a_batch_that_fits_unless_one_was_typed(
     assert "data.batch_size: 128 do not fit these data" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_timm_by_name_and_any_optimizer(folder, command):
     assert (
         command(

@@ -156,6 +156,7 @@ def test_a_damaged_or_missing_file_is_named(given, tmp_path):
 # --- a run on wrong labels ---------------------------------------
 
 
+@pytest.mark.slow
 def test_a_run_says_its_noise_and_goes_on_with_the_same_wrong_labels(
     train, run_dirs, tmp_path, monkeypatch
 ):

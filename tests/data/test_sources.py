@@ -1006,6 +1006,7 @@ def accuracy(net, images, epochs, rate):
     return (guess == images.test_labels).double().mean().item()
 
 
+@pytest.mark.slow
 def test_synthetic_is_learnt_by_convolutions_but_not_by_a_linear_map():
     images = Synthetic().load()
     layers = []

@@ -109,7 +109,7 @@ def test_flip_comes_before_the_shift(images):
 @pytest.mark.parametrize(
     ("views", "words"),
     [
-        ([], "views: expected a list, .* not empty"),
+        ([], "views: expected a non-empty list"),
         ([{}, {"flp": True}], r"views\[1\]: unknown key 'flp'; did you mean 'flip'"),
         ([{"shift": [1]}], r"views\[0\].shift: expected a list of 2"),
         ([{"shift": 3}], r"views\[0\]"),

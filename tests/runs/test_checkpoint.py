@@ -153,6 +153,7 @@ def test_no_epoch_is_trained_twice(interrupted, train, capsys):
     assert "epoch 3/4" not in said
 
 
+@pytest.mark.slow
 def test_moved_damaged_or_untouched_it_becomes_the_same_run(
     interrupted, train, run_dirs, tmp_path, capsys
 ):
@@ -188,6 +189,7 @@ def test_a_lost_best_is_an_error_and_no_silent_test_of_the_last(
     assert only(run_dirs())[1]["status"] == "failed"
 
 
+@pytest.mark.slow
 def test_swapped_files_are_seen(interrupted, train, run_dirs, tmp_path, capsys):
     """Whole files all of them, and none where it belongs."""
     folder = interrupted / "checkpoints"

@@ -111,6 +111,7 @@ def fail_at(monkeypatch, error: BaseException, epoch: int, seed: int = 0):
     return lambda: monkeypatch.setattr(Classifier, "on_train_epoch_start", start)
 
 
+@pytest.mark.slow
 def test_two_jobs_one_failing_leave_two_runs_in_their_true_states(
     runs, wandb, train, run_dirs, monkeypatch, capsys
 ):
@@ -160,6 +161,7 @@ def test_two_jobs_one_failing_leave_two_runs_in_their_true_states(
     assert not failed.artifacts
 
 
+@pytest.mark.slow
 def test_a_resumed_job_goes_on_in_its_wandb_run(runs, train, run_dirs, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     mend = fail_at(monkeypatch, KeyboardInterrupt(), epoch=1)
@@ -272,6 +274,7 @@ def test_every_epoch_is_in_every_dashboard_once_after_kills(
     assert list(map(float, told)) == expected
 
 
+@pytest.mark.slow
 def test_a_sweep_that_is_typed_again_keeps_its_group(runs, train, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     again = ("-m", "logger=wandb", "trainer.max_epochs=1", "seed=0", "force=true")
@@ -459,6 +462,7 @@ def test_tensorboard_missing_names_the_install_command(train, monkeypatch, capsy
     assert "Traceback" not in error
 
 
+@pytest.mark.slow
 def test_all_loggers_at_once(wandb, train, run_dirs, monkeypatch):
     events = pytest.importorskip(
         "tensorboard.backend.event_processing.event_accumulator",

@@ -294,6 +294,7 @@ def test_a_frozen_stem_is_a_stem_without_gradients(build):
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["sgd", "muon"])
 def test_a_frozen_stem_goes_on_bit_for_bit(
     train, run_dirs, monkeypatch, tmp_path, optimizer
