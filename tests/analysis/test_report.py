@@ -224,12 +224,14 @@ def test_comparisons_show_power_and_are_counted(text_of):
     assert b["n"] == "3"
     assert b["difference [interval]"].startswith("+20.00 [+")
     assert (b["p"], b["verdict"]) == ("<0.001", "better")
+    assert b["worse / equal / better %"] == "0 / 0 / 100"
     assert b["a run wins %"] == "100 [50, 100]"
     assert float(b["detects"]) > 0
     assert b["seeds for 0.5"] == "more images"  # 400 are too few, with any seeds
     assert c["verdict"] == "networks differ; recipes not decided (n = 1)"
     assert c["p"] == "<0.001 (images)"
     assert c["detects"] == "–"
+    assert "worse / equal / better %" not in c
     assert "- of 1 comparison: 1 better\n- 1 comparison of too few seeds" in text
 
 
@@ -418,6 +420,9 @@ def test_the_formats_show_the_same_numbers(text_of, tmp_path):
     ] * 2
     (compared,) = rows("comparisons.csv")
     assert float(compared["difference"]) == pytest.approx(0.105)
+    shares = [float(compared[f"p_{word}"]) for word in ("worse", "equal", "better")]
+    assert sum(shares) == pytest.approx(1, abs=1e-5)
+    assert shares[2] > 0.9
     tex = (tmp_path / "out/tables.tex").read_text()
     assert r"a\_b & 2 & 50.00 $\pm$ 0.00 & 89.50 $\pm$ 0.71 &" in tex
     assert second["experiment"] == "c_50%"

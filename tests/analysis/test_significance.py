@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from resnet_se.analysis.report.noise import shrink
 from resnet_se.analysis.report.significance import (
     ALPHA,
     GUARD,
@@ -249,6 +250,54 @@ def test_the_interval_leaves_out_zero_exactly_where_the_test_rejects(
     p = e.p(comparisons)
     if abs(p - ALPHA) > 1e-7:
         assert (low <= 0 <= high) == (p > ALPHA)
+
+
+def test_the_posterior_is_students():
+    e = one(0.3, 0.25, own=9.0)
+    t = stats.t(4, loc=0.3, scale=0.5)
+    expected = t.cdf(-0.5), t.cdf(0.5) - t.cdf(-0.5), t.sf(0.5)
+    assert e.posterior(0.5) == pytest.approx(expected)
+    assert one(-0.3, 0.25).posterior(0.5) == pytest.approx(expected[::-1])
+    two = Estimate(0.3, (Noise(0.1, 7), Noise(0.15, 7)), ())  # one noise for both
+    t = stats.t(7, loc=0.3, scale=0.5)
+    assert two.posterior(0.5)[2] == pytest.approx(t.sf(0.5))
+    images = Estimate(0.3, (), (), 0.25)
+    assert images.posterior(0.5)[2] == pytest.approx(stats.norm.sf(0.4))
+    # where a bound is the end of the 95 % interval, 2.5 % lie beyond it
+    low, high = two.interval()
+    assert two.posterior(high)[2] == pytest.approx(0.025)
+    assert two.posterior(-low)[0] == pytest.approx(0.025)
+    sure = Estimate(0.0, (Noise(0.0, 2),), ())
+    assert sure.posterior(0.1) == pytest.approx((0, 1, 0))
+
+
+@pytest.mark.parametrize("alike", [True, False])
+def test_of_those_said_to_be_better_as_many_are(alike):
+    """Recipes of three seeds, of one noise or of their own; differences drawn wide."""
+    rng = np.random.default_rng(0)
+    studies, k, n, margin = 600, 8, 3, 0.5
+    deviation = np.ones((studies, k))
+    if not alike:
+        deviation = (6 / rng.chisquare(6, (studies, k))) ** 0.5
+    noise = shrink(deviation**2 * rng.chisquare(n - 1, (studies, k)) / (n - 1),
+                   np.full(k, n - 1))  # fmt: skip
+    true = rng.uniform(-5, 5, (studies, k // 2))
+    means = rng.normal(size=(studies, k)) * deviation / n**0.5
+    said, is_so = [], []
+    for (i, j), difference in np.ndenumerate(true):
+        study = [
+            Noise(noise.variance[i, of] / n, noise.freedom[i, of])
+            for of in (j, j + k // 2)
+        ]
+        mean = difference + means[i, j] - means[i, j + k // 2]
+        e = Estimate(float(mean), tuple(study), ())
+        if abs(abs(mean) - margin) < 2 * e.error:  # else far from 80 %
+            said += [e.posterior(margin)[of] for of in (0, 2)]
+            is_so += [difference < -margin, difference > margin]
+    chosen = (np.array(said) > 0.7) & (np.array(said) < 0.9)
+    assert chosen.sum() > 200
+    excess = np.array(is_so)[chosen].mean() - np.array(said)[chosen].mean()
+    assert -0.03 < excess < 0.06  # a little too careful: each side has its quantile
 
 
 def planned(deviation, n, groups=11):

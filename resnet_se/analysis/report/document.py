@@ -65,6 +65,11 @@ METHOD = (
     "`a run wins`: of all pairs of a run of each side, those in which the first is the "
     "more accurate (Mann and Whitney's U; Agarwal et al. 2021), with a 95 % interval, "
     "not corrected (Newcombe 2006): 50 per cent is no difference.",
+    "`worse / equal / better %`: the probabilities that the recipes differ by more "
+    "than the margin of equivalence, one way or the other, or by less, where every "
+    "difference was as likely beforehand (Benavoli et al. 2017; Kruschke 2018). They "
+    "rest on the shrunk noise alone and are not corrected for the number of "
+    "comparisons: no verdict, and the largest of many is too sure.",
     "`test ± of all images`: the deviation from seed to seed on images without end, "
     "less what independent mistakes on these few add (Jordan 2023); 0.00 where the "
     "seeds differ by no more than that.",

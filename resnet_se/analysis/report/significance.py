@@ -166,6 +166,21 @@ class Estimate:
             p = max(p, own * ALPHA / GUARD)
         return min(p, 1.0)
 
+    def posterior(self, margin: float) -> tuple[float, float, float]:
+        """Return the probabilities of worse, practically equal (± margin) and better.
+
+        Of the distribution whose central part of any size is the interval by the
+        study's noise: with one noise, Student's, which a flat prior on the difference
+        gives.  Neither the number of comparisons nor `GUARD` has a part in it.
+        """
+
+        def above(bound: float) -> float:
+            half = _level(self.study, self.images, abs(self.mean - bound)) / 2
+            return 1 - half if self.mean > bound else half
+
+        better, not_worse = above(margin), above(-margin)
+        return 1 - not_worse, max(not_worse - better, 0.0), better
+
     def detectable(self, comparisons: int = 1, power: float = POWER) -> float:
         """Return the smallest difference that each interval finds with this power.
 

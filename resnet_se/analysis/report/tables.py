@@ -133,6 +133,9 @@ def comparison_records(family: Family, equivalence: float) -> pd.DataFrame:
         if c.estimate:
             row["low_95"], row["high_95"] = c.estimate.interval()
             row |= {"p_95": c.estimate.p(), "error": c.estimate.error}
+        if c.estimate and c.in_family:
+            shares = c.estimate.posterior(equivalence)
+            row |= dict(zip(("p_worse", "p_equal", "p_better"), shares, strict=True))
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -168,10 +171,12 @@ def _comparison_row(c: Comparison, equivalence: float) -> dict[str, str]:
         "comparison": c.label,
         "n": c.seeds,
         "p": p_value(c.p) if c.n > 1 else f"{p_value(c.p)} (images)",
-        "a run wins %": NONE,
-        "detects": NONE,
-        f"seeds for {100 * equivalence:g}": NONE,
     }
+    if c.estimate and c.in_family:  # else the noise of others would decide
+        shares = c.estimate.posterior(equivalence)
+        row["worse / equal / better %"] = " / ".join(f"{100 * v:.0f}" for v in shares)
+    row |= dict.fromkeys(("a run wins %", "detects"), NONE)
+    row[f"seeds for {100 * equivalence:g}"] = NONE
     if c.wins:
         share, low, high = (f"{100 * v:.0f}" for v in (c.wins[0], *c.wins[1]))
         row["a run wins %"] = f"{share} [{low}, {high}]"
