@@ -99,6 +99,9 @@ def record(
     }
     for key, value in fields.items():
         merge = isinstance(value, dict) and key in result
+        if key == "history" and merge:  # columns of other epochs than these go
+            epochs = {len(column) for column in value.values()}
+            result[key] = {k: v for k, v in result[key].items() if len(v) in epochs}
         result[key] = result[key] | value if merge else value
     told = [o for o in result["overrides"] if not o.startswith(("experiment", "seed"))]
     parts = [experiment, result["setting"], result["choices"], told]

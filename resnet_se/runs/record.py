@@ -40,6 +40,7 @@ import zlib
 from base64 import b64decode, b64encode
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from itertools import pairwise
 from pathlib import Path
 from types import NoneType
 from typing import TYPE_CHECKING, Any
@@ -251,6 +252,23 @@ def check_figures(record: dict[str, Any]) -> None:
         real = isinstance(value, NUMBER) and not isinstance(value, bool)
         if not (real and 0 <= value <= 1):
             raise UserError(f"{path}: a share in 0..1 expected, got {value!r}")
+
+
+def check_history(history: Mapping[str, list[Any]]) -> None:
+    """Raises UserError unless a history's columns are numbers of the same epochs."""
+    for column in history.values():
+        numbers = [value for value in column if value is not None]
+        real = {*map(type, numbers)} <= {*NUMBER} and all(map(math.isfinite, numbers))
+        if not real:
+            raise UserError("history: columns of finite numbers expected")
+    if len(sizes := {len(column) for column in history.values()}) > 1:
+        raise UserError(
+            "history: columns of as many epochs each expected, got of "
+            f"{' and '.join(map(str, sorted(sizes)))}"
+        )
+    seconds = [value for value in history.get("seconds", []) if value is not None]
+    if any(a > b for a, b in pairwise([0, *seconds])):
+        raise UserError("history: ascending seconds expected")
 
 
 def check_fields(record: dict[str, Any], kinds: dict[tuple, list[str]]) -> None:

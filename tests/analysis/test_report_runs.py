@@ -86,6 +86,10 @@ BROKEN = {
     "infinite history": broken(
         lambda r: r["history"].update({"val/loss": [float("inf"), 1.0]})
     ),
+    "epochs of one column more": broken(lambda r: r["history"].update(step=[7])),
+    "a clock that goes back": broken(lambda r: r["history"].update(seconds=[9.0, 8.0])),
+    "less than no time": broken(lambda r: r["train"].update(seconds=-1.0)),
+    "fewer steps than none": broken(lambda r: r["model"].update(macs=-1)),
     "beyond 64 bits": broken(lambda r: r["train"].update(epochs=10**400)),
     "a bomb of labels": broken(
         lambda r: r["test"].update(labels=pack(np.zeros(MOST_IMAGES + 1)))

@@ -24,6 +24,7 @@ from resnet_se.runs.record import (
     NUMBER,
     RENAMED,
     check_fields,
+    check_history,
     read_record,
     unpack_labels,
 )
@@ -246,10 +247,7 @@ def read(path: Path) -> dict[str, Any]:
             named["experiment"] = RENAMED.get(named["experiment"], named["experiment"])
         if not all(isinstance(override, str) for override in record["overrides"]):
             raise UserError(f"overrides: texts expected, got {record['overrides']!r}")
-        for column in (record.get("history") or {}).values():
-            numbers = [value for value in column if value is not None]
-            if not ({*map(type, numbers)} <= {*NUMBER} and all(map(isfinite, numbers))):
-                raise UserError("history: columns of finite numbers expected")
+        check_history(record.get("history") or {})
         if record["status"] == "finished":
             check_fields(record, FINISHED)
             _check_numbers(record)
@@ -263,11 +261,13 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def _check_numbers(record: dict[str, Any]) -> None:
-    """Raise UserError unless the record's numbers are finite, accuracies in 0..1."""
+    """Raise UserError unless numbers are finite and >= 0, accuracies in 0..1."""
     for part in ("val", "test", "train", "model"):
         for key, value in record[part].items():
             if isinstance(value, float) and not isfinite(value):
                 raise UserError(f"{part}.{key}: a finite number expected, got {value}")
+            if isinstance(value, NUMBER) and value < 0:
+                raise UserError(f"{part}.{key}: a number >= 0 expected, got {value}")
             if key in ("acc", "acc_tta") and value is not None and not 0 <= value <= 1:
                 raise UserError(f"{part}.{key}: 0 to 1 expected, got {value}")
 
