@@ -151,6 +151,13 @@ def _check_groups(values: Mapping[str, Any]) -> None:
         for name in values[key]:
             if name not in names:
                 raise UserError(f"{key}.{name}: unknown; {nearest(str(name), names)}")
+    for i, named in enumerate(values["against"]):  # else no report takes the record
+        texts = all(isinstance(text, str) for text in named.values())
+        if set(named) != {"experiment", "question"} or not texts:
+            raise UserError(
+                f"against[{i}]: expected {{experiment: NAME, question: TEXT}}, got "
+                f"{named}"
+            )
     for group in ("callbacks", "logger"):
         for name, node in (values.get(group) or {}).items():
             _check_entry(f"{group}.{name}", node)

@@ -36,16 +36,20 @@ def train_val_split(
         train, val = stratified_split(labels, fraction, seed)
     if subset is not None and subset < len(train):
         share = 1 - subset / len(train)
-        train = train[stratified_split(labels[train], share, seed)[0]]
+        typed = f"data.train_subset={subset}"
+        train = train[stratified_split(labels[train], share, seed, typed)[0]]
     return train, val
 
 
 def stratified_split(
-    labels: Tensor, fraction: float, seed: int
+    labels: Tensor, fraction: float, seed: int, typed: str | None = None
 ) -> tuple[Tensor, Tensor]:
     """Return ascending indices (N_train,) and (N_val,), stratified by class.
 
     A class of n images gives max(1, round(n × fraction)) of them to validation.
+
+    Args:
+        typed: the setting that the fraction is of, where it is not its own.
 
     Raises:
         UserError: `fraction` is not in (0, 1), or a class would have none left.
@@ -59,7 +63,7 @@ def stratified_split(
         n_val = max(1, round(len(members) * fraction))
         if n_val >= len(members):
             raise UserError(
-                f"data.val_fraction={fraction}: class {int(label)} has "
+                f"{typed or f'data.val_fraction={fraction}'}: class {int(label)} has "
                 f"{len(members)} images and would keep none to train on"
             )
         order = torch.randperm(len(members), generator=generator)
@@ -104,8 +108,10 @@ def evenly_spread(labels: Tensor) -> Tensor:
 def check_folds(folds: int | None, fold: int, split: str) -> None:
     """Raise UserError for a fold that there is not, or a split that folds do not do."""
     if fold >= (folds or 1):
-        most = f"0 to {(folds or 1) - 1} with data.folds={folds}"
-        raise UserError(f"data.fold: expected {most}, got {fold}")
+        most = (
+            f"{folds - 1} with data.folds={folds}" if folds else "0 without data.folds"
+        )
+        raise UserError(f"data.fold: expected 0 to {most} data.folds, got {fold}")
     if folds and split != "stratified":
         raise UserError(
             f"data.split: expected stratified with data.folds={folds}, got {split}"

@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 import lightning as L
 from lightning.pytorch.utilities import rank_zero_only
 
+from resnet_se.utils.errors import UserError
+
 C = TypeVar("C", bound=L.Callback)
 D = TypeVar("D", bound=L.LightningDataModule)
 
@@ -85,8 +87,21 @@ def make_loaders(trainer: L.Trainer) -> None:
 
     `estimated_stepping_batches` would do so, but is cut by `max_steps`, which would
     squeeze the schedule of all epochs into the steps that are taken.
+
+    Raises:
+        UserError: a validation is due after more batches than an epoch has.
     """
-    trainer.fit_loop.setup_data()
+    try:
+        trainer.fit_loop.setup_data()
+    except ValueError as error:
+        if "`val_check_interval`" not in str(error):
+            raise
+        raise UserError(
+            "trainer.val_check_interval: expected at most "
+            f"{trainer.num_training_batches}, the batches of an epoch, got "
+            f"{trainer.val_check_interval}; +trainer.check_val_every_n_epoch=… is for "
+            "validations that are rarer"
+        ) from None
 
 
 def note_sigterm(trainer: L.Trainer) -> None:

@@ -22,7 +22,7 @@ from resnet_se.data.loaders import (
 )
 from resnet_se.data.normalisation import normalise
 from resnet_se.data.sources import ImageSet
-from resnet_se.data.splits import fold_split, stratified_split
+from resnet_se.data.splits import fold_split, stratified_split, train_val_split
 from resnet_se.data.synthetic import Synthetic
 from resnet_se.utils.errors import UserError
 from tests.data.test_augmentation import ALL, PAPER, random_images
@@ -611,6 +611,12 @@ def test_share_out_of_range_is_named(fraction):
 def test_a_class_left_without_training_images_is_named():
     with pytest.raises(UserError, match="class 1 has 1 images"):
         stratified_split(torch.tensor([0, 0, 0, 1]), 0.1, 0)
+
+
+def test_a_subset_without_an_image_of_a_class_is_told_by_its_own_setting():
+    labels = torch.arange(100) % 10
+    with pytest.raises(UserError, match=r"^data\.train_subset=1: class 0 has 9 images"):
+        train_val_split(labels, "stratified", 0.1, 1, 0)
 
 
 def test_folds_hold_each_image_out_once_and_each_class_evenly():
