@@ -111,7 +111,7 @@ def check_folds(folds: int | None, fold: int, split: str) -> None:
         most = (
             f"{folds - 1} with data.folds={folds}" if folds else "0 without data.folds"
         )
-        raise UserError(f"data.fold: expected 0 to {most} data.folds, got {fold}")
+        raise UserError(f"data.fold: expected 0 to {most}, got {fold}")
     if folds and split != "stratified":
         raise UserError(
             f"data.split: expected stratified with data.folds={folds}, got {split}"

@@ -635,7 +635,11 @@ def test_folds_hold_each_image_out_once_and_each_class_evenly():
     with pytest.raises(UserError, match=r"data\.folds: expected at most 7"):
         fold_split(labels, 8, 0, seed=0)
     for folds, fold in ((3, 3), (None, 1)):
-        with pytest.raises(UserError, match=r"data\.fold: expected 0 to"):
+        most = (
+            f"{folds - 1} with data.folds={folds}" if folds else "0 without data.folds"
+        )
+        said = f"^data.fold: expected 0 to {most}, got {fold}$"
+        with pytest.raises(UserError, match=said):
             ImageDataModule(Synthetic(20, 20), Augmentation(), folds=folds, fold=fold)
     with pytest.raises(UserError, match=r"data\.split: expected stratified with"):
         ImageDataModule(Synthetic(20, 20), Augmentation(), folds=3, split="tail")
