@@ -23,7 +23,8 @@ SERIES = {
     "speedrun without SE": "speedrun/h200/vanilla/seed*/result.json",
     "speedrun, 7 epochs": "speedrun/h200/seven/seed*/result.json",
     "best_cpu": "best/best_cpu/seed*/result.json",
-    "quickstart": "speedrun/h200/quickstart/seed*/result.json",
+    "quickstart": "quickstart/seed?.json",
+    "quickstart_gelu": "speedrun/h200/quickstart/seed*/result.json",
     "speedrun before (SGD)": "speedrun/cpu1.seed?.json",
     "quickstart before (SGD)": "quickstart/cpu4.seed?.json",
     "airbench94's recipe, rebuilt": "speedrun/reference.cpu1.seed?.json",
@@ -76,7 +77,7 @@ def draw(found: list[dict[str, Any]]) -> None:
     figure, axes = subplots(figsize=(8, 4.8))
     colours = matplotlib.colormaps["tab10"].colors
     for (series, mark), colour in zip(
-        zip(SERIES, "osDpdv<^", strict=True), colours, strict=False
+        zip(SERIES, "osDpPdv<^", strict=True), colours, strict=False
     ):
         xs, ys = zip(
             *((p["pflop"], 100 * p["acc_tta"]) for p in found if p["series"] == series),

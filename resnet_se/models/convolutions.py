@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-SMALL = 4  # pixels of a side; the fastest way by experiments/benchmark, "Small maps"
+SMALL = 3  # pixels of a side, up to which it pays: experiments/benchmark, "Small maps"
 
 
 class SameConv2d(nn.Conv2d):

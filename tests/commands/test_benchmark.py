@@ -13,6 +13,7 @@ import torch
 import resnet_se.commands.benchmark as module
 from resnet_se.analysis.timing import Case, Stopwatch, compare, take_turns
 from resnet_se.commands.benchmark import roof
+from resnet_se.models.convolutions import SMALL
 from resnet_se.training import preparation
 from resnet_se.training.callbacks import progress
 from resnet_se.utils import system
@@ -364,3 +365,19 @@ def test_muons_step_is_told_as_measured():
         ]
         share = median(figures["batched"]) / median(figures["before"])
         assert f"| `{name}` | {' | '.join(cells)} | {share:.2f} |" in text
+
+
+def test_small_maps_are_told_as_measured():
+    text, result = read("benchmark/small_maps.json")
+    assert f"n = {result['rounds']} in turns" in " ".join(text.split())
+    for row in result["rows"]:
+        images, c_in, c, side = row["case"]
+        cells = [
+            f"{1e3 * median(s):.1f} ({1e3 * min(s):.1f}–{1e3 * max(s):.1f})"
+            for s in (row["torch"], row["products"])
+        ]
+        share = median(row["products"]) / median(row["torch"])
+        case = f"{row['dtype']} | {images:,} | {c_in} → {c} | {side} × {side}"
+        assert f"| {case} | {' | '.join(cells)} | {share:.2f} |" in text
+        # What `SmallMapConv2d` takes for the faster way is so where it is used here.
+        assert share < 1 or side > SMALL

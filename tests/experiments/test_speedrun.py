@@ -38,8 +38,8 @@ MEANS = {
     "| SGD for Muon": "h200/sgd/seed*/result.json",
     "| without SE (": "h200/vanilla/seed*/result.json",
     "| without SE, 7": "h200/vanilla_seven/seed*/result.json",
-    "| quickstart (": "h200/quickstart/seed*/result.json",
-    "| quickstart, 9": "h200/quickstart9/seed*/result.json",
+    "| quickstart_gelu (": "h200/quickstart/seed*/result.json",
+    "| quickstart_gelu, 9": "h200/quickstart9/seed*/result.json",
 }
 
 
@@ -269,7 +269,7 @@ def test_the_picture_s_points_are_those_of_the_records(flops):
     text = (FOLDER / "README.md").read_text()
     flat = " ".join(text.split())
     assert f"for {share:.0%} of its operations".replace("%", " %") in flat
-    smaller = mean["quickstart"] / mean["quickstart before (SGD)"]
+    smaller = mean["quickstart_gelu"] / mean["quickstart before (SGD)"]
     assert f"operations it is {smaller:.0%} of".replace("%", " %") in " ".join(
         text.split()
     )

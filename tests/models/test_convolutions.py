@@ -29,7 +29,7 @@ def gradients(conv, x, forward):
 
 
 @pytest.mark.parametrize("kernel", [1, 3, 5, 7])
-@pytest.mark.parametrize("size", [(1, 1), (1, 4), (2, 2), (3, 3), (4, 2), (4, 4)])
+@pytest.mark.parametrize("size", [(1, 1), (1, 3), (2, 2), (3, 3), (3, 2)])
 def test_output_and_gradients_are_those_of_torch(kernel, size):
     conv, x = layer(kernel), torch.randn(7, 5, *size, dtype=torch.float64)
     assert conv._is_faster(x)
@@ -61,7 +61,7 @@ def test_elsewhere_it_is_torch_s_own(case, monkeypatch):
     if case == "a bias":
         conv.bias = nn.Parameter(torch.ones(6, dtype=torch.float64))
     if case == "a larger map":
-        x = torch.randn(2, 5, 3, 5, dtype=torch.float64)
+        x = torch.randn(2, 5, 3, 4, dtype=torch.float64)
     with torch.set_grad_enabled(case != "no gradient"):
         expected = F.conv2d(x, conv.weight, conv.bias, padding=1)
         torch.testing.assert_close(conv(x), expected)
