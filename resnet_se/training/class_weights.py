@@ -35,10 +35,17 @@ def class_weights(how: str | Sequence[float], labels: Tensor, classes: int) -> T
     is that without weights.
 
     Raises:
-        UserError: another number of weights than classes.
+        UserError: another number of weights than classes; balanced, and a class has
+            no image.
     """
     if how == "balanced":
         counts = torch.bincount(labels, minlength=classes)
+        if not counts.all():
+            absent = counts.argmin().item()
+            raise UserError(
+                f"loss.class_weights: balanced needs images of every class to train "
+                f"on; class {absent} has none"
+            )
         return len(labels) / (classes * counts.float())
     if isinstance(how, str) or len(how) != classes:
         expected = f"balanced or {classes} weights, one a class"

@@ -13,6 +13,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.callbacks import Timer
 
 from resnet_se.data.datamodule import ImageDataModule
 from resnet_se.models.complexity import forward_macs, network_summary
@@ -160,6 +161,10 @@ def _training_figures(job: Job, compile_seconds: float | None) -> dict[str, Any]
     stopped = "early_stopping" if _ended_early(trainer) else "max_epochs"
     if 0 < trainer.max_steps <= trainer.global_step:
         stopped = "max_steps"
+    timer = internals.callback(trainer, Timer)
+    left = timer.time_remaining() if timer else None
+    if left is not None and left <= 0:
+        stopped = "max_time"
     return {
         "epochs": trainer.current_epoch,
         "steps": trainer.global_step,

@@ -79,6 +79,7 @@ def test_a_run_leaves_its_record(finished):
         ((), "max_epochs"),
         (("+trainer.max_steps=12",), "max_steps"),  # as many as two epochs have
         (("+trainer.max_steps=9",), "max_steps"),
+        (("+trainer.max_time=00:00:00:00",), "max_time"),
     ],
 )
 def test_what_ended_a_training_is_recorded(train, run_dirs, more, by):

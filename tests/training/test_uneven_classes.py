@@ -24,6 +24,8 @@ def test_balanced_weights_are_those_of_scikit_learn():
     for wrong in ([1, 2], "even"):
         with pytest.raises(UserError, match="expected balanced or 3 weights"):
             class_weights(wrong, LABELS, 3)
+    with pytest.raises(UserError, match="class 3 has none"):
+        class_weights("balanced", LABELS, 4)
 
 
 def test_the_weighted_loss_of_hard_and_of_mixed_targets_by_hand():
