@@ -47,7 +47,20 @@ def test_what_is_said_in_words_is_in_the_tables(script):
         assert cell[2] in front
     assert {row[7] for row in cells} == {"not decided"}
     assert len(read("runs/*/*/result.json")) == 15
-    assert len(read("gates/*.json")) == 5
+    [*entries] = (entry for file in read("gates/*.json") for entry in file["runs"])
+    assert len(entries) == 5
+    constant = sorted(round(100 * e["all"]["shares"]["constant"]) for e in entries)
+    said = f"{constant[0]} to {constant[-1]} %"
+    assert f"[{said} of a gate is the same" in front
+    lost = sorted(
+        -100 * a["difference"]
+        for entry in entries
+        for a in entry["ablations"]
+        if (a["gates"], a["where"]) == ("mean", "all")
+    )
+    page = " ".join((FOLDER / "README.md").read_text().split())
+    assert f"{said} is the same for every image" in page
+    assert f"they lose {lost[0]:.1f} to {lost[-1]:.1f} points" in page
 
 
 def test_every_record_is_of_the_recipe_and_of_one_commit(script):
