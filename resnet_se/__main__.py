@@ -71,6 +71,9 @@ def main() -> None:
     if arguments[0] == "help" and len(arguments) > 1:  # of one command
         arguments = [arguments[1], "--help"]
     command = arguments[0]
+    listing = command in LISTINGS or {"-h", "--help", "help"} & set(arguments)
+    if listing and hasattr(signal, "SIGPIPE"):  # `… | head` ends it without a word
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     if command in ("-h", "--help", "help"):
         print(usage())
         return
@@ -87,8 +90,6 @@ def main() -> None:
     sys.path.insert(0, "")
     # Hydra and argparse read what is left, as after `python -m`.
     sys.argv = [f"resnet-se {command}", *arguments[1:]]
-    if command in LISTINGS and hasattr(signal, "SIGPIPE"):
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     run(command)
 
 

@@ -34,8 +34,8 @@ class SameConv2d(nn.Conv2d):
 class SmallMapConv2d(nn.Conv2d):
     """A convolution that trains faster on a CPU where its maps are small.
 
-    oneDNN takes two to fifteen times as long for the gradient of 256 × 256 kernels on
-    maps of 2×2 or 3×3 as the products of matrices that it consists of.  The padding is
+    oneDNN takes longer for the gradient of 256 × 256 kernels on maps of 2×2 or 3×3
+    than the products of matrices that it consists of.  The padding is
     k // 2 of an odd k, so that a map keeps its size at stride 1.
     """
 

@@ -199,3 +199,14 @@ main()
     others = [p.relative_to(ROOT / "resnet_se") for p in beside if p.suffix != ".py"]
     assert len(others) >= 5  # templates, a style sheet, py.typed
     assert [path for path in others if not (package / path).is_file()] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", ["help", "train --help", "models"])
+def test_a_reader_that_leaves_early_ends_a_listing_without_a_word(words):
+    """As `resnet-se help | head` does."""
+    command = [sys.executable, "-m", "resnet_se", *words.split()]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, **pipes) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""
