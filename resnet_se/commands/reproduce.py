@@ -20,7 +20,6 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +30,7 @@ from hydra.errors import HydraException
 from resnet_se.config import CONF
 from resnet_se.config.command_line import quoted, top_level
 from resnet_se.config.compose import compose_job, plain_values
+from resnet_se.config.interpolations import texts
 from resnet_se.config.schema import is_idle
 from resnet_se.config.targets import GET_CLASS, targets
 from resnet_se.runs.record import check_finished, read_result
@@ -105,7 +105,7 @@ def check_overrides(overrides: list[str], owner: Path) -> list[str]:
         if any(str(name).partition(".")[0] not in KNOWN for name in named):
             raise _untrusted(owner, f"{path}: {named[-1]}", "code of another package")
     for group in ("callbacks", "trainer"):
-        for path, text in _texts(values.get(group), group):
+        for path, text in texts(values.get(group), group):
             if text.startswith(("/", "~")) or ".." in Path(text).parts or ":" in text:
                 raise _untrusted(owner, f"{path}={text}", "a place outside of the run")
     return kept
@@ -116,16 +116,6 @@ def _untrusted(owner: Path, what: str, why: str) -> UserError:
         f"{owner}: its record has {what}, which is {why}; --trust does it all the "
         "same, if you trust whoever made the run"
     )
-
-
-def _texts(node: Any, path: str) -> Iterator[tuple[str, str]]:
-    """Return the texts below a node and their dotted keys."""
-    if isinstance(node, str):
-        yield path, node
-    elif isinstance(node, Mapping | list):
-        items = node.items() if isinstance(node, Mapping) else enumerate(node)
-        for key, value in items:
-            yield from _texts(value, f"{path}.{key}")
 
 
 def _data_of(run_dir: Path, record: dict[str, Any], runs_dir: Path) -> list[str]:

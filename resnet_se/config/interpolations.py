@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from resnet_se.utils.errors import UserError
@@ -14,9 +14,16 @@ def check_plain(path: str, node: Any) -> None:
     Raises:
         UserError: there is one, with its dotted key.
     """
-    if isinstance(node, Mapping | list):
+    for key, text in texts(node, path):
+        if "${" in text:
+            raise UserError(f"{key}: expected a plain value, got {text[:80]!r}")
+
+
+def texts(node: Any, path: str) -> Iterator[tuple[str, str]]:
+    """Yield the dotted keys and texts below a node."""
+    if isinstance(node, str):
+        yield path, node
+    elif isinstance(node, Mapping | list):
         items = node.items() if isinstance(node, Mapping) else enumerate(node)
         for key, value in items:
-            check_plain(f"{path}.{key}", value)
-    elif isinstance(node, str) and "${" in node:
-        raise UserError(f"{path}: expected a plain value, got {node[:80]!r}")
+            yield from texts(value, f"{path}.{key}")
